@@ -1,0 +1,90 @@
+"""What the segmentation heads mean: mutually exclusive classes or overlapping regions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Meaning of the segmentation heads of a network.
+
+    A *label map* holds class indices, or with regions bit masks in which bit r is region r.
+
+    Attributes:
+        num_heads: Number of segmentation heads C: classes with background, or regions.
+        regions: Labels of each region, one tuple a head; None for classes.
+        ignore_label: Label whose voxels count nowhere; None if there is none.
+    """
+
+    num_heads: int
+    regions: tuple[tuple[int, ...], ...] | None = None
+    ignore_label: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.regions is not None and len(self.regions) > 15:
+            message = f"{len(self.regions)} regions do not fit the 15 bits of an int16 label map."
+            raise ValueError(message)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Smallest type that holds a label map."""
+        num_values = 2**self.num_heads if self.regions is not None else self.num_heads
+        return torch.uint8 if num_values <= 256 else torch.int16
+
+    def label_map(self, logits: Tensor) -> Tensor:
+        """Segmentation by the network's logits.
+
+        Args:
+            logits: Shape `(B, C, *spatial)`.
+
+        Returns:
+            Label map, shape `(B, *spatial)`, of type `dtype`.
+        """
+        if self.regions is None:
+            return logits.argmax(1).to(self.dtype)
+        bits = (2 ** torch.arange(self.num_heads, device=logits.device)).to(self.dtype)
+        is_on = (logits > 0).to(self.dtype)
+        return (is_on * bits.view(-1, *[1] * (logits.ndim - 2))).sum(1, dtype=self.dtype)
+
+    def target_map(self, segmentation: Tensor) -> Tensor:
+        """Label map of a ground truth in nnU-Net's labels; ignored and padded voxels become 0.
+
+        Args:
+            segmentation: Integer labels, < 0 outside the image, any shape.
+
+        Returns:
+            Label map of the same shape, of type `dtype`.
+        """
+        segmentation = segmentation.clamp(min=0)
+        if self.regions is None:
+            return segmentation.masked_fill(self.is_ignored(segmentation), 0).to(self.dtype)
+        target = torch.zeros_like(segmentation)
+        for bit, region in enumerate(self.regions):
+            target += torch.isin(segmentation, torch.tensor(region).to(segmentation)) * 2**bit
+        return target.to(self.dtype)
+
+    def is_ignored(self, segmentation: Tensor) -> Tensor:
+        """Mask of the ignored voxels of a ground truth in nnU-Net's labels, same shape."""
+        if self.ignore_label is None:
+            return torch.zeros_like(segmentation, dtype=torch.bool)
+        return segmentation == self.ignore_label
+
+    def head_difference(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Which heads are on in `chosen` minus which are on in `rejected`.
+
+        Args:
+            chosen: Label map, shape `(B, n)`.
+            rejected: The same.
+
+        Returns:
+            -1, 0 or 1, shape `(B, C, n)`, int8.
+        """
+        heads = torch.arange(self.num_heads, device=chosen.device).view(1, -1, 1)
+        chosen, rejected = chosen.unsqueeze(1), rejected.unsqueeze(1)
+        if self.regions is None:
+            return (chosen == heads).to(torch.int8) - (rejected == heads).to(torch.int8)
+        return ((chosen >> heads) & 1).to(torch.int8) - ((rejected >> heads) & 1).to(torch.int8)

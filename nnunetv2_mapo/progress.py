@@ -1,0 +1,110 @@
+"""Values that MAPO logs each epoch, and their picture `progress_mapo.png`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2_mapo.mining import RoundSummary
+from nnunetv2_mapo.schedule import Stage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Names that users of DPO know; NaN in the warm-up.
+STEP_KEYS = (
+    "loss/supervised",
+    "loss/dpo",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+)
+MINING_KEYS = (
+    "mining/pairs",
+    "mining/dice_plain",
+    "mining/dice_chosen",
+    "mining/dice_rejected",
+    "mining/disagreement",
+)
+PLOT = "progress_mapo.png"
+
+
+def register_keys(logged: dict[str, list[Any]], num_epochs_done: int) -> None:
+    """Make nnU-Net's local logger know our keys, with NaN for the epochs before.
+
+    Args:
+        logged: The logger's lists, one value for each epoch.
+        num_epochs_done: Epochs that are logged already.
+    """
+    for key in (*STEP_KEYS, *MINING_KEYS):
+        values = logged.setdefault(key, [])
+        values.extend([math.nan] * (num_epochs_done - len(values)))
+
+
+def round_values(summary: RoundSummary | None) -> dict[str, float]:
+    """Values of the current round under the keys `mining/…`; NaN in the warm-up."""
+    if summary is None:
+        return dict.fromkeys(MINING_KEYS, math.nan)
+    return {
+        "mining/pairs": float(summary.num_pairs),
+        "mining/dice_plain": summary.dice_plain,
+        "mining/dice_chosen": summary.dice_chosen,
+        "mining/dice_rejected": summary.dice_rejected,
+        "mining/disagreement": summary.disagreement,
+    }
+
+
+def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: list[Stage]) -> None:
+    """Draw losses, rewards, pairs and Dice over the epochs, the stages shaded.
+
+    Args:
+        folder: Where `progress_mapo.png` is written.
+        logged: Logged values by key, one for each epoch.
+        stages: Warm-up and rounds.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 12), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(4, 1, sharex=True)
+    panels = (
+        ("loss", ("loss/supervised", "loss/dpo")),
+        ("reward", ("rewards/chosen", "rewards/rejected", "rewards/margins")),
+        (
+            "Dice",
+            ("mean_fg_dice", "mining/dice_plain", "mining/dice_chosen", "mining/dice_rejected"),
+        ),
+        ("share", ("rewards/accuracies", "mining/disagreement")),
+    )
+    for axis, (label, keys) in zip(axes, panels, strict=True):
+        _shade_stages(axis, stages)
+        for key in keys:
+            axis.plot(logged[key], label=key, marker=".", linewidth=1.2)
+        axis.set_ylabel(label)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    axes[1].axhline(0, color="grey", linewidth=0.6)
+    _write_pairs(axes[2], logged["mining/pairs"], stages)
+    axes[-1].set_xlabel("epoch")
+    figure.savefig(folder / PLOT, dpi=90)
+
+
+def _shade_stages(axis: Axes, stages: list[Stage]) -> None:
+    for stage in stages:
+        shade = "0.96" if stage.round == 0 else ("#dbe9f6", "#eef4fb")[stage.round % 2]
+        axis.axvspan(stage.first_epoch - 0.5, stage.end_epoch - 0.5, color=shade, zorder=0)
+    axis.set_xlim(-0.5, stages[-1].end_epoch - 0.5)
+
+
+def _write_pairs(axis: Axes, pairs: Sequence[float], stages: list[Stage]) -> None:
+    for stage in stages:
+        name = f"round {stage.round}" if stage.round else "warm-up"
+        if stage.round and stage.first_epoch < len(pairs):
+            name += f"\n{pairs[stage.first_epoch]:.0f} pairs"
+        middle = (stage.first_epoch + stage.end_epoch - 1) / 2
+        axis.text(
+            middle, 0.02, name, transform=axis.get_xaxis_transform(), ha="center", fontsize="small"
+        )

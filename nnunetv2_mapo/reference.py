@@ -1,0 +1,63 @@
+"""The frozen reference π_ref: its weights on disk, and the network that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_mapo.store import write_atomically
+
+REFERENCE = "reference.pth"
+
+
+def write_reference(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write the reference's weights so that the file appears complete or not at all."""
+    content = io.BytesIO()
+    torch.save({name: tensor.cpu() for name, tensor in weights.items()}, content)
+    write_atomically(path, content.getvalue())
+
+
+def read_reference(
+    path: Path, expected_hash: str, device: torch.device
+) -> dict[str, Tensor] | None:
+    """Read the reference's weights; nothing but tensors is unpickled.
+
+    Returns:
+        State dict on `device`; None if the file is missing, damaged or not the expected one.
+    """
+    try:
+        weights: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return None
+    return weights if hash_weights(weights) == expected_hash else None
+
+
+def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """Frozen network with the reference's weights.
+
+    Args:
+        policy: The network to copy: not compiled, not wrapped, its dropout off and its deep
+            supervision off; the copy keeps both off for good.
+        weights: Its state dict.
+
+    Returns:
+        A copy in evaluation mode that needs no gradients.
+    """
+    reference = deepcopy(policy)
+    reference.load_state_dict(weights)
+    return reference.eval().requires_grad_(requires_grad=False)
+
+
+def hash_weights(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of a state dict: names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,415 @@
+"""MAPO for any nnU-Net trainer: says when each stage of the method happens, not how.
+
+`MAPOTrainer` stands in front of a trainer class and calls `super()` everywhere, so that the
+trainer's own network, loss, optimiser, augmentation and training step stay what they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_preferences
+from nnunetv2_mapo.dropout import StochasticDropout, sample_rates
+from nnunetv2_mapo.labels import Labels
+from nnunetv2_mapo.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
+from nnunetv2_mapo.mining import Miner, RoundSummary, explain_no_pairs, mine_round
+from nnunetv2_mapo.progress import STEP_KEYS, plot_progress, register_keys, round_values
+from nnunetv2_mapo.reference import (
+    REFERENCE,
+    build_reference,
+    hash_weights,
+    read_reference,
+    write_reference,
+)
+from nnunetv2_mapo.sampling import fit_windows_per_forward, full_resolution
+from nnunetv2_mapo.store import PREFERENCES, Round, StoreError, hash_json
+
+LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
+_Base: Any = object  # to mypy, everything that a trainer inherits is Any
+
+__all__ = ["MAPOTrainer", "nnUNetTrainer_MAPO"]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How far the preference stage has come; part of every checkpoint.
+
+    Attributes:
+        round: Latest round that was begun, 0 in the warm-up.
+        policy: Hash of the weights that the round mines with.
+        reference: Hash of the reference's weights.
+    """
+
+    round: int = 0
+    policy: str = ""
+    reference: str = ""
+
+
+class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
+    """Mixin that trains with MAPO: `class X_MAPO(MAPOTrainer, X)` for any trainer X of nnU-Net.
+
+    Attributes:
+        mapo: Settings; a variant overrides this attribute and nothing else.
+    """
+
+    mapo = MAPOConfig()
+
+    _begun = Begun()
+    _saved_config: dict[str, Any] | None = None
+    _reference: nn.Module | None = None
+    _mined: Round | None = None
+    _summary: RoundSummary | None = None
+    num_epochs: int
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
+        """Check the settings before nnU-Net makes anything."""
+        # Not in __init__: nnU-Net holds its signature against its own local variables.
+        cls.mapo.validate()
+        return super().__new__(cls)
+
+    # Set-up ---------------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Build everything as the base trainer does, then hook dropout into its network."""
+        self.num_dimensions = len(self.configuration_manager.patch_size)
+        self.num_epochs = self.mapo.num_epochs(self.num_dimensions) or self.num_epochs
+        self.schedule = self.mapo.schedule(self.num_epochs, self.num_dimensions)
+        self.rates = self.mapo.rates(self.num_dimensions)
+        regions = self.label_manager.foreground_regions if self.label_manager.has_regions else None
+        self.labels = Labels(
+            self.label_manager.num_segmentation_heads,
+            regions and tuple(r if isinstance(r, tuple) else (r,) for r in regions),
+            self.label_manager.ignore_label,
+        )
+        super().initialize()
+        self.dropout = StochasticDropout(
+            self._plain_network(), self.labels.num_heads, self.mapo.granularity
+        )
+
+    def configure_optimizers(self, *args: Any, **kwargs: Any) -> Any:
+        """The base trainer's optimiser and schedule, or the paper's if the settings ask for it."""
+        learning_rate = self.mapo.adam_learning_rate
+        if learning_rate is None:
+            return super().configure_optimizers(*args, **kwargs)
+        adam = torch.optim.Adam if self.num_dimensions == 2 else torch.optim.AdamW
+        optimizer = adam(self.network.parameters(), learning_rate)
+        return optimizer, PolyLRScheduler(optimizer, learning_rate, self.num_epochs, exponent=0)
+
+    def _build_loss(self) -> MAPOLoss:
+        return MAPOLoss(
+            super()._build_loss(),
+            self.labels,
+            beta=self.mapo.beta,
+            lambda_supervised=self.mapo.lambda_supervised,
+        )
+
+    def on_train_start(self) -> None:
+        """Check that what is continued fits, then start as the base trainer does."""
+        if not self.was_initialized:
+            self.initialize()
+        self._check_earlier_training()
+        register_keys(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
+        self.print_to_log_file(
+            f"MAPO: {self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}"
+        )
+        super().on_train_start()
+
+    # The method: warm-up -> (mining -> preference optimisation) x rounds --------------------------
+
+    def on_epoch_start(self) -> None:
+        """Begin a round where the schedule says so, and open it where it is not open yet."""
+        number = self.schedule.stage(self.current_epoch).round
+        if number > self._begun.round:
+            self._begin_round(number)
+        if number and (self._mined is None or self._mined.origin["round"] != number):
+            self._open_round(number)
+        super().on_epoch_start()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The base trainer's step, with dropout and, in the preference stage, preferences."""
+        is_dropping = self._mined is None or self.mapo.preference_dropout
+        rates = sample_rates(self.rates, len(batch["data"]), self.device)
+        batch = self._add_preferences(batch)
+        with self.dropout.at(rates) if is_dropping else nullcontext():
+            output = super().train_step(batch)
+        return {**output, **self.loss.step_values()}
+
+    def _begin_round(self, number: int) -> None:
+        if number == 1:
+            self._start_from_warmup()
+        policy = hash_weights(self._plain_network().state_dict())
+        self._begun = Begun(number, policy, self._begun.reference or policy)
+        # Mining can be continued from here. nnU-Net stores the epoch after the current one.
+        self.current_epoch -= 1
+        self.save_checkpoint(str(self._folder / LATEST))
+        self.current_epoch += 1
+
+    def _start_from_warmup(self) -> None:
+        """Best warm-up weights become the policy and, frozen, the reference; no momentum."""
+        best, epoch = self._folder / BEST, self.current_epoch
+        if self.mapo.start_from == "best" and best.is_file() and not self.disable_checkpointing:
+            self._barrier()  # the first rank may still be writing it
+            checkpoint = torch.load(best, map_location=self.device, weights_only=False)
+            self._plain_network().load_state_dict(checkpoint["network_weights"])
+            epoch = checkpoint["current_epoch"]
+        self.print_to_log_file(f"MAPO: preferences start from the weights after {epoch} epochs")
+        self.optimizer.state.clear()
+        if self.local_rank == 0:
+            write_reference(self._folder / REFERENCE, self._plain_network().state_dict())
+
+    def _open_round(self, number: int) -> None:
+        self._shut_down_dataloaders()
+        if self._reference is None:
+            self._reference = self._load_reference()
+        self._mined = self._mine(number)
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+
+    def _mine(self, number: int) -> Round:
+        """Mine the cases of a round that are not mined yet, shared among the ranks."""
+        dataset, _ = super().get_tr_and_val_datasets()
+        mined = self._round(number)
+        self.print_to_log_file(f"MAPO: mining round {number}")
+        with self._single_output() as network:
+            miner = Miner(
+                network,
+                self.dropout,
+                self.labels,
+                self.rates,
+                self.mapo.tau,
+                self.configuration_manager.patch_size,
+                # nnU-Net's global batch size: the pairs must not depend on the number of ranks
+                fit_windows_per_forward(len(self.rates), self.configuration_manager.batch_size),
+                self.device,
+            )
+            self._summary = mine_round(
+                miner, lambda case: self._load_case(dataset, case), dataset.identifiers, mined,
+                self.mapo.seed,
+            )  # fmt: skip
+        self.print_to_log_file(f"MAPO: round {number}: {self._summary}")
+        if self._summary.num_pairs == 0:
+            self.print_to_log_file(explain_no_pairs(self._summary, self.mapo.tau, self.rates))
+        return mined
+
+    def _load_case(self, dataset: Any, identifier: str) -> tuple[Tensor, np.ndarray]:
+        """Network input and ground truth of a whole case, as nnU-Net's validation makes them."""
+        data, segmentation, previous_stage, _ = dataset.load_case(identifier)
+        image = data[:]
+        if previous_stage is not None:
+            labels = self.label_manager.foreground_labels
+            one_hot = convert_labelmap_to_one_hot(previous_stage[:], labels, image.dtype)
+            image = np.vstack((image, one_hot))
+        return torch.from_numpy(np.array(image, dtype=np.float32)), segmentation[:]
+
+    def _add_preferences(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Give the batch a `PreferenceTarget`; without preferences the batch stays as it is."""
+        scales = self._get_deep_supervision_scales()
+        split = split_preferences(batch["target"], num_scales=scales and len(scales))
+        if self._mined is None or split.preferences is None:
+            return batch
+        data = batch["data"].to(self.device, non_blocking=True)
+        chosen, rejected = split.preferences.to(self.device, non_blocking=True).unbind(1)
+        disagreement = find_disagreement(chosen, rejected, self.labels, self.mapo.likelihood)
+        reference_logits = self._reference_logits(data, disagreement)
+        target = PreferenceTarget(split.target, disagreement, reference_logits)
+        return {**batch, "data": data, "target": target}
+
+    @torch.no_grad()
+    def _reference_logits(self, data: Tensor, disagreement: Disagreement) -> Tensor:
+        """Reference's logits at the disagreement voxels; patches without any are not computed."""
+        logits = torch.zeros(disagreement.heads.shape, device=self.device)
+        has_pair = disagreement.num_disagreeing > 0
+        if self._reference is not None and disagreement.voxels.shape[1] > 0:
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                outputs = full_resolution(self._reference(data[has_pair]))
+            logits[has_pair] = disagreement.of(has_pair).gather(outputs)
+        return logits
+
+    # What nnU-Net asks for ------------------------------------------------------------------------
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """The base trainer's datasets; training cases with their preferences in a round."""
+        training, validation = super().get_tr_and_val_datasets()
+        if self._mined is not None:
+            training = PreferenceDataset(training, self._mined)
+        return training, validation
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        """The base trainer's transforms, which carry chosen and rejected in a round."""
+        transforms = super().get_training_transforms(*args, **kwargs)
+        return transforms if self._mined is None else carry_preferences(transforms)
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log the means of MAPO's values besides the base trainer's."""
+        super().on_train_epoch_end(train_outputs)
+        values = {**self._step_means(train_outputs), **round_values(self._summary)}
+        for key, value in values.items():
+            self.logger.log(key, value, self.current_epoch)
+        if self._mined is not None:
+            shown = ", ".join(f"{key} {values[key]:.4f}" for key in STEP_KEYS)
+            self.print_to_log_file(f"MAPO: {shown}")
+
+    def _step_means(self, train_outputs: list[dict[str, Any]]) -> dict[str, float]:
+        """Mean of each value over the steps, of all ranks, in which it is defined."""
+        steps = [[output[key] for key in STEP_KEYS] for output in train_outputs]
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, steps)
+            steps = [step for rank in gathered for step in rank]
+        columns = np.ma.masked_invalid(np.array(steps, dtype=float))
+        return dict(zip(STEP_KEYS, columns.mean(0).filled(np.nan).tolist(), strict=True))
+
+    def on_epoch_end(self) -> None:
+        """Draw `progress_mapo.png` besides nnU-Net's `progress.png`."""
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            logged = self.logger.local_logger.my_fantastic_logging
+            plot_progress(self._folder, logged, self.schedule.stages)
+
+    # Checkpoints and continuing -------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str) -> None:
+        """The base trainer's checkpoint plus the key `mapo`, complete or not at all."""
+        path, unfinished = Path(filename), Path(f"{filename}.unfinished")
+        unfinished.unlink(missing_ok=True)
+        super().save_checkpoint(str(unfinished))
+        if self.local_rank == 0 and unfinished.is_file():
+            checkpoint = torch.load(unfinished, map_location="cpu", weights_only=False)
+            checkpoint["mapo"] = {"config": self.mapo.to_dict(), "begun": asdict(self._begun)}
+            torch.save(checkpoint, unfinished)
+            unfinished.replace(path)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """The base trainer's, plus how far MAPO had come; a stock checkpoint is a warm-up's."""
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+        saved = checkpoint.get("mapo", {"config": None, "begun": {}})
+        self._saved_config, self._begun = saved["config"], Begun(**saved["begun"])
+
+    def _check_earlier_training(self) -> None:
+        """Refuse to continue with other settings or foreign pairs; clear up before a new start.
+
+        Raises:
+            ValueError: The settings differ from those of the training that is continued.
+            StoreError: The preference store was made by other plans, labels, data …
+        """
+        if self._saved_config is not None and (
+            differences := self.mapo.differences(self._saved_config)
+        ):
+            message = (
+                f"{type(self).__name__} cannot be continued with other settings: "
+                f"{'; '.join(differences)}. Restore them, or train without --c under another name."
+            )
+            raise ValueError(message)
+        if self._begun.round:
+            mined = self._round(self._begun.round)
+            if differences := mined.find_foreign():
+                message = (
+                    f"The preferences in {mined.folder} are not of this training: "
+                    f"{'; '.join(differences)}. Restore what changed, or delete the folder and "
+                    "continue: the round is then mined again."
+                )
+                raise StoreError(message)
+        elif self.current_epoch == 0 and self.local_rank == 0:
+            shutil.rmtree(self._folder / PREFERENCES, ignore_errors=True)
+            (self._folder / REFERENCE).unlink(missing_ok=True)
+
+    def _load_reference(self) -> nn.Module:
+        """Reference network from its file; if that is missing or damaged, from what is left."""
+        self._barrier()  # the first rank may still be writing it
+        path = self._folder / REFERENCE
+        weights = read_reference(path, self._begun.reference, self.device)
+        if weights is None:
+            weights = self._replace_reference(path)
+        with self._single_output() as network:
+            reference = build_reference(network, weights)
+        if self._do_i_compile():
+            reference.compile()
+        return reference
+
+    def _replace_reference(self, path: Path) -> dict[str, Tensor]:
+        """Take the best warm-up weights if still there, else the policy, and then mine anew."""
+        best = self._folder / BEST
+        weights: dict[str, Tensor] = {}
+        if best.is_file():
+            checkpoint = torch.load(best, map_location=self.device, weights_only=False)
+            weights = checkpoint["network_weights"]
+        if hash_weights(weights) == self._begun.reference:
+            self.print_to_log_file(f"MAPO: {path} is missing or damaged; restored from {best}")
+        else:
+            self.print_to_log_file(
+                f"MAPO: WARNING: {path} is missing or damaged and the weights it held are gone. "
+                "The current weights become the reference, and this round is mined again."
+            )
+            weights = self._plain_network().state_dict()
+            policy = hash_weights(weights)
+            self._begun = Begun(self._begun.round, policy, policy)
+        self._barrier()  # every rank has looked before the first one writes
+        if self.local_rank == 0:
+            write_reference(path, weights)
+        return weights
+
+    # Small parts ----------------------------------------------------------------------------------
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.output_folder)
+
+    def _round(self, number: int) -> Round:
+        origin = {
+            "round": number,
+            "trainer": type(self).__name__,
+            "dataset": self.plans_manager.dataset_name,
+            "configuration": self.configuration_name,
+            "fold": self.fold,
+            "labels": self.dataset_json["labels"],
+            "plans": hash_json(self.plans_manager.plans),
+            "settings": self.mapo.to_dict(),
+            "policy": self._begun.policy,
+        }
+        return Round(self._folder / PREFERENCES / f"round_{number:02d}", origin)
+
+    def _plain_network(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @contextmanager
+    def _single_output(self) -> Iterator[nn.Module]:
+        """The plain network in evaluation mode without deep supervision."""
+        self.set_deep_supervision_enabled(False)
+        network = self._plain_network().eval()
+        try:
+            yield network
+        finally:
+            self.set_deep_supervision_enabled(self.enable_deep_supervision)
+
+    def _shut_down_dataloaders(self) -> None:
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if hasattr(loader, "_finish"):  # nnU-Net's loaders with worker processes
+                loader._finish()
+
+    def _barrier(self) -> None:
+        if self.is_ddp:
+            dist.barrier()
+
+
+class nnUNetTrainer_MAPO(MAPOTrainer, nnUNetTrainer):  # type: ignore[misc]  # nnU-Net ships no types
+    """nnU-Net's trainer with MAPO and the settings that were measured to work best."""

@@ -1,0 +1,19 @@
+"""MAPO as arXiv:2512.15009 prints it."""
+
+from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
+
+
+class nnUNetTrainer_MAPO_Paper(nnUNetTrainer_MAPO):
+    """The paper's loss, thresholds, lengths and optimisers."""
+
+    mapo = MAPOConfig(
+        tau=0.3,
+        beta=0.1,
+        lambda_supervised=0.5,
+        likelihood="image",
+        preference_dropout=False,
+        num_epochs_2d=300,
+        num_epochs_3d=1300,
+        adam_learning_rate=1e-4,
+    )
