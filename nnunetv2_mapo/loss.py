@@ -246,7 +246,11 @@ class MAPOLoss(nn.Module):
         return total
 
     def _preference_loss(self, output: Any, target: PreferenceTarget) -> Tensor:
-        """Mean DPO loss of the batch; a patch without disagreement has a gradient of exactly 0."""
+        """DPO loss summed over the patches with a pair, divided by the batch size.
+
+        The other patches have a loss of ln 2 and a gradient of exactly 0; the constant is left
+        out, so that the training loss stays comparable.
+        """
         disagreement = target.disagreement
         logits = disagreement.gather(output[0] if isinstance(output, (list, tuple)) else output)
         losses = dpo_loss(
@@ -255,7 +259,7 @@ class MAPOLoss(nn.Module):
             beta=self.beta,
         )
         self._rewards = self._mean_rewards(logits.detach(), losses.detach(), target)
-        return losses.mean()
+        return (losses * (disagreement.num_disagreeing > 0)).mean()
 
     def _mean_rewards(self, logits: Tensor, losses: Tensor, target: PreferenceTarget) -> Tensor:
         pairs = target.disagreement

@@ -259,11 +259,15 @@ class RoundSummary:
     seconds: float
 
     def __str__(self) -> str:
+        pairs = ""
+        if self.num_pairs:
+            pairs = (
+                f", of the pairs chosen {self.dice_chosen:.4f}, rejected {self.dice_rejected:.4f}, "
+                f"disagreement {self.disagreement:.2%} of the voxels"
+            )
         return (
             f"{self.num_pairs} pairs / {self.num_samples} samples, Dice plain "
-            f"{self.dice_plain:.4f}, chosen {self.dice_chosen:.4f}, rejected "
-            f"{self.dice_rejected:.4f}, disagreement {self.disagreement:.2%} of the voxels, "
-            f"{self.num_mined} cases mined in {self.seconds:.1f} s"
+            f"{self.dice_plain:.4f}{pairs}; {self.num_mined} cases mined in {self.seconds:.1f} s"
         )
 
 
