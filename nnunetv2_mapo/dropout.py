@@ -107,17 +107,23 @@ class StochasticDropout:
         """Forward hook: drop the output of one site (of attention: its features)."""
         if not self.active:
             return output
-        if isinstance(output, tuple):
-            return (self._drop(output[0]), *output[1:])
-        return self._drop(output)
+        if not isinstance(module, nn.MultiheadAttention):
+            return self._drop(output, channels_last=isinstance(module, nn.Linear))
+        features, weights = output
+        if module.batch_first:
+            return self._drop(features, channels_last=True), weights
+        return self._drop(features.transpose(0, 1), channels_last=True).transpose(0, 1), weights
 
-    def _drop(self, features: Tensor) -> Tensor:
+    def _drop(self, features: Tensor, *, channels_last: bool) -> Tensor:
         # Attention in windows folds several windows of a sample into the batch.
         rates = self.rates.repeat_interleave(features.shape[0] // self.rates.shape[0])
-        shape = features.shape if self.granularity == "element" else features.shape[:2]
+        shape = list(features.shape)
+        if self.granularity == "channel":
+            channels = features.ndim - 1 if channels_last else 1
+            shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(shape)]
         multiplier = dropout_multiplier(rates, shape).to(features.dtype)
         # In place: neither a convolution nor a linear layer needs its output for its gradient.
-        return features.mul_(multiplier.view(*shape, *[1] * (features.ndim - len(shape))))
+        return features.mul_(multiplier)
 
 
 def dropout_multiplier(rates: Tensor, shape: Sequence[int]) -> Tensor:

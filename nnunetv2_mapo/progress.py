@@ -13,7 +13,7 @@ from nnunetv2_mapo.schedule import Stage
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Names that users of DPO know; NaN in the warm-up.
+# Names that users of DPO know; all but the first are NaN in the warm-up.
 STEP_KEYS = (
     "loss/supervised",
     "loss/dpo",

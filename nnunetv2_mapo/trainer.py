@@ -286,7 +286,8 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     def save_checkpoint(self, filename: str) -> None:
         """The base trainer's checkpoint plus the key `mapo`, complete or not at all."""
         path, unfinished = Path(filename), Path(f"{filename}.unfinished")
-        unfinished.unlink(missing_ok=True)
+        if self.local_rank == 0:
+            unfinished.unlink(missing_ok=True)
         super().save_checkpoint(str(unfinished))
         if self.local_rank == 0 and unfinished.is_file():
             checkpoint = torch.load(unfinished, map_location="cpu", weights_only=False)

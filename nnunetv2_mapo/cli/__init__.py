@@ -1,0 +1,53 @@
+"""The command `nnUNetv2_mapo`: one module a sub-command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nnunetv2_mapo import __version__
+from nnunetv2_mapo.cli import demo
+from nnunetv2_mapo.cli.nnunet import CommandError
+
+# Help must answer at once: nothing that this module imports may import torch, nnU-Net or numpy.
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of `nnUNetv2_mapo` with every sub-command."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_mapo",
+        description="MAPO, preference optimisation for every segmentation network of nnU-Net v2.",
+        epilog="To train with MAPO, append _MAPO to the name of any trainer: "
+        "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainer_MAPO",
+    )
+    parser.add_argument("--version", action="version", version=f"nnunetv2-mapo {__version__}")
+    commands = parser.add_subparsers(title="sub-commands", metavar="COMMAND")
+    demo.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command.
+
+    Args:
+        arguments: Command line without the program's name; None: the process's own.
+
+    Returns:
+        Exit code: 0, 1 after an error that is explained on stderr, 130 after Ctrl-C. argparse
+        itself exits with 2 where the command line is wrong.
+    """
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if not hasattr(parsed, "run"):
+        parser.print_help()
+        return 0
+    try:
+        parsed.run(parsed)
+    except CommandError as error:
+        print(f"nnUNetv2_mapo: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nnUNetv2_mapo: interrupted", file=sys.stderr)
+        return 130
+    return 0

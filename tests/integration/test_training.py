@@ -1,0 +1,301 @@
+"""Whole trainings through nnU-Net's own entry points on a small data set."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+
+from nnunetv2_mapo.mining import Miner
+from nnunetv2_mapo.progress import MINING_KEYS, STEP_KEYS
+from nnunetv2_mapo.store import StoreError
+
+MakeTrainer = Callable[..., Any]
+
+
+def read_log(trainer: Any) -> str:
+    return "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("*.txt")))
+
+
+def read_manifests(trainer: Any) -> dict[str, Any]:
+    folder = Path(trainer.output_folder) / "preferences"
+    return {
+        path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/manifest.json")
+    }
+
+
+class StopHereError(Exception):
+    """Takes the place of Ctrl-C."""
+
+
+def stop_in_epoch(trainer: Any, epoch: int) -> None:
+    """Make the training stop in the middle of an epoch."""
+    train_step = trainer.train_step
+
+    def step_or_stop(batch: dict[str, Any]) -> dict[str, Any]:
+        if trainer.current_epoch == epoch:
+            raise StopHereError
+        return train_step(batch)
+
+    trainer.train_step = step_or_stop
+    with pytest.raises(StopHereError):
+        trainer.run_training()
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_training_runs_through_all_stages(make_trainer: MakeTrainer, configuration: str) -> None:
+    trainer = make_trainer(configuration=configuration)
+    trainer.run_training()
+
+    log = read_log(trainer)
+    assert "round 1:" in log
+    assert "round 2:" in log
+    manifests = read_manifests(trainer)
+    assert list(sorted(manifests)) == ["round_01", "round_02"]
+    assert all(list(m["cases"]) == [f"case_{n}" for n in range(4)] for m in manifests.values())
+    logged = trainer.logger.local_logger.my_fantastic_logging
+    assert {len(logged[key]) for key in (*STEP_KEYS, *MINING_KEYS)} == {6}
+    warmup = trainer.schedule.stages[0].end_epoch
+    assert all(math.isnan(value) for value in logged["loss/dpo"][:warmup])
+    assert all(math.isfinite(value) for value in logged["loss/dpo"][warmup:])
+    assert all(value > 0 for value in logged["mining/pairs"][warmup:])
+    folder = Path(trainer.output_folder)
+    assert {"checkpoint_final.pth", "reference.pth", "progress_mapo.png"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert not list(folder.rglob("*.unfinished"))
+
+
+def test_a_2d_configuration_mines_every_slice(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(configuration="2d")
+    stop_in_epoch(trainer, epoch=2)
+    assert {len(c["samples"]) for c in read_manifests(trainer)["round_01"]["cases"].values()} == {
+        12
+    }
+
+
+def test_the_stock_trainer_loads_a_mapo_checkpoint(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    trainer.run_training()
+    stock = make_trainer("nnUNetTrainerTiny")
+    stock.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    for ours, theirs in zip(trainer.network.parameters(), stock.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_stock_checkpoint_is_continued_with_mapo(make_trainer: MakeTrainer) -> None:
+    stock = make_trainer("nnUNetTrainerTiny")
+    stock.on_train_start()
+    stock.current_epoch = 1
+    for key, values in stock.logger.local_logger.my_fantastic_logging.items():
+        values.extend([[0.0, 0.0] if key == "dice_per_class_or_region" else 0.0] * 2)
+    stock.save_checkpoint(str(Path(stock.output_folder) / "checkpoint_latest.pth"))
+    trainer = make_trainer()
+    trainer.load_checkpoint(str(Path(stock.output_folder) / "checkpoint_latest.pth"))
+    trainer.run_training()
+    assert read_manifests(trainer)
+
+
+def test_dropout_is_off_outside_training_steps(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    stop_in_epoch(trainer, epoch=1)
+    assert not trainer.dropout.active
+    trainer.network.eval()
+    data = torch.randn(1, 1, 8, 16, 16)
+    assert torch.equal(trainer.network(data)[0], trainer.network(data)[0])
+
+
+def test_the_control_never_mines(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("nnUNetTrainerTiny_MAPO_NoPreference")
+    trainer.run_training()
+    assert not (Path(trainer.output_folder) / "preferences").exists()
+    assert "mining" not in read_log(trainer)
+
+
+def test_the_paper_trainer_has_the_papers_length_and_optimiser(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("nnUNetTrainerTiny_MAPO_Paper")
+    trainer.initialize()
+    assert trainer.num_epochs == 1300
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    trainer.lr_scheduler.step(1000)
+    assert trainer.optimizer.param_groups[0]["lr"] == 1e-4
+    flat = make_trainer("nnUNetTrainerTiny_MAPO_Paper", "2d")
+    flat.initialize()
+    assert flat.num_epochs == 300
+    assert type(flat.optimizer) is torch.optim.Adam
+
+
+def test_validation_loss_is_the_base_trainers(make_trainer: MakeTrainer) -> None:
+    trainer, stock = make_trainer(), make_trainer("nnUNetTrainerTiny")
+    trainer.on_train_start()
+    stock.initialize()
+    stock.network.load_state_dict(trainer.network.state_dict())
+    batch = next(trainer.dataloader_val)
+    for one in (trainer, stock):
+        one.on_validation_epoch_start()
+    with torch.no_grad():
+        assert trainer.validation_step(batch)["loss"] == stock.validation_step(batch)["loss"]
+
+
+def test_the_preference_stage_starts_from_the_best_warmup_weights(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer("nnUNetTrainerTiny_MAPO")
+    stop_in_epoch(trainer, epoch=2)
+    best = torch.load(Path(trainer.output_folder) / "checkpoint_best.pth", weights_only=False)
+    reference = torch.load(Path(trainer.output_folder) / "reference.pth", weights_only=True)
+    for name, weight in best["network_weights"].items():
+        assert torch.equal(weight, reference[name])
+        assert torch.equal(weight, trainer.network.state_dict()[name])
+    assert not trainer.optimizer.state
+
+
+def test_only_patches_with_disagreement_reach_the_reference(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    stop_in_epoch(trainer, epoch=2)
+    seen = []
+    trainer._reference.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    batch = {key: next(trainer.dataloader_train)[key] for key in ("data", "target")}
+    preferences = batch["target"][-1]
+    preferences[:] = 0
+    type(trainer).train_step(trainer, batch)
+    assert seen == []
+    preferences[1, 0, 3] = 1
+    type(trainer).train_step(trainer, batch)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3, 5])
+def test_a_stopped_training_continues_with_the_same_reference_and_pairs(
+    make_trainer: MakeTrainer, epoch: int
+) -> None:
+    stopped = make_trainer()
+    stop_in_epoch(stopped, epoch)
+    before = read_manifests(stopped)
+    reference = Path(stopped.output_folder) / "reference.pth"
+    kept = reference.read_bytes() if reference.is_file() else None
+
+    trainer = make_trainer(continue_training=True)
+    trainer.run_training()
+    assert trainer.current_epoch == 6
+    after = read_manifests(trainer)
+    assert list(sorted(after)) == ["round_01", "round_02"]
+    if kept is not None:
+        assert reference.read_bytes() == kept
+        assert after["round_01"] == before["round_01"]
+
+
+def test_mining_continues_with_the_cases_that_are_missing(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, mined_before, mined_after = Miner.mine, [], []
+
+    def mine_two(self: Miner, *arguments: Any) -> Any:
+        if len(mined_before) == 2:
+            raise StopHereError
+        mined_before.append(self)
+        return mine(self, *arguments)
+
+    monkeypatch.setattr(Miner, "mine", mine_two)
+    stopped = make_trainer()
+    with pytest.raises(StopHereError):
+        stopped.run_training()
+    assert len(list((Path(stopped.output_folder) / "preferences/round_01").iterdir())) == 2
+
+    def mine_rest(self: Miner, *arguments: Any) -> Any:
+        mined_after.append(self)
+        return mine(self, *arguments)
+
+    monkeypatch.setattr(Miner, "mine", mine_rest)
+    trainer = make_trainer(continue_training=True)
+    trainer.run_training()
+    assert len(mined_after) == 2 + 4  # the rest of round 1, all of round 2
+    assert "2 cases mined" in read_log(trainer)
+
+
+def test_a_missing_reference_is_restored_or_replaced_and_said_so(make_trainer: MakeTrainer) -> None:
+    stopped = make_trainer()
+    stop_in_epoch(stopped, epoch=3)
+    (Path(stopped.output_folder) / "reference.pth").unlink()
+    for checkpoint in ("checkpoint_best.pth",):
+        (Path(stopped.output_folder) / checkpoint).unlink()
+    before = read_manifests(stopped)["round_01"]["origin"]["policy"]
+    trainer = make_trainer(continue_training=True)
+    trainer.run_training()
+    assert "current weights become the reference" in read_log(trainer)
+    assert (Path(trainer.output_folder) / "reference.pth").is_file()
+    assert before  # the round was mined by the first reference
+
+
+def test_other_settings_are_refused_when_continuing(make_trainer: MakeTrainer) -> None:
+    stopped = make_trainer()
+    stop_in_epoch(stopped, epoch=3)
+    latest = Path(stopped.output_folder) / "checkpoint_latest.pth"
+    trainer = make_trainer("nnUNetTrainerTiny_MAPO_tinybeta")
+    trainer.load_checkpoint(str(latest))
+    with pytest.raises(ValueError, match=r"beta: 1\.0 then, 2\.0 now"):
+        trainer.run_training()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.plans_manager.plans.update(plans_name="other"), "plans"),
+        (lambda t: t.dataset_json["labels"].update(small=3), "labels"),
+        (lambda t: t.plans_manager.plans.update(dataset_name="Dataset991_Other"), "dataset"),
+    ],
+)
+def test_a_foreign_store_is_refused(
+    make_trainer: MakeTrainer, change: Callable[[Any], None], named: str
+) -> None:
+    stopped = make_trainer()
+    stop_in_epoch(stopped, epoch=3)
+    trainer = make_trainer(continue_training=True)
+    change(trainer)
+    with pytest.raises(StoreError, match=f"{named}: .* in the store, .* now"):
+        trainer.run_training()
+
+
+def test_a_new_training_clears_what_an_earlier_one_left(make_trainer: MakeTrainer) -> None:
+    first = make_trainer()
+    stop_in_epoch(first, epoch=5)
+    again = make_trainer()
+    stop_in_epoch(again, epoch=1)
+    assert not (Path(again.output_folder) / "preferences").exists()
+    assert not (Path(again.output_folder) / "reference.pth").exists()
+
+
+def test_invalid_settings_fail_before_anything_is_made(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnunetv2_mapo import MAPOConfig, nnUNetTrainer_MAPO
+
+    monkeypatch.setattr(nnUNetTrainer_MAPO, "mapo", MAPOConfig(tau=2.0))
+    with pytest.raises(ValueError, match=r"tau=2\.0"):
+        make_trainer("nnUNetTrainer_MAPO")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_without_a_layer_to_drop_is_refused(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+    monkeypatch.setattr(
+        trainer, "build_network_architecture", lambda *_, **__: torch.nn.Conv3d(1, 3, 1)
+    )
+    with pytest.raises(ValueError, match="has no convolution or linear layer"):
+        trainer.initialize()
+
+
+def test_validation_only_and_best_checkpoint_work(make_trainer: MakeTrainer) -> None:
+    make_trainer().run_training()
+    trainer = make_trainer()
+    maybe_load_checkpoint(trainer, continue_training=False, validation_only=True)
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_best.pth"))
+    trainer.perform_actual_validation(save_probabilities=True)
+    folder = Path(trainer.output_folder) / "validation"
+    assert {"summary.json", "case_4.npz", "case_5.nii.gz"} <= {p.name for p in folder.iterdir()}

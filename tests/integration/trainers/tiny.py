@@ -1,0 +1,48 @@
+"""Trainers of the integration tests, found through `nnUNet_extTrainer`."""
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_mapo import MAPOConfig, nnUNetTrainer_MAPO
+
+
+class nnUNetTrainerTiny(nnUNetTrainer):
+    """Six epochs of three steps."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's own signature
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 6
+        self.num_iterations_per_epoch = 3
+        self.num_val_iterations_per_epoch = 1
+
+
+class nnUNetTrainer_MAPO_tiny(nnUNetTrainer_MAPO):
+    """A gap that even an untrained network's candidates have."""
+
+    mapo = MAPOConfig(
+        tau=1e-4,
+        num_rounds=2,
+        rates_2d=(0.0, 0.2, 0.5),
+        rates_3d=(0.0, 0.2, 0.5),
+        start_from="last",
+    )
+
+
+class nnUNetTrainer_MAPO_tinybeta(nnUNetTrainer_MAPO):
+    """The same with another setting."""
+
+    mapo = MAPOConfig(
+        tau=1e-4,
+        num_rounds=2,
+        rates_2d=(0.0, 0.2, 0.5),
+        rates_3d=(0.0, 0.2, 0.5),
+        start_from="last",
+        beta=2.0,
+    )

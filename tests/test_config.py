@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, replace
+
+import pytest
+
+from nnunetv2_mapo.config import MAPOConfig
+
+INVALID = {
+    "rates_2d": [(), (0.0,), (0.1, 0.2), (0.0, 0.2, 0.1), (0.0, 0.1, 0.1), (0.0, 1.0), 0.1],
+    "rates_3d": [(0.0, -0.1), (0.0, math.nan), (False, 0.5), (0.0, "0.1"), "0.1", None],
+    "granularity": ["voxel", "", None, 1],
+    "tau": [0, 0.0, -0.1, 1.0001, math.nan, math.inf, True, "0.1", None],
+    "beta": [0.0, -1.0, math.nan, math.inf, True, None],
+    "lambda_supervised": [-0.5, math.nan, math.inf, False, None],
+    "likelihood": ["Image", "sum", None, True],
+    "preference_dropout": [0, 1, "yes", None],
+    "warmup_fraction_2d": [0.0, 1.0, -0.1, 1.5, math.nan, True, None],
+    "warmup_fraction_3d": [0, 1, math.inf, False, "0.4"],
+    "warmup_epochs": [0, -1, 1.5, True, "3"],
+    "num_rounds": [-1, 1.0, True, None],
+    "start_from": ["latest", "", None],
+    "seed": [-1, 0.0, False, None],
+    "num_epochs_2d": [0, 1, 300.0, True],
+    "num_epochs_3d": [1, -5, "1300"],
+    "adam_learning_rate": [0.0, -1e-4, math.nan, math.inf, True, "1e-4"],
+}
+VALID = {
+    "rates_2d": [(0, 0.5), [0.0, 0.1], (0.0, 0.999)],
+    "rates_3d": [(0.0, 1e-6, 0.3)],
+    "granularity": ["element", "channel"],
+    "tau": [1, 1.0, 1e-9],
+    "beta": [1e-6, 100],
+    "lambda_supervised": [0, 0.0, 7.5],
+    "likelihood": ["image", "disagreement"],
+    "preference_dropout": [True, False],
+    "warmup_fraction_2d": [1e-6, 0.999],
+    "warmup_fraction_3d": [0.5],
+    "warmup_epochs": [None, 1, 1000],
+    "num_rounds": [0, 1, 50],
+    "start_from": ["best", "last"],
+    "seed": [0, 2**40],
+    "num_epochs_2d": [None, 2],
+    "num_epochs_3d": [None, 1300],
+    "adam_learning_rate": [None, 1e-4, 1],
+}
+CASES = [(name, value) for name, values in INVALID.items() for value in values]
+VALID_CASES = [(name, value) for name, values in VALID.items() for value in values]
+
+
+def test_every_field_has_valid_and_invalid_examples_here():
+    names = {field.name for field in fields(MAPOConfig)}
+    assert set(INVALID) == names
+    assert set(VALID) == names
+
+
+def test_defaults_are_valid():
+    MAPOConfig().validate()
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_an_invalid_value_is_named_with_its_field_and_only_when_validated(name, value):
+    config = MAPOConfig(**{name: value})
+    with pytest.raises(ValueError) as error:
+        config.validate()
+    first, *problems = str(error.value).splitlines()
+    assert first == "Invalid MAPOConfig:"
+    assert len(problems) == 1
+    assert problems[0].startswith(f"  {name}={value!r} is not valid: ")
+
+
+@pytest.mark.parametrize(("name", "value"), VALID_CASES)
+def test_the_ends_of_a_valid_range_are_accepted(name, value):
+    MAPOConfig(**{name: value}).validate()
+
+
+def test_several_problems_are_listed_at_once():
+    config = MAPOConfig(
+        rates_3d=(0.1, 0.2), tau=3, beta=-1, granularity="line", seed=-4, warmup_epochs=0
+    )
+    with pytest.raises(ValueError) as error:
+        config.validate()
+    problems = str(error.value).splitlines()[1:]
+    assert sorted(problem.split("=")[0].strip() for problem in problems) == [
+        "beta", "granularity", "rates_3d", "seed", "tau", "warmup_epochs",
+    ]  # fmt: skip
+
+
+def test_a_message_says_what_is_valid():
+    with pytest.raises(ValueError, match=r"tau=2 is not valid: a number in \(0, 1\] is needed"):
+        MAPOConfig(tau=2).validate()
+    with pytest.raises(ValueError, match=r"choose one of \['disagreement', 'image'\]"):
+        MAPOConfig(likelihood="sum").validate()
+    with pytest.raises(ValueError, match="num_rounds=-1 is not valid: an integer >= 0 is needed"):
+        MAPOConfig(num_rounds=-1).validate()
+
+
+def test_candidate_rates_are_those_of_the_paper():
+    assert MAPOConfig().rates(2) == (
+        0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05,
+    )  # fmt: skip
+    assert MAPOConfig().rates(3) == (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+
+
+def test_dimension_decides_between_the_two_settings_of_a_pair():
+    config = MAPOConfig(
+        rates_2d=(0.0, 0.1),
+        rates_3d=(0.0, 0.2),
+        num_epochs_2d=20,
+        num_epochs_3d=30,
+        warmup_fraction_2d=0.5,
+        warmup_fraction_3d=0.2,
+    )
+    assert (config.rates(2), config.rates(3)) == ((0.0, 0.1), (0.0, 0.2))
+    assert (config.num_epochs(2), config.num_epochs(3)) == (20, 30)
+    assert config.schedule(10, 2).warmup_epochs == 5
+    assert config.schedule(10, 3).warmup_epochs == 2
+
+
+def test_warmup_epochs_take_the_place_of_the_fractions():
+    config = MAPOConfig(warmup_epochs=7)
+    assert config.schedule(100, 2).warmup_epochs == 7
+    assert config.schedule(100, 3).warmup_epochs == 7
+
+
+def test_to_dict_survives_json():
+    content = MAPOConfig(rates_2d=(0.0, 0.1)).to_dict()
+    assert content["rates_2d"] == [0.0, 0.1]
+    assert json.loads(json.dumps(content)) == content
+
+
+def test_a_saved_configuration_does_not_differ_from_itself():
+    config = MAPOConfig()
+    assert config.differences(json.loads(json.dumps(config.to_dict()))) == []
+
+
+def test_differences_name_field_earlier_and_current_value():
+    earlier = json.loads(json.dumps(MAPOConfig(tau=0.3, rates_3d=(0.0, 0.5)).to_dict()))
+    assert MAPOConfig().differences(earlier) == [
+        "rates_3d: [0.0, 0.5] then, [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3] now",
+        "tau: 0.3 then, 0.1 now",
+    ]
+
+
+def test_fields_unknown_to_an_earlier_version_are_no_difference():
+    earlier = MAPOConfig().to_dict()
+    del earlier["granularity"]
+    earlier["removed_since"] = 5
+    assert MAPOConfig(granularity="channel").differences(earlier) == []
+
+
+def test_configurations_cannot_be_changed_in_place():
+    config = MAPOConfig()
+    with pytest.raises(AttributeError):
+        config.tau = 0.5
+    assert replace(config, tau=0.5).tau == 0.5

@@ -1,0 +1,306 @@
+"""Holds the documentation against the code."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+import nnunetv2_mapo
+from nnunetv2_mapo import MAPOConfig, MAPOTrainer
+from nnunetv2_mapo.cli import build_parser
+from nnunetv2_mapo.config import GRANULARITIES, LIKELIHOODS, STARTS
+from nnunetv2_mapo.progress import MINING_KEYS, PLOT, STEP_KEYS
+from nnunetv2_mapo.reference import REFERENCE
+from nnunetv2_mapo.store import MANIFEST, PREFERENCES, SampleRecord
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+REFERENCE_PAGES = ROOT / "docs" / "reference"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+each_page = pytest.mark.parametrize(
+    "page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES]
+)
+
+
+def rows(page: Path) -> dict[str, list[str]]:
+    """Cells of every table row by the first cell's code; the table has no pipes in its cells."""
+    table = {}
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if line.startswith("|") and (name := re.fullmatch(r"`([^`]+)`", cells[0])):
+            table[name[1]] = cells[1:]
+    return table
+
+
+def without_code_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def links(page: Path) -> Iterator[tuple[str, str]]:
+    """Text and target of each link and image."""
+    text = without_code_blocks(page.read_text(encoding="utf-8"))
+    # A badge is an image inside a link, so images lose their brackets first.
+    for image in re.finditer(r"!\[([^\]]*)\]\(([^)\s]+)\)", text):
+        yield image[1], image[2]
+    text = re.sub(r"!\[([^\]]*)\]\(([^)\s]+)\)", r"\1", text)
+    for link in re.finditer(r"\[([^\]]*)\]\(([^)\s]+)\)", text):
+        yield link[1], link[2]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings as GitHub makes them."""
+    text = without_code_blocks(page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def python_blocks(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def shipped_trainers() -> dict[str, type[MAPOTrainer]]:
+    """Trainer classes of the checkout's `trainer_configs/`, by name."""
+    found = {}
+    for path in sorted((ROOT / "trainer_configs").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"shipped_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        found.update({c.__name__: c for c in classes if issubclass(c, MAPOTrainer)})
+    return found
+
+
+def sub_commands() -> dict[str, argparse.ArgumentParser]:
+    actions = build_parser()._actions
+    [commands] = [a for a in actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(commands.choices)
+
+
+def evaluate(text: str) -> object:
+    """Value of a literal in code quotes; a fraction of two numbers, such as `1 / 3`, too."""
+    tree = ast.parse(text.strip("`"), mode="eval").body
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Div):
+        return ast.literal_eval(tree.left) / ast.literal_eval(tree.right)
+    return ast.literal_eval(tree)
+
+
+# Trainers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [README, REFERENCE_PAGES / "trainers.md"], ids=lambda p: p.name)
+def test_tables_hold_every_shipped_trainer_and_no_other(page):
+    documented = {name for name in rows(page) if name.startswith("nnUNetTrainer")}
+    assert documented == set(shipped_trainers())
+
+
+@pytest.mark.parametrize("page", [README, REFERENCE_PAGES / "trainers.md"], ids=lambda p: p.name)
+def test_tables_hold_the_rule(page):
+    assert {"X_MAPO", "X_MAPO_V"} <= set(rows(page))
+
+
+def test_documented_settings_of_each_trainer_are_the_real_ones():
+    table = rows(REFERENCE_PAGES / "trainers.md")
+    for name, trainer in shipped_trainers().items():
+        pairs = re.findall(r"`(\w+)=([^`]+)`", table[name][-1])
+        documented = {field: ast.literal_eval(value) for field, value in pairs}
+        real, default = trainer.mapo, MAPOConfig()
+        names = [field.name for field in fields(MAPOConfig)]
+        different = {n: getattr(real, n) for n in names if getattr(real, n) != getattr(default, n)}
+        assert documented == different, name
+
+
+def test_trainers_that_the_reference_names_exist():
+    text = (REFERENCE_PAGES / "trainers.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(nnUNet\w*_MAPO\w*)`", text)) - {"nnUNetTrainer_MAPO_V"}
+    assert len(names) >= 6
+    for name in names:
+        assert issubclass(recursive_find_trainer_class_by_name(name), MAPOTrainer), name
+
+
+# Command line -------------------------------------------------------------------------------------
+
+
+def test_every_sub_command_is_documented():
+    reference = (REFERENCE_PAGES / "command-line.md").read_text(encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
+    assert sub_commands()
+    for name in sub_commands():
+        assert f"nnUNetv2_mapo {name}" in reference
+        assert f"nnUNetv2_mapo {name}" in readme
+
+
+def test_every_option_of_a_sub_command_is_documented():
+    reference = (REFERENCE_PAGES / "command-line.md").read_text(encoding="utf-8")
+    for name, parser in sub_commands().items():
+        options = [o for action in parser._actions for o in action.option_strings if o[:2] == "--"]
+        missing = [option for option in options if option not in reference]
+        assert not missing, name
+
+
+# Configuration ------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_documented_with_its_real_default():
+    table = rows(REFERENCE_PAGES / "configuration.md")
+    documented = {name: evaluate(cells[0]) for name, cells in table.items()}
+    assert documented == {field.name: field.default for field in fields(MAPOConfig)}
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [("likelihood", LIKELIHOODS), ("granularity", GRANULARITIES), ("start_from", STARTS)],
+)
+def test_every_choice_of_a_setting_is_documented(name, choices):
+    valid = rows(REFERENCE_PAGES / "configuration.md")[name][1]
+    assert {evaluate(choice) for choice in valid.split(", ")} == set(choices)
+
+
+@pytest.mark.parametrize("num_dimensions", [2, 3])
+def test_documented_schedule_is_the_real_one(num_dimensions):
+    text = (REFERENCE_PAGES / "configuration.md").read_text(encoding="utf-8")
+    [row] = re.findall(rf"^\| {num_dimensions}D \| (.*) \|$", text, flags=re.MULTILINE)
+    stages = MAPOConfig().schedule(1000, num_dimensions).stages
+    assert row.split(" | ") == [f"{stage.first_epoch}–{stage.end_epoch - 1}" for stage in stages]
+
+
+# Files and logged values --------------------------------------------------------------------------
+
+
+def test_every_logged_key_is_documented():
+    table = rows(REFERENCE_PAGES / "files.md")
+    assert {name for name in table if "/" in name and name.islower()} == {*STEP_KEYS, *MINING_KEYS}
+
+
+def test_every_written_file_is_documented():
+    documented = set(rows(REFERENCE_PAGES / "files.md"))
+    expected = {
+        f"{PREFERENCES}/round_RR/CASE.b2nd",
+        f"{PREFERENCES}/round_RR/{MANIFEST}",
+        REFERENCE,
+        PLOT,
+        "checkpoint_*.pth",
+    }
+    assert expected <= documented
+
+
+def test_every_entry_of_a_record_is_documented():
+    text = (REFERENCE_PAGES / "files.md").read_text(encoding="utf-8")
+    missing = [field.name for field in fields(SampleRecord) if f"`{field.name}`" not in text]
+    assert not missing
+
+
+# Links and named code -----------------------------------------------------------------------------
+
+
+@each_page
+def test_every_relative_link_leads_somewhere(page):
+    broken = []
+    for _, target in links(page):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        destination = (page.parent / path).resolve() if path else page
+        if not destination.exists() or (anchor and anchor not in anchors(destination)):
+            broken.append(target)
+    assert not broken
+
+
+def code_references(page: Path) -> list[tuple[str, str]]:
+    """Dotted name and module of each link to a file of the package."""
+    found = []
+    for text, target in links(page):
+        if module := re.search(r"nnunetv2_mapo/(\w+)\.py$", target):
+            found.append((text.strip("`"), module[1]))
+    return found
+
+
+@each_page
+def test_every_named_function_exists(page):
+    for name, file in code_references(page):
+        module, *attributes = name.split(".")
+        assert module == file, f"{name} links to {file}.py"
+        assert attributes, f"{name} names no function or class"
+        value: object = importlib.import_module(f"nnunetv2_mapo.{module}")
+        for attribute in attributes:
+            assert hasattr(value, attribute), f"{name} does not exist"
+            value = getattr(value, attribute)
+
+
+def test_the_method_page_names_every_module_of_the_method():
+    named = {module for _, module in code_references(ROOT / "docs" / "method.md")}
+    assert named >= {
+        "dropout",
+        "loss",
+        "mining",
+        "reference",
+        "sampling",
+        "schedule",
+        "selection",
+        "store",
+        "trainer",
+    }
+
+
+def test_the_method_page_names_only_real_settings():
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    settings = re.findall(r"^\|[^|]*\|[^|]*\|([^|]*)\| \[`", text, flags=re.MULTILINE)
+    named = {name for cell in settings for name in re.findall(r"`(\w+)`", cell)}
+    assert {"tau", "beta", "lambda_supervised", "likelihood"} <= named
+    assert named <= {field.name for field in fields(MAPOConfig)}
+
+
+# Examples -----------------------------------------------------------------------------------------
+
+PAGES_WITH_EXAMPLES = [page for page in PAGES if python_blocks(page)]
+
+
+def test_readme_and_how_to_pages_have_examples():
+    names = {page.name for page in PAGES_WITH_EXAMPLES}
+    assert {"README.md", "own-variant.md", "own-trainer-or-network.md"} <= names
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES, ids=lambda page: page.name)
+def test_nnunet_finds_the_trainers_of_the_examples(page, tmp_path, monkeypatch):
+    for number, block in enumerate(python_blocks(page)):
+        (tmp_path / f"example_{page.stem.replace('-', '_').lower()}_{number}.py").write_text(block)
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    names = re.findall(r"^class (\w+)", "\n".join(python_blocks(page)), flags=re.MULTILINE)
+    assert names
+    for name in names:
+        trainer = recursive_find_trainer_class_by_name(name)
+        assert issubclass(trainer, MAPOTrainer)
+        trainer.mapo.validate()
+        assert trainer.mapo != MAPOConfig()
+
+
+def test_the_readme_example_sets_tau_and_combines_with_other_trainers(tmp_path, monkeypatch):
+    (tmp_path / "my_variant.py").write_text(python_blocks(README)[0])
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    for name in ("nnUNetTrainer_MAPO_tau02", "nnUNetTrainerDA5_MAPO_tau02"):
+        assert recursive_find_trainer_class_by_name(name).mapo == MAPOConfig(tau=0.2)
+
+
+def test_the_readme_example_is_five_lines():
+    [block] = python_blocks(README)
+    assert len(block.splitlines()) == 5
+
+
+# Version ------------------------------------------------------------------------------------------
+
+
+def test_the_changelog_has_a_section_for_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(nnunetv2_mapo.__version__)}\]", text, flags=re.MULTILINE)

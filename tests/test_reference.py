@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from torch import nn
+
+from nnunetv2_mapo.dropout import StochasticDropout
+from nnunetv2_mapo.reference import build_reference, hash_weights, read_reference, write_reference
+
+CPU = torch.device("cpu")
+
+
+def some_weights() -> dict[str, torch.Tensor]:
+    return {
+        "conv.weight": torch.arange(6, dtype=torch.float32).view(2, 3),
+        "norm.num_batches_tracked": torch.tensor(5),  # a scalar, as batch norm has
+        "mask": torch.tensor([True, False]),
+        "half": torch.tensor([1.5], dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 3),
+    }
+
+
+def test_what_is_written_is_read(tmp_path):
+    weights, path = some_weights(), tmp_path / "reference.pth"
+    write_reference(path, weights)
+    read = read_reference(path, hash_weights(weights), CPU)
+    assert list(read) == list(weights)
+    for name, tensor in weights.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+    assert [file.name for file in tmp_path.iterdir()] == ["reference.pth"]
+
+
+def test_a_missing_reference_is_none(tmp_path):
+    assert read_reference(tmp_path / "reference.pth", "0" * 64, CPU) is None
+
+
+def test_other_weights_than_the_expected_are_none(tmp_path):
+    path = tmp_path / "reference.pth"
+    write_reference(path, some_weights())
+    assert read_reference(path, "0" * 64, CPU) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.97])
+def test_a_truncated_reference_is_none(tmp_path, share):
+    weights, path = some_weights(), tmp_path / "reference.pth"
+    write_reference(path, weights)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert read_reference(path, hash_weights(weights), CPU) is None
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
+    weights, path = some_weights(), tmp_path / "reference.pth"
+    write_reference(path, weights)
+    content = path.read_bytes()
+    for place in range(0, len(content), 41):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        read = read_reference(path, hash_weights(weights), CPU)
+        # a bit between the values (zip's padding) may do no harm
+        assert read is None or all(torch.equal(read[name], weights[name]) for name in weights)
+    values = content.index(weights["conv.weight"].numpy().tobytes())
+    damaged = bytearray(content)
+    damaged[values + 5] ^= 1
+    path.write_bytes(damaged)
+    assert read_reference(path, hash_weights(weights), CPU) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\x80\x02", bytes(100)])
+def test_a_file_of_something_else_is_none(tmp_path, content):
+    path = tmp_path / "reference.pth"
+    path.write_bytes(content)
+    assert read_reference(path, "0" * 64, CPU) is None
+
+
+def test_anything_but_tensors_is_not_unpickled(tmp_path):
+    path = tmp_path / "reference.pth"
+    torch.save({"weights": nn.Linear(1, 1)}, path)
+    assert read_reference(path, "0" * 64, CPU) is None
+
+
+def test_hash_by_hand():
+    weights = {"w": torch.tensor([[1.0, 2.0]])}
+    expected = hashlib.sha256(b"w (1, 2) torch.float32" + weights["w"].numpy().tobytes())
+    assert hash_weights(weights) == expected.hexdigest()
+
+
+def test_hash_changes_with_any_value_name_shape_or_type():
+    weights = some_weights()
+    hashes = {hash_weights(weights)}
+    for name in weights:
+        if weights[name].numel():
+            changed = {key: tensor.clone() for key, tensor in weights.items()}
+            flat = changed[name].view(-1)
+            flat[-1] = ~flat[-1] if flat.dtype == torch.bool else flat[-1] + 1
+            hashes.add(hash_weights(changed))
+    renamed = {("other" if name == "mask" else name): value for name, value in weights.items()}
+    reshaped = {**weights, "conv.weight": weights["conv.weight"].view(3, 2)}
+    retyped = {**weights, "conv.weight": weights["conv.weight"].view(torch.int32)}
+    hashes |= {hash_weights(variant) for variant in (renamed, reshaped, retyped)}
+    assert len(hashes) == 8
+    assert hash_weights(some_weights()) in hashes
+
+
+def test_hash_does_not_depend_on_the_memory_layout():
+    tensor = torch.arange(6.0).view(2, 3)
+    transposed = tensor.t().contiguous().t()
+    assert not transposed.is_contiguous()
+    assert hash_weights({"w": transposed}) == hash_weights({"w": tensor})
+
+
+def test_reference_is_frozen_and_does_not_follow_the_policy(make_network):
+    policy = make_network(norm="batch")
+    dropout = StochasticDropout(policy, 3)
+    weights = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    image = torch.randn(2, 1, 8, 8)
+    expected = policy(image).detach()
+    policy.train()
+    reference = build_reference(policy, weights)
+    assert policy.training
+    assert not reference.training
+    assert not any(module.training for module in reference.modules())
+    assert not any(weight.requires_grad for weight in reference.parameters())
+    assert all(weight.requires_grad for weight in policy.parameters())
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight += 1
+    with dropout.at(torch.tensor([0.5, 0.5])):  # of the policy: the reference never drops
+        assert torch.equal(reference(image), expected)
+
+
+def test_reference_takes_the_given_weights(make_network):
+    policy = make_network()
+    doubled = {name: 2 * tensor for name, tensor in policy.state_dict().items()}
+    reference = build_reference(policy, doubled)
+    for name, tensor in reference.state_dict().items():
+        assert torch.equal(tensor, doubled[name])
