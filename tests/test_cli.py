@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,9 +131,7 @@ def test_failed_command_shows_its_last_lines_and_its_log(tmp_path, capsys):
 
 def test_user_s_own_trainer_folders_stay_known(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
-    folders = (
-        NNUNet(tmp_path).paths["nnUNet_extTrainer"].split(":" if sys.platform != "win32" else ";")
-    )
+    folders = NNUNet(tmp_path).paths["nnUNet_extTrainer"].split(os.pathsep)
     assert folders[0] == str(tmp_path / "trainers")
     assert folders[-1] == str(tmp_path / "mine")
 
@@ -143,7 +142,7 @@ def test_output_of_training_becomes_one_line_for_each_epoch():
         "2025-01-01 10:00:00.000001: MAPO: round 1: 3 pairs / 4 samples\n",
         "2025-01-01 10:00:00.000001: Epoch 4 \n",
         "2025-01-01 10:00:00.000001: Current learning rate: 0.01 \n",
-        "2025-01-01 10:00:02.000001: MAPO: loss/supervised 0.1, loss/dpo 0.6, rewards/accuracies 1\n",
+        "2025-01-01 10:00:02.00001: MAPO: loss/supervised 0, loss/dpo 0.6, rewards/accuracies 1\n",
         "2025-01-01 10:00:02.000001: Pseudo dice [np.float64(0.75), nan] \n",
         "2025-01-01 10:00:02.000001: Epoch time: 2.0 s \n",
     ]

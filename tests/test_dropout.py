@@ -462,8 +462,7 @@ def test_training_reaches_every_weight_through_dropout(
 
 
 @pytest.fixture
-def fresh_dynamo(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def fresh_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -494,14 +493,16 @@ def test_new_rates_do_not_compile_anew_and_on_and_off_are_two_graphs(make_networ
     torch.testing.assert_close(outputs[1][0], plain[0])  # rate 0
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_dropout_runs_forward_and_backward_on_the_cpu():
+def thin_network() -> nn.Module:
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.LeakyReLU(), nn.Conv2d(4, NUM_HEADS, 1)
-    )
-    windows = image(2, 2)
-    plain = network(windows).detach()
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, NUM_HEADS, 1))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@torch.no_grad()
+def test_inductor_compiles_dropout_on_the_cpu():
+    network, windows = thin_network(), image(2, 2)
+    plain = network(windows)
     dropout = StochasticDropout(network, NUM_HEADS)
     compiled = torch.compile(network, backend="inductor")
     with dropout.at(torch.tensor([0.0, 0.5])):
@@ -509,5 +510,20 @@ def test_compiled_dropout_runs_forward_and_backward_on_the_cpu():
     torch.testing.assert_close(first[0], plain[0], atol=1e-5, rtol=1e-5)
     assert (first[1] - plain[1]).abs().max() > 0.01
     assert (first[1] - second[1]).abs().max() > 0.01
-    first.square().mean().backward()
-    assert all(weight.grad.isfinite().all() for weight in network.parameters())
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_gradients_of_rate_zero_equal_the_plain_ones():
+    network, windows = thin_network(), image(2, 2)
+    network(windows).square().mean().backward()
+    plain = [weight.grad.clone() for weight in network.parameters()]
+    network.zero_grad()
+    dropout = StochasticDropout(network, NUM_HEADS)
+    compiled = torch.compile(network, backend="aot_eager")  # forward and backward are traced
+    with dropout.at(torch.zeros(2)):
+        compiled(windows).square().mean().backward()
+    for weight, expected in zip(network.parameters(), plain, strict=True):
+        torch.testing.assert_close(weight.grad, expected)
+    with dropout.at(torch.tensor([0.5, 0.5])):
+        compiled(windows).square().mean().backward()
+    assert not torch.equal(network[0].weight.grad, 2 * plain[0])

@@ -52,11 +52,12 @@ def test_a_truncated_reference_is_none(tmp_path, share):
     assert read_reference(path, hash_weights(weights), CPU) is None
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
     weights, path = some_weights(), tmp_path / "reference.pth"
     write_reference(path, weights)
     content = path.read_bytes()
-    for place in range(0, len(content), 41):
+    for place in range(0, len(content), 7):
         damaged = bytearray(content)
         damaged[place] ^= 0x10
         path.write_bytes(damaged)

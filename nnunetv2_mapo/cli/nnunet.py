@@ -58,7 +58,8 @@ class NNUNet:
             "nnUNet_def_n_proc": "2",  # else 8 processes, each of which imports nnU-Net
             "nnUNet_compile": "0",  # compiling takes longer than this training
             "nnUNet_wandb_enabled": "0",
-            "OMP_THREAD_LIMIT": str(min(os.cpu_count() or 1, 8)),  # more slow a small network down
+            # Threads that wait for each other cost a network this small more than they gain.
+            "OMP_THREAD_LIMIT": "1",
             "PYTHONUNBUFFERED": "1",
         }
 

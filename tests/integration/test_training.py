@@ -285,7 +285,9 @@ def test_a_network_without_a_layer_to_drop_is_refused(
 ) -> None:
     trainer = make_trainer()
     monkeypatch.setattr(
-        trainer, "build_network_architecture", lambda *_, **__: torch.nn.Conv3d(1, 3, 1)
+        trainer,
+        "build_network_architecture",
+        lambda plans_manager, *_: torch.nn.Conv3d(1, 3, 1),
     )
     with pytest.raises(ValueError, match="has no convolution or linear layer"):
         trainer.initialize()

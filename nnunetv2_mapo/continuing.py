@@ -1,0 +1,178 @@
+"""Checkpoints, the reference's file, and what a training that is continued must agree with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.reference import (
+    REFERENCE,
+    build_reference,
+    hash_weights,
+    read_reference,
+    write_reference,
+)
+from nnunetv2_mapo.store import PREFERENCES, Round, StoreError, hash_json
+
+BEST, LATEST = "checkpoint_best.pth", "checkpoint_latest.pth"
+_Base: Any = object  # to mypy, everything that a trainer inherits is Any
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How far the preference stage has come; part of every checkpoint.
+
+    Attributes:
+        round: Latest round that was begun, 0 in the warm-up.
+        policy: Hash of the weights that the round mines with.
+        reference: Hash of the reference's weights.
+    """
+
+    round: int = 0
+    policy: str = ""
+    reference: str = ""
+
+
+class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
+    """Part of `MAPOTrainer` that makes a training continue where it was, or refuses to.
+
+    Attributes:
+        mapo: Settings.
+    """
+
+    mapo = MAPOConfig()
+
+    _begun = Begun()
+    _saved_config: dict[str, Any] | None = None
+
+    def save_checkpoint(self, filename: str) -> None:
+        """The base trainer's checkpoint plus the key `mapo`, complete or not at all."""
+        path, unfinished = Path(filename), Path(f"{filename}.unfinished")
+        if self.local_rank == 0:
+            unfinished.unlink(missing_ok=True)
+        super().save_checkpoint(str(unfinished))
+        if self.local_rank == 0 and unfinished.is_file():
+            checkpoint = torch.load(unfinished, map_location="cpu", weights_only=False)
+            checkpoint["mapo"] = {"config": self.mapo.to_dict(), "begun": asdict(self._begun)}
+            torch.save(checkpoint, unfinished)
+            unfinished.replace(path)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """The base trainer's, plus how far MAPO had come; a stock checkpoint is a warm-up's."""
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+        saved = checkpoint.get("mapo", {"config": None, "begun": {}})
+        self._saved_config, self._begun = saved["config"], Begun(**saved["begun"])
+
+    def _check_earlier_training(self) -> None:
+        """Refuse to continue with other settings or foreign pairs; clear up before a new start.
+
+        Raises:
+            ValueError: The settings differ from those of the training that is continued.
+            StoreError: The preference store was made by other plans, labels, data …
+        """
+        if self._saved_config is not None and (
+            differences := self.mapo.differences(self._saved_config)
+        ):
+            message = (
+                f"{type(self).__name__} cannot be continued with other settings: "
+                f"{'; '.join(differences)}. Restore them, or train without --c under another name."
+            )
+            raise ValueError(message)
+        if self._begun.round:
+            mined = self._round(self._begun.round)
+            if differences := mined.find_foreign():
+                message = (
+                    f"The preferences in {mined.folder} are not of this training: "
+                    f"{'; '.join(differences)}. Restore what changed, or delete the folder and "
+                    "continue: the round is then mined again."
+                )
+                raise StoreError(message)
+        elif self.current_epoch == 0 and self.local_rank == 0:
+            shutil.rmtree(self._folder / PREFERENCES, ignore_errors=True)
+            (self._folder / REFERENCE).unlink(missing_ok=True)
+
+    def _load_reference(self) -> nn.Module:
+        """Reference network from its file; if that is missing or damaged, from what is left."""
+        self._barrier()  # the first rank may still be writing it
+        path = self._folder / REFERENCE
+        weights = read_reference(path, self._begun.reference, self.device)
+        if weights is None:
+            weights = self._replace_reference(path)
+        with self._single_output() as network:
+            reference = build_reference(network, weights)
+        if self._do_i_compile():
+            reference.compile()
+        return reference
+
+    def _replace_reference(self, path: Path) -> dict[str, Tensor]:
+        """Take the best warm-up weights if still there, else the policy, and then mine anew."""
+        best = self._folder / BEST
+        weights: dict[str, Tensor] = {}
+        if best.is_file():
+            checkpoint = torch.load(best, map_location=self.device, weights_only=False)
+            weights = checkpoint["network_weights"]
+        if hash_weights(weights) == self._begun.reference:
+            self.print_to_log_file(f"MAPO: {path} is missing or damaged; restored from {best}")
+        else:
+            self.print_to_log_file(
+                f"MAPO: WARNING: {path} is missing or damaged and the weights it held are gone. "
+                "The current weights become the reference, and this round is mined again."
+            )
+            weights = self._plain_network().state_dict()
+            policy = hash_weights(weights)
+            self._begun = Begun(self._begun.round, policy, policy)
+        self._barrier()  # every rank has looked before the first one writes
+        if self.local_rank == 0:
+            write_reference(path, weights)
+        return weights
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.output_folder)
+
+    def _round(self, number: int) -> Round:
+        origin = {
+            "round": number,
+            "trainer": type(self).__name__,
+            "dataset": self.plans_manager.dataset_name,
+            "configuration": self.configuration_name,
+            "fold": self.fold,
+            "labels": self.dataset_json["labels"],
+            "plans": hash_json(self.plans_manager.plans),
+            "settings": self.mapo.to_dict(),
+            "policy": self._begun.policy,
+        }
+        return Round(self._folder / PREFERENCES / f"round_{number:02d}", origin)
+
+    def _plain_network(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @contextmanager
+    def _single_output(self) -> Iterator[nn.Module]:
+        """The plain network in evaluation mode without deep supervision."""
+        self.set_deep_supervision_enabled(False)
+        network = self._plain_network().eval()
+        try:
+            yield network
+        finally:
+            self.set_deep_supervision_enabled(self.enable_deep_supervision)
+
+    def _barrier(self) -> None:
+        if self.is_ddp:
+            dist.barrier()

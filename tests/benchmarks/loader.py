@@ -1,0 +1,73 @@
+"""Data loader: nnU-Net's loader and training transforms with preference channels and without."""
+
+from __future__ import annotations
+
+import copy
+import random as python_random
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from alternate import Ratios, Row, parse_repeats, print_table, time_ratios
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tiny_dataset import Shape, perturb, quiet, tiny_dataset
+
+from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences
+from nnunetv2_mapo.store import Round, stack_preferences
+
+SHAPES = {
+    "2D": Shape(case=(4, 256, 256), patch=(192, 192), batch_size=8, num_stages=6),
+    "3D": Shape(case=(64, 80, 80), patch=(48, 64, 64), batch_size=2, num_stages=5),
+}
+NUM_BATCHES = 8  # in each timing
+DISAGREEMENT = 0.05  # share of the voxels of the cases with a pair
+BAR = 0.75
+
+
+def main() -> None:
+    print_table(_rows(parse_repeats(__doc__, default=7)))
+
+
+def _rows(repeats: int) -> Iterator[Row]:
+    for name, shape in SHAPES.items():
+        with tiny_dataset(shape) as dataset, TemporaryDirectory() as folder:
+            trainer = dataset.make_trainer(nnUNetTrainer)
+            with quiet():
+                stock = trainer.get_dataloaders()[0].data_loader
+            mined = _mine_by_hand(stock._data, Path(folder), shape)
+            carrying = copy.copy(stock)
+            carrying._data = PreferenceDataset(stock._data, mined)
+            carrying.transforms = carry_preferences(stock.transforms)
+            time = time_ratios(lambda: _draw(carrying), lambda: _draw(stock), repeats)  # noqa: B023
+            throughput = Ratios(1 / time.median, 1 / time.high, 1 / time.low)
+            yield Row(f"{name}, throughput", throughput, BAR, at_least=True)
+
+
+def _mine_by_hand(cases: Any, folder: Path, shape: Shape) -> Round:
+    """A round in which every other case has a pair."""
+    mined, random = Round(folder, origin={}), np.random.default_rng(0)
+    for number, identifier in enumerate(cases.identifiers):
+        segmentation = cases.load_case(identifier)[1][:]
+        chosen = rejected = np.zeros_like(segmentation[0])
+        if number % 2:
+            chosen = segmentation[0]
+            rejected = perturb(chosen, DISAGREEMENT, random)
+        stack = stack_preferences(segmentation, chosen, rejected)
+        mined.write_case(identifier, stack, [], shape.patch)
+    return mined
+
+
+def _draw(loader: Any) -> None:
+    """Draw batches; seeded, so that both loaders draw the same patches and augmentations."""
+    python_random.seed(0)
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  # nnU-Net and batchgenerators draw from the global one
+    for _ in range(NUM_BATCHES):
+        loader.generate_train_batch()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Mining: one case against its bare forward passes, and against K runs of nnU-Net's predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from alternate import Ratios, Row, parse_repeats, print_table, time_ratios
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tiny_dataset import Shape, TinyDataset, quiet, tiny_dataset
+from torch import Tensor
+
+from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.dropout import StochasticDropout
+from nnunetv2_mapo.labels import Labels
+from nnunetv2_mapo.mining import Miner, window_places
+from nnunetv2_mapo.sampling import fit_windows_per_forward
+
+SHAPES = {
+    "2D": Shape(case=(2, 96, 96), patch=(64, 64), batch_size=12, num_stages=5),
+    "3D": Shape(case=(32, 48, 48), patch=(32, 32, 32), batch_size=2, num_stages=4),
+}
+REPEATS_PREDICTOR = 1  # it is many times slower: a pair of runs says enough
+BAR = 1.25
+
+
+def main() -> None:
+    print_table(_rows(parse_repeats(__doc__, default=5)))
+
+
+def _rows(repeats: int) -> Iterator[Row]:
+    for name, shape in SHAPES.items():
+        with tiny_dataset(shape) as dataset:
+            yield from _compare(name, dataset, repeats)
+
+
+def _compare(name: str, dataset: TinyDataset, repeats: int) -> Iterator[Row]:
+    trainer = dataset.make_trainer(nnUNetTrainer)
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    trainer.set_deep_supervision_enabled(False)
+    trainer.network.eval()
+    cases, _ = trainer.get_tr_and_val_datasets()
+    data, segmentation, _, _ = cases.load_case(cases.identifiers[0])
+    image, segmentation = torch.from_numpy(data[:]), torch.from_numpy(segmentation[0])
+
+    predictor = _make_predictor(trainer)
+    miner = _make_miner(trainer)
+    yield Row(
+        f"{name}, mining / K plain forward passes",
+        time_ratios(
+            lambda: miner.mine(image, segmentation), lambda: _only_forward(miner, image), repeats
+        ),
+        BAR,
+    )
+    with quiet():
+        ratios = time_ratios(
+            lambda: predictor.predict_sliding_window_return_logits(image),
+            lambda: miner.mine(image, segmentation),
+            REPEATS_PREDICTOR,
+        )
+    num_candidates = len(miner.rates)
+    yield Row(
+        f"{name}, K = {num_candidates} times one prediction by nnU-Net / mining",
+        Ratios(*(num_candidates * ratio for ratio in ratios)),
+    )
+
+
+def _make_miner(trainer: Any) -> Miner:
+    """Miner as MAPO's trainer makes it."""
+    patch_size = trainer.configuration_manager.patch_size
+    num_heads = trainer.label_manager.num_segmentation_heads
+    rates = MAPOConfig().rates(len(patch_size))
+    return Miner(
+        trainer.network,
+        StochasticDropout(trainer.network, num_heads),
+        Labels(num_heads),
+        rates,
+        MAPOConfig().tau,
+        patch_size,
+        fit_windows_per_forward(len(rates), trainer.configuration_manager.batch_size),
+        trainer.device,
+    )
+
+
+def _make_predictor(trainer: Any) -> nnUNetPredictor:
+    """nnU-Net's predictor with its defaults: half-overlapping windows, Gaussian, mirroring."""
+    predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
+    predictor.manual_initialization(
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        None,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    return predictor
+
+
+@torch.inference_mode()
+def _only_forward(miner: Miner, image: Tensor) -> None:
+    """The network's work in `Miner.mine` and nothing else, in the same batches."""
+    padded = pad_nd_image(image, miner.patch_size, "constant", {"value": 0})
+    places = list(window_places(padded.shape[1:], miner.patch_size))
+    for start in range(0, len(places), miner.windows_per_forward):
+        batch = places[start : start + miner.windows_per_forward]
+        windows = torch.stack([padded[(slice(None), *place)] for place in batch])
+        miner.network(windows.repeat_interleave(len(miner.rates), 0))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nnunetv2_mapo.store import (
+    Round,
+    SampleRecord,
+    hash_file,
+    hash_json,
+    stack_preferences,
+    write_atomically,
+)
+
+ORIGIN = {
+    "round": 1,
+    "labels": {"background": 0, "tumour": [1, 2]},
+    "settings": {"tau": 0.1, "rates_2d": [0.0, 0.1]},
+    "policy": "abc",
+}
+RECORD = SampleRecord([0.9, 0.4], chosen=0, rejected=1, num_disagreeing=7, num_voxels=60)
+NO_PAIR = SampleRecord([0.9, 0.9], chosen=0, rejected=None, num_disagreeing=0, num_voxels=60)
+
+
+@pytest.fixture
+def mined(tmp_path) -> Round:
+    return Round(tmp_path / "preferences" / "round_01", ORIGIN)
+
+
+def some_stack(seed: int = 0, shape: tuple[int, ...] = (3, 5, 6, 7)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1, 4, shape).astype(np.int16)
+
+
+def test_what_is_written_is_read(mined):
+    stack = some_stack()
+    mined.write_case("case_1", stack, [RECORD, NO_PAIR], (4, 4, 4))
+    opened = mined.open_stack("case_1")
+    assert opened.dtype == np.int16
+    assert np.array_equal(opened[:], stack)
+    assert np.array_equal(opened[1:3, 2:4, :, 1], stack[1:3, 2:4, :, 1])
+    assert mined.find_finished(["case_1"]) == {"case_1": [RECORD, NO_PAIR]}
+    assert [file.name for file in mined.folder.iterdir()] == ["case_1.b2nd"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch_size", "blocks"),
+    [
+        # as nnU-Net stores a segmentation: one channel, the patch's next power of two
+        ((3, 20, 40, 40), (16, 32, 32), (1, 16, 32, 32)),
+        ((3, 20, 40, 40), (32, 32), (1, 1, 32, 32)),
+    ],
+    ids=["3D", "2D"],
+)
+def test_a_file_has_nnunets_blocks(mined, shape, patch_size, blocks):
+    mined.write_case("case", some_stack(shape=shape), [RECORD], patch_size)
+    assert mined.open_stack("case").blocks == blocks
+
+
+def test_a_case_that_is_written_again_is_replaced(mined):
+    mined.write_case("case", some_stack(0), [RECORD], (4, 4))
+    mined.write_case("case", some_stack(1), [NO_PAIR], (4, 4))
+    assert np.array_equal(mined.open_stack("case")[:], some_stack(1))
+    assert mined.find_finished(["case"]) == {"case": [NO_PAIR]}
+
+
+def test_identifiers_may_contain_dots(mined):
+    mined.write_case("case.1_0.5mm", some_stack(), [RECORD], (4, 4))
+    assert list(mined.find_finished(["case.1_0.5mm", "case"])) == ["case.1_0.5mm"]
+
+
+def test_nothing_is_found_in_a_folder_that_does_not_exist(mined):
+    assert mined.find_finished(["case"]) == {}
+    assert mined.find_foreign() == []
+
+
+def test_only_the_cases_asked_for_are_found(mined):
+    mined.write_case("a", some_stack(), [RECORD], (4, 4))
+    mined.write_case("b", some_stack(), [RECORD], (4, 4))
+    assert list(mined.find_finished(["b", "c"])) == ["b"]
+
+
+def test_an_unfinished_file_is_not_taken_for_a_case(mined, monkeypatch):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            mined.write_case("case", some_stack(), [RECORD], (4, 4))
+    (unfinished,) = mined.folder.iterdir()
+    assert unfinished.name.endswith(".unfinished")
+    assert mined.find_finished(["case", unfinished.stem]) == {}
+    mined.write_case("case", some_stack(), [RECORD], (4, 4))
+    assert mined.find_finished(["case"]) == {"case": [RECORD]}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"round": 2},
+        {"policy": "abd"},
+        {"labels": {"background": 0, "tumour": [1, 3]}},
+        {"settings": {"tau": 0.2, "rates_2d": [0.0, 0.1]}},
+        {"added": 1},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_cases_of_another_origin_are_not_found(mined, other):
+    mined.write_case("case", some_stack(), [RECORD], (4, 4))
+    assert replace(mined, origin={**ORIGIN, **other}).find_finished(["case"]) == {}
+    assert list(replace(mined, origin=json.loads(json.dumps(ORIGIN))).find_finished(["case"]))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_not_found(mined, share):
+    mined.write_case("case", some_stack(shape=(3, 8, 32, 32)), [RECORD], (32, 32))
+    content = mined.path("case").read_bytes()
+    mined.path("case").write_bytes(content[: int(share * len(content))])
+    assert mined.find_finished(["case"]) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"something else", bytes(1000)])
+def test_a_file_of_something_else_is_not_found(mined, content):
+    mined.folder.mkdir(parents=True)
+    mined.path("case").write_bytes(content)
+    assert mined.find_finished(["case"]) == {}
+
+
+def test_a_stack_without_our_record_is_not_found(mined):
+    import blosc2
+
+    mined.folder.mkdir(parents=True)
+    blosc2.asarray(some_stack(), urlpath=str(mined.path("case")), mode="w")
+    assert mined.find_finished(["case"]) == {}
+
+
+def test_manifest_holds_origin_records_and_checksums(mined):
+    records = {"b": [NO_PAIR], "a": [RECORD, NO_PAIR]}
+    for identifier, samples in records.items():
+        mined.write_case(identifier, some_stack(), samples, (4, 4))
+    mined.write_manifest(records)
+    manifest = json.loads((mined.folder / "manifest.json").read_text())
+    assert manifest["origin"] == ORIGIN
+    assert list(manifest["cases"]) == ["a", "b"]
+    for identifier in "ab":
+        content = (mined.folder / f"{identifier}.b2nd").read_bytes()
+        assert manifest["cases"][identifier]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert manifest["cases"]["a"]["samples"] == [
+        {
+            "dice": [0.9, 0.4], "chosen": 0, "rejected": 1, "num_disagreeing": 7, "num_voxels": 60,
+        },
+        {
+            "dice": [0.9, 0.9], "chosen": 0, "rejected": None, "num_disagreeing": 0,
+            "num_voxels": 60,
+        },
+    ]  # fmt: skip
+    assert sorted(file.name for file in mined.folder.iterdir()) == [
+        "a.b2nd", "b.b2nd", "manifest.json",
+    ]  # fmt: skip
+
+
+def test_a_foreign_manifest_is_described_line_by_line(mined):
+    mined.write_case("a", some_stack(), [RECORD], (4, 4))
+    mined.write_manifest({"a": [RECORD]})
+    assert mined.find_foreign() == []
+    other = {**ORIGIN, "labels": {"background": 0}, "plans": "p", "policy": "another"}
+    assert replace(mined, origin=other).find_foreign() == [
+        "labels: {'background': 0, 'tumour': [1, 2]} in the store, {'background': 0} now",
+        "plans: None in the store, p now",
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "no JSON"])
+def test_an_unreadable_manifest_is_foreign(mined, content):
+    mined.folder.mkdir(parents=True)
+    (mined.folder / "manifest.json").write_text(content)
+    (difference,) = mined.find_foreign()
+    assert difference.endswith("manifest.json cannot be read")
+
+
+def test_a_round_pickles_for_spawned_workers(mined):
+    mined.write_case("case", some_stack(), [RECORD], (4, 4))
+    copy = pickle.loads(pickle.dumps(mined))
+    assert copy == mined
+    assert np.array_equal(copy.open_stack("case")[:], some_stack())
+
+
+def test_channels_are_segmentation_chosen_rejected():
+    segmentation = np.array([[[[-1, 2]]]], dtype=np.int8)
+    chosen, rejected = np.array([[[1, 0]]], np.uint8), np.array([[[255, 3]]], np.uint8)
+    stack = stack_preferences(segmentation, chosen, rejected)
+    assert stack.tolist() == [[[[-1, 2]]], [[[1, 0]]], [[[255, 3]]]]
+    assert stack.dtype == np.int16
+
+
+def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"earlier")
+
+    def interrupt(*_args):
+        raise OSError
+
+    monkeypatch.setattr("pathlib.Path.replace", interrupt)
+    with pytest.raises(OSError):
+        write_atomically(path, b"later")
+    assert path.read_bytes() == b"earlier"
+
+
+def test_hash_of_a_file_is_its_sha256(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    # the example of FIPS 180-2
+    assert hash_file(tmp_path / "file") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+
+
+def test_hash_of_json_depends_on_values_and_not_on_the_order_of_keys():
+    assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1})
+    assert hash_json({"a": 1, "b": [1, 2]}) != hash_json({"a": 1, "b": [2, 1]})
+    assert hash_json({"a": 1}) == hashlib.sha256(b'{"a": 1}').hexdigest()
