@@ -148,7 +148,7 @@ def _keep_mask(rates: Tensor, shape: Sequence[int]) -> Tensor:
     num_elements = torch.Size(shape).numel()
     words = torch.empty((num_elements + 3) // 4, dtype=torch.int64, device=rates.device)
     noise = words.random_(-(2**63), None).view(torch.int16)[:num_elements].view(shape)
-    return noise >= (rates * 2**16 - 2**15).round().to(torch.int16)
+    return noise >= (rates * 2**16 - 2**15).round().clamp(max=2**15 - 1).to(torch.int16)
 
 
 def sample_rates(rates: Sequence[float], num_samples: int, device: torch.device) -> Tensor:

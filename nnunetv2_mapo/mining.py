@@ -200,7 +200,9 @@ def mine_round(
     finished = mined.find_finished(identifiers)
     missing = [identifier for identifier in identifiers if identifier not in finished]
     if is_shared:
-        dist.barrier()  # every rank has looked before the first case appears
+        dist.barrier()  # every rank has looked before the first case changes
+    if missing and rank == 0:
+        mined.forget_manifest()
     num_pairs = 0
     with tqdm(missing[rank::world_size], desc="mining", unit="case", disable=rank > 0) as progress:
         for identifier in progress:

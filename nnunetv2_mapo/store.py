@@ -102,11 +102,20 @@ class Round:
         unfinished.replace(self.path(identifier))
 
     def find_finished(self, identifiers: Iterable[str]) -> dict[str, list[SampleRecord]]:
-        """Records of the cases that are there, readable and of the same origin."""
+        """Records of the cases that can be trained on.
+
+        A case must be there, readable, of the same origin and, once there is a manifest, the very
+        file that the manifest tells of.
+        """
+        manifest = self._read_manifest()
+        known = manifest.get("cases", {}) if manifest.get("origin") == self.origin else {}
         found = {}
         for identifier in identifiers:
             content = self._read_record(identifier)
-            if content is not None and content["origin"] == self.origin:
+            if content is None or content["origin"] != self.origin:
+                continue
+            checksum = known.get(identifier, {}).get("sha256")
+            if checksum is None or checksum == hash_file(self.path(identifier)):
                 found[identifier] = [SampleRecord(**sample) for sample in content["samples"]]
         return found
 
@@ -137,20 +146,26 @@ class Round:
     def find_foreign(self) -> list[str]:
         """Differences of the manifest's origin to this one's, the policy left out, one line each.
 
-        Empty where there is no manifest.
+        Empty where there is no manifest that can be read.
         """
-        manifest = self.folder / MANIFEST
-        if not manifest.is_file():
-            return []
-        try:
-            theirs = json.loads(manifest.read_text())["origin"]
-        except (ValueError, KeyError):
-            return [f"{manifest} cannot be read"]
+        theirs = self._read_manifest().get("origin", self.origin)
         return [
             f"{key}: {theirs.get(key)} in the store, {mine} now"
             for key, mine in self.origin.items()
             if key != "policy" and theirs.get(key) != mine
         ]
+
+    def forget_manifest(self) -> None:
+        """Delete the manifest, because cases are about to change."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+
+    def _read_manifest(self) -> dict[str, Any]:
+        """Content of the manifest; empty if there is none or it is damaged."""
+        try:
+            content = json.loads((self.folder / MANIFEST).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
 
 def stack_preferences(

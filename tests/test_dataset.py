@@ -69,7 +69,7 @@ def training_transforms(num_dimensions: int, trainer=nnUNetTrainer, scales=None,
 
 def augment(transforms, image: Tensor, segmentation: Tensor, seed: int):
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002 # nnU-Net draws from it
     result = transforms(image=image.clone(), segmentation=segmentation.clone())
     assert "preferences" not in result
     return result["image"], result["segmentation"]
@@ -325,7 +325,7 @@ def load_batch(dataset, num_dimensions: int, transforms, batch_size: int = 4):
         dataset, batch_size, initial, PATCH[num_dimensions], LABELS, 0.5, transforms=transforms
     )
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002 # nnU-Net draws from it
     return next(loader)
 
 
@@ -345,10 +345,10 @@ def test_a_case_has_the_mined_stack_as_segmentation_and_all_else_from_nnunet(tmp
 
 
 def test_datasets_of_npz_files_are_wrapped_too(tmp_path):
-    _, mined = write_dataset(tmp_path, (4, 6, 5), num_cases=1)
+    _, mined = write_dataset(tmp_path, (6, 7, 5), num_cases=1)
     folder = tmp_path / "npz"
     folder.mkdir()
-    image = np.ones((1, 4, 6, 5), np.float32)
+    image = np.ones((1, 6, 7, 5), np.float32)
     nnUNetDatasetNumpy.save_case(image, image.astype(np.int16), {"a": 1}, str(folder / "case_0"))
     dataset = PreferenceDataset(nnUNetDatasetNumpy(str(folder)), mined)
     data, segmentation, _, properties = dataset.load_case("case_0")

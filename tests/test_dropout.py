@@ -402,6 +402,25 @@ def test_channel_granularity_drops_whole_channels(num_dimensions):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["linear", "attention", "attention, sequence first"])
+def test_channel_granularity_drops_a_feature_of_all_tokens(kind):
+    is_sequence_first = kind.endswith("first")
+    layer = nn.Linear(40, 40)
+    if kind != "linear":
+        layer = nn.MultiheadAttention(40, 2, batch_first=not is_sequence_first).eval()
+    dropout = StochasticDropout(nn.ModuleList([layer]), NUM_HEADS, "channel")
+    tokens = torch.randn((6, 2, 40) if is_sequence_first else (2, 6, 40))
+    torch.manual_seed(0)
+    with dropout.at(torch.tensor([0.0, 0.5])):
+        features = layer(tokens) if kind == "linear" else layer(tokens, tokens, tokens)[0]
+    features = features.transpose(0, 1) if is_sequence_first else features
+    assert count_dropped(features[0]) == 0
+    dropped = features[1] == 0
+    assert 0 < dropped[0].sum() < 40
+    assert torch.equal(dropped, dropped[:1].expand(6, -1))
+
+
+@torch.no_grad()
 def test_dropout_keeps_the_dtype_of_the_features():
     layer = nn.Linear(4, 8).to(torch.bfloat16)
     dropout = StochasticDropout(nn.Sequential(layer), NUM_HEADS)

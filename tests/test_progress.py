@@ -8,7 +8,13 @@ from matplotlib.image import imread
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunetv2_mapo.mining import RoundSummary
-from nnunetv2_mapo.progress import MINING_KEYS, STEP_KEYS, plot_progress, register_keys, round_values
+from nnunetv2_mapo.progress import (
+    MINING_KEYS,
+    STEP_KEYS,
+    plot_progress,
+    register_keys,
+    round_values,
+)
 from nnunetv2_mapo.schedule import Stage
 
 KEYS = (*STEP_KEYS, *MINING_KEYS)

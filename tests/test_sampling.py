@@ -39,6 +39,18 @@ def test_candidates_of_rate_zero_are_the_plain_predictions(make_network, num_dim
 
 
 @torch.no_grad()
+def test_each_window_has_its_own_candidates(make_network):
+    network = make_network()
+    windows = torch.randn(3, 1, 8, 8)
+    expected = network(windows).argmax(1)
+    assert len({tuple(window.flatten().tolist()) for window in expected}) == 3
+    dropout = StochasticDropout(network, 3)
+    candidates = dropout_candidates(network, dropout, windows, torch.zeros(2), CLASSES)
+    for candidate in (0, 1):
+        assert torch.equal(candidates[:, candidate].long(), expected)
+
+
+@torch.no_grad()
 def test_deep_supervision_gives_candidates_at_full_resolution(make_network):
     network = make_network(deep_supervision=True).train()
     windows = torch.randn(1, 1, 16, 16)

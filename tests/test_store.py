@@ -175,12 +175,12 @@ def test_a_foreign_manifest_is_described_line_by_line(mined):
     ]
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", "no JSON"])
-def test_an_unreadable_manifest_is_foreign(mined, content):
-    mined.folder.mkdir(parents=True)
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", "no JSON"])
+def test_an_unreadable_manifest_is_as_good_as_none(mined, content):
+    mined.write_case("case", some_stack(), [RECORD], (4, 4))
     (mined.folder / "manifest.json").write_text(content)
-    (difference,) = mined.find_foreign()
-    assert difference.endswith("manifest.json cannot be read")
+    assert mined.find_foreign() == []
+    assert mined.find_finished(["case"]) == {"case": [RECORD]}
 
 
 def test_a_round_pickles_for_spawned_workers(mined):
@@ -223,3 +223,13 @@ def test_hash_of_json_depends_on_values_and_not_on_the_order_of_keys():
     assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1})
     assert hash_json({"a": 1, "b": [1, 2]}) != hash_json({"a": 1, "b": [2, 1]})
     assert hash_json({"a": 1}) == hashlib.sha256(b'{"a": 1}').hexdigest()
+
+
+def test_a_flipped_bit_in_the_voxels_is_found_by_the_manifests_checksum(mined):
+    mined.write_case("case", some_stack(), [RECORD], (4, 4))
+    mined.write_manifest({"case": [RECORD]})
+    assert mined.find_finished(["case"]) == {"case": [RECORD]}
+    content = bytearray(mined.path("case").read_bytes())
+    content[len(content) // 2] ^= 1
+    mined.path("case").write_bytes(content)
+    assert mined.find_finished(["case"]) == {}

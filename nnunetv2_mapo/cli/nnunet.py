@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"nan|\d+\.\d+")
 _SHOWN = ("MAPO: ", "Predicting ", "Preprocessing", "Experiment planning", "Fingerprint extraction",
           "Using trainer", "Mean Validation Dice", "predicting ")  # fmt: skip
 _SHOWN_VALUES = ("loss/dpo", "rewards/accuracies")
-_WIDTH = 110  # characters of a shown line
+_WIDTH = 170  # characters of a shown line
 
 
 class CommandError(RuntimeError):
@@ -55,11 +55,10 @@ class NNUNet:
         return {
             **os.environ,
             **self.paths,
-            "nnUNet_def_n_proc": "2",  # else 8 processes, each of which imports nnU-Net
+            "nnUNet_def_n_proc": "1",  # else 8 processes, each of which imports nnU-Net
             "nnUNet_compile": "0",  # compiling takes longer than this training
             "nnUNet_wandb_enabled": "0",
-            # Threads that wait for each other cost a network this small more than they gain.
-            "OMP_THREAD_LIMIT": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other on a busy machine
             "PYTHONUNBUFFERED": "1",
         }
 

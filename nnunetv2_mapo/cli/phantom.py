@@ -21,10 +21,14 @@ LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
 # Intensities; the mean of tissue is 1. Chosen by eye: visible, but not at a glance.
 ORGAN_CONTRAST = 0.30
-LESION_CONTRAST = -0.2
-GRAIN = 0.12
+LESION_CONTRAST = 0.25
+GRAIN = 0.15
 NOISE = 0.10
 BIAS = 0.15
+
+# Mean radii as a share of the image's shortest axis.
+ORGAN_SIZE = 0.21
+LESION_SIZE = 0.11
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -55,10 +59,10 @@ def make_case(rng: np.random.Generator, shape: Sequence[int]) -> Case:
     centre = np.array(shape) / 2
     towards = rng.normal(size=len(shape))
     offset = 0.25 * centre * 2 * towards / np.abs(towards).max()
-    organ = make_blob(rng, shape, centre + offset, 0.19)
-    lookalike = make_blob(rng, shape, centre - offset, 0.19) & ~organ
-    lesion = make_blob(rng, shape, _point_inside(rng, organ), 0.085) & organ
-    spot = make_blob(rng, shape, _point_inside(rng, lookalike), 0.085) & lookalike
+    organ = make_blob(rng, shape, centre + offset, ORGAN_SIZE)
+    lookalike = make_blob(rng, shape, centre - offset, ORGAN_SIZE) & ~organ
+    lesion = make_blob(rng, shape, _point_inside(rng, organ), LESION_SIZE) & organ
+    spot = make_blob(rng, shape, _point_inside(rng, lookalike), LESION_SIZE) & lookalike
 
     image = 1 + BIAS * smooth_noise(rng, shape, min(shape) / 4)
     image += ORGAN_CONTRAST * (organ | lookalike) + LESION_CONTRAST * (lesion | spot)

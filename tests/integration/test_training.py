@@ -14,6 +14,8 @@ from nnunetv2_mapo.mining import Miner
 from nnunetv2_mapo.progress import MINING_KEYS, STEP_KEYS
 from nnunetv2_mapo.store import StoreError
 
+# nnU-Net divides 0 by 0 where a validation batch has no foreground.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 MakeTrainer = Callable[..., Any]
 
 
@@ -55,7 +57,7 @@ def test_training_runs_through_all_stages(make_trainer: MakeTrainer, configurati
     assert "round 1:" in log
     assert "round 2:" in log
     manifests = read_manifests(trainer)
-    assert list(sorted(manifests)) == ["round_01", "round_02"]
+    assert sorted(manifests) == ["round_01", "round_02"]
     assert all(list(m["cases"]) == [f"case_{n}" for n in range(4)] for m in manifests.values())
     logged = trainer.logger.local_logger.my_fantastic_logging
     assert {len(logged[key]) for key in (*STEP_KEYS, *MINING_KEYS)} == {6}
@@ -183,7 +185,7 @@ def test_a_stopped_training_continues_with_the_same_reference_and_pairs(
     trainer.run_training()
     assert trainer.current_epoch == 6
     after = read_manifests(trainer)
-    assert list(sorted(after)) == ["round_01", "round_02"]
+    assert sorted(after) == ["round_01", "round_02"]
     if kept is not None:
         assert reference.read_bytes() == kept
         assert after["round_01"] == before["round_01"]

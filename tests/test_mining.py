@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor
+
+from nnunetv2_mapo.dropout import StochasticDropout
+from nnunetv2_mapo.labels import Labels
+from nnunetv2_mapo.mining import (
+    Miner,
+    explain_no_pairs,
+    mine_round,
+    seeded,
+    summarize,
+    window_places,
+)
+from nnunetv2_mapo.store import Round, SampleRecord, StoreError
+
+CPU = torch.device("cpu")
+CLASSES = Labels(3)
+REGIONS = Labels(2, regions=((1, 2), (2,)))
+RATES = (0.0, 0.2, 0.5, 0.8)
+
+
+@pytest.fixture
+def make_miner(make_network):
+    def make(patch_size, labels=CLASSES, tau=1e-6, windows_per_forward=3) -> Miner:
+        network = make_network(len(patch_size), num_heads=labels.num_heads)
+        dropout = StochasticDropout(network, labels.num_heads)
+        return Miner(network, dropout, labels, RATES, tau, patch_size, windows_per_forward, CPU)
+
+    return make
+
+
+def some_case(shape: tuple[int, ...], seed: int = 0, num_labels: int = 3) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    image = torch.randn(1, *shape, generator=rng)
+    return image, torch.randint(0, num_labels, shape, generator=rng).short()
+
+
+def class_dice(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Independent of the package: scikit-learn's F1 of the foreground classes that are present."""
+    present = sorted(set(np.unique(prediction)) | set(np.unique(target)) - {0})
+    present = [label for label in present if label > 0]
+    if not present:
+        return 1.0
+    return f1_score(target.ravel(), prediction.ravel(), labels=present, average="macro")
+
+
+# Windows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch_size"),
+    [
+        ((8, 8, 8), (8, 8, 8)),
+        ((9, 16, 17), (8, 8, 8)),
+        ((20, 13, 31), (8, 4, 10)),
+        ((3, 8, 8), (8, 8)),
+        ((5, 17, 30), (8, 10)),
+        ((1, 4, 25), (4, 5)),
+    ],
+)
+def test_windows_cover_every_voxel_with_as_few_as_needed(shape, patch_size):
+    covered = np.zeros(shape, int)
+    places = list(window_places(shape, patch_size))
+    for place in places:
+        assert covered[place].shape == patch_size
+        covered[place] += 1
+    assert covered.min() == 1
+    in_plane = zip(shape[-len(patch_size) :], patch_size, strict=True)
+    per_slice = math.prod(math.ceil(size / patch) for size, patch in in_plane)
+    num_slices = shape[0] if len(patch_size) == 2 else 1
+    assert len(places) == num_slices * per_slice
+    # without a remainder, no voxel is computed twice
+    if all(size % patch == 0 for size, patch in zip(shape[::-1], patch_size[::-1], strict=False)):
+        assert covered.max() == 1
+
+
+# One case -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("windows_per_forward", [1, 3, 100])
+def test_the_first_candidate_is_the_plain_prediction_window_by_window(
+    make_miner, windows_per_forward
+):
+    for shape, patch_size in (((8, 16, 16), (8, 8, 8)), ((3, 16, 8), (8, 8))):
+        miner = make_miner(patch_size, windows_per_forward=windows_per_forward)
+        image, _ = some_case(shape)
+        expected = np.zeros(shape)
+        axes = range(3) if len(patch_size) == 3 else (1, 2)
+        for corner in itertools.product(
+            *(range(0, shape[axis], 8 if axis in axes else 1) for axis in range(3))
+        ):
+            place = tuple(
+                slice(low, low + 8) if axis in axes else low for axis, low in enumerate(corner)
+            )
+            with torch.no_grad():
+                logits = miner.network(image[(slice(None), *place)][None])
+            expected[place] = logits[0].argmax(0)
+        candidates = miner.segment(image)
+        assert candidates.shape == (len(RATES), *shape)
+        assert candidates.dtype == torch.uint8
+        assert np.array_equal(candidates[0], expected)
+        assert all((candidates[0] != other).any() for other in candidates[1:])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_3d_case_gives_one_pair_of_best_and_worst_candidate(make_miner, seed):
+    miner = make_miner((8, 8, 8))
+    image, segmentation = some_case((10, 9, 12), seed)
+    torch.manual_seed(seed)
+    candidates = miner.segment(image).numpy()
+    torch.manual_seed(seed)
+    mined = miner.mine(image, segmentation)
+    dice = [class_dice(candidate, segmentation.numpy()) for candidate in candidates]
+    (record,) = mined.records
+    assert record.dice == pytest.approx(dice, abs=1e-6)
+    assert record.chosen == int(np.argmax(dice))
+    assert record.rejected == int(np.argmin(dice))
+    assert np.array_equal(mined.chosen, candidates[record.chosen])
+    assert np.array_equal(mined.rejected, candidates[record.rejected])
+    assert record.num_disagreeing == int((mined.chosen != mined.rejected).sum()) > 0
+    assert record.num_voxels == 10 * 9 * 12
+    assert mined.chosen.dtype == mined.rejected.dtype == np.int16
+
+
+def test_a_2d_case_gives_one_record_and_one_pair_a_slice(make_miner):
+    miner = make_miner((8, 8))
+    image, segmentation = some_case((4, 12, 9))
+    torch.manual_seed(0)
+    candidates = miner.segment(image).numpy()
+    torch.manual_seed(0)
+    mined = miner.mine(image, segmentation)
+    assert mined.chosen.shape == (4, 12, 9)
+    assert len(mined.records) == 4
+    for plane, record in enumerate(mined.records):
+        dice = [class_dice(c[plane], segmentation[plane].numpy()) for c in candidates]
+        assert record.dice == pytest.approx(dice, abs=1e-6)
+        assert np.array_equal(mined.chosen[plane], candidates[np.argmax(dice), plane])
+        assert np.array_equal(mined.rejected[plane], candidates[np.argmin(dice), plane])
+        assert record.num_voxels == 12 * 9
+    assert len({record.chosen for record in mined.records}) > 1  # slices choose for themselves
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch_size"), [((5, 6, 11), (8, 8, 8)), ((2, 5, 6), (8, 8)), ((2, 5, 12), (8, 8))]
+)
+def test_a_case_smaller_than_the_patch_is_padded_with_zeros(make_miner, shape, patch_size):
+    miner = make_miner(patch_size)
+    image, segmentation = some_case(shape)
+    mined = miner.mine(image, segmentation)
+    assert mined.chosen.shape == mined.rejected.shape == shape
+    padding = [(0, 0)]
+    for size, patch in zip(shape, (0, *patch_size)[-3:], strict=True):
+        missing = max(patch - size, 0)
+        padding.append((missing // 2, missing - missing // 2))
+    padded = torch.from_numpy(np.pad(image.numpy(), padding))
+    inside = tuple(
+        slice(low, low + size) for (low, _), size in zip(padding[1:], shape, strict=True)
+    )
+    plain = miner.segment(padded)[0][inside]
+    samples = [...] if len(patch_size) == 3 else range(shape[0])
+    for sample, record in zip(samples, mined.records, strict=True):
+        dice = class_dice(plain[sample].numpy(), segmentation[sample].numpy())
+        assert record.dice[0] == pytest.approx(dice, abs=1e-6)
+
+
+def test_without_a_gap_of_tau_chosen_equals_rejected(make_miner):
+    miner = make_miner((8, 8, 8), tau=1.0)
+    image, segmentation = some_case((8, 8, 8))
+    mined = miner.mine(image, segmentation)
+    (record,) = mined.records
+    assert record.rejected is None
+    assert record.num_disagreeing == 0
+    assert np.array_equal(mined.chosen, mined.rejected)
+    assert max(record.dice) - min(record.dice) > 0  # there was something to choose
+
+
+@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
+def test_ignored_voxels_neither_disagree_nor_count(make_miner, patch_size):
+    labels = Labels(3, ignore_label=3)
+    miner = make_miner(patch_size, labels)
+    image, annotated = some_case((8, 8, 8))
+    ignored = torch.zeros(8, 8, 8, dtype=torch.bool)
+    ignored[:, 3:, ::2] = True
+    segmentation = torch.where(ignored, 3, annotated).short()
+    torch.manual_seed(0)
+    candidates = miner.segment(image)
+    torch.manual_seed(0)
+    mined = miner.mine(image, segmentation)
+    differs = torch.from_numpy(mined.chosen != mined.rejected)
+    assert not differs[ignored].any()
+    assert differs[~ignored].any()
+    for sample, record in enumerate(mined.records):
+        part = ... if len(patch_size) == 3 else sample
+        counted = ~ignored[part]
+        dice = [class_dice(c[part][counted], annotated[part][counted]) for c in candidates]
+        assert record.dice == pytest.approx(dice, abs=1e-6)
+
+
+def test_voxels_outside_the_image_are_background_of_the_target(make_miner):
+    miner = make_miner((8, 8, 8))
+    image, segmentation = some_case((8, 8, 8))
+    outside, background = segmentation.clone(), segmentation.clone()
+    outside[0], background[0] = -1, 0
+    torch.manual_seed(0)
+    expected = miner.mine(image, background)
+    torch.manual_seed(0)
+    assert miner.mine(image, outside).records == expected.records
+
+
+def test_regions_are_mined_as_bit_masks(make_miner):
+    miner = make_miner((8, 8, 8), REGIONS)
+    image, segmentation = some_case((8, 8, 8))
+    torch.manual_seed(1)
+    mined = miner.mine(image, segmentation)
+    with torch.no_grad():
+        is_on = (miner.network(image[None])[0] > 0).numpy()
+    whole, core = (segmentation > 0).numpy(), (segmentation == 2).numpy()
+    dice = (
+        f1_score(whole.ravel(), is_on[0].ravel()) + f1_score(core.ravel(), is_on[1].ravel())
+    ) / 2
+    (record,) = mined.records
+    assert record.dice[0] == pytest.approx(dice, abs=1e-6)
+    assert set(np.unique(mined.chosen)) | set(np.unique(mined.rejected)) == {0, 1, 2, 3}
+
+
+# A round ------------------------------------------------------------------------------------------
+
+
+class Cases:
+    """Cases by identifier, in memory, that remember which were loaded."""
+
+    def __init__(self, *identifiers: str) -> None:
+        self.cases = {name: some_case((8, 8, 9), seed) for seed, name in enumerate(identifiers)}
+        self.loaded: list[str] = []
+
+    def __call__(self, identifier: str) -> tuple[Tensor, np.ndarray]:
+        self.loaded.append(identifier)
+        image, segmentation = self.cases[identifier]
+        return image, segmentation[None].numpy()
+
+
+def round_in(folder, number: int = 1, **origin) -> Round:
+    return Round(folder, {"round": number, "policy": "p", **origin})
+
+
+def read_stacks(mined: Round, identifiers) -> dict[str, np.ndarray]:
+    return {identifier: mined.open_stack(identifier)[:] for identifier in identifiers}
+
+
+def test_a_round_stores_segmentation_chosen_and_rejected_of_every_case(tmp_path, make_miner):
+    load, mined = Cases("a", "b"), round_in(tmp_path / "round_01")
+    miner = make_miner((8, 8, 8))
+    summary = mine_round(miner, load, ["a", "b"], mined, seed=0)
+    for identifier in "ab":
+        image, segmentation = load.cases[identifier]
+        stack = mined.open_stack(identifier)[:]
+        assert np.array_equal(stack[0], segmentation)
+        with seeded(f"0/1/{identifier}", CPU):
+            expected = miner.mine(image, segmentation)
+        assert np.array_equal(stack[1], expected.chosen)
+        assert np.array_equal(stack[2], expected.rejected)
+        assert mined.find_finished([identifier]) == {identifier: expected.records}
+    assert (summary.num_samples, summary.num_pairs, summary.num_mined) == (2, 2, 2)
+    manifest = json.loads((mined.folder / "manifest.json").read_text())
+    assert list(manifest["cases"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
+def test_pairs_do_not_depend_on_the_order_of_the_cases(tmp_path, make_miner, patch_size):
+    stacks = []
+    for order in ("abc", "cab"):
+        mined = round_in(tmp_path / order)
+        torch.manual_seed(len(stacks))  # nor on what was drawn before
+        mine_round(make_miner(patch_size), Cases(*"abc"), list(order), mined, seed=0)
+        stacks.append(read_stacks(mined, "abc"))
+    for identifier in "abc":
+        assert np.array_equal(stacks[0][identifier], stacks[1][identifier])
+
+
+def test_seed_round_and_case_each_change_the_candidates(tmp_path, make_miner):
+    miner, load = make_miner((8, 8, 8)), Cases("a", "b")
+    load.cases["b"] = load.cases["a"]
+    dice = set()
+    for place, (number, seed) in enumerate([(1, 0), (2, 0), (1, 1)]):
+        mined = round_in(tmp_path / str(place), number)
+        mine_round(miner, load, ["a", "b"], mined, seed=seed)
+        found = mined.find_finished(["a", "b"])
+        dice |= {tuple(records[0].dice) for records in found.values()}
+    assert len(dice) == 6
+    assert len({values[0] for values in dice}) == 1  # the plain prediction is always the same
+
+
+def test_a_complete_round_is_not_mined_again(tmp_path, make_miner):
+    load, mined = Cases("a", "b"), round_in(tmp_path / "round_01")
+    first = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0)
+    load.loaded.clear()
+    again = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0)
+    assert load.loaded == []
+    assert again.num_mined == 0
+    assert (again.num_samples, again.num_pairs) == (first.num_samples, first.num_pairs)
+    assert again.dice_chosen == first.dice_chosen
+
+
+def test_only_a_missing_case_is_mined_again_and_comes_out_the_same(tmp_path, make_miner):
+    load, mined = Cases(*"abc"), round_in(tmp_path / "round_01")
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0)
+    before, records = read_stacks(mined, "abc"), mined.find_finished("abc")
+    mined.path("b").unlink()
+    load.loaded.clear()
+    summary = mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0)
+    assert load.loaded == ["b"]
+    assert summary.num_mined == 1
+    assert mined.find_finished("abc") == records
+    for identifier, stack in read_stacks(mined, "abc").items():
+        assert np.array_equal(stack, before[identifier])
+
+
+def test_an_interrupted_round_goes_on_and_has_its_manifest_last(tmp_path, make_miner):
+    load, mined = Cases(*"abc"), round_in(tmp_path / "round_01")
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), round_in(tmp_path / "whole"), seed=0)
+
+    def interrupted(identifier: str):
+        if identifier == "c":
+            raise KeyboardInterrupt
+        return load(identifier)
+
+    with pytest.raises(KeyboardInterrupt):
+        mine_round(make_miner((8, 8, 8)), interrupted, list("abc"), mined, seed=0)
+    assert sorted(file.name for file in mined.folder.iterdir()) == ["a.b2nd", "b.b2nd"]
+    load.loaded.clear()
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0)
+    assert load.loaded == ["c"]
+    assert (mined.folder / "manifest.json").is_file()
+    whole = read_stacks(round_in(tmp_path / "whole"), "abc")
+    for identifier, stack in read_stacks(mined, "abc").items():
+        assert np.array_equal(stack, whole[identifier])
+
+
+def test_cases_of_another_policy_are_mined_again(tmp_path, make_miner):
+    load = Cases("a")
+    mine_round(make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path), seed=0)
+    mine_round(make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path, policy="q"), seed=0)
+    assert load.loaded == ["a", "a"]
+
+
+def test_cases_without_a_pair_are_stored_with_chosen_equal_to_rejected(tmp_path, make_miner):
+    load, mined = Cases("a"), round_in(tmp_path)
+    summary = mine_round(make_miner((8, 8, 8), tau=1.0), load, ["a"], mined, seed=0)
+    stack = mined.open_stack("a")[:]
+    assert np.array_equal(stack[0], load.cases["a"][1])
+    assert np.array_equal(stack[1], stack[2])
+    assert summary.num_pairs == 0
+    assert math.isnan(summary.dice_chosen)
+
+
+def test_cases_that_cannot_be_read_back_are_named(tmp_path, make_miner, monkeypatch):
+    def write_nothing(self, identifier, *_args):
+        self.folder.mkdir(exist_ok=True)
+        self.path(identifier).write_bytes(b"")
+
+    monkeypatch.setattr(Round, "write_case", write_nothing)
+    mined = round_in(tmp_path / "round_01")
+    with pytest.raises(StoreError, match=r"cannot be read from .*round_01: \['a', 'b'\]"):
+        mine_round(make_miner((8, 8, 8)), Cases("a", "b"), ["a", "b"], mined, seed=0)
+    assert not (mined.folder / "manifest.json").exists()
+
+
+def test_seeding_repeats_and_leaves_torchs_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    drawn = []
+    for seed in ("0/1/a", "0/1/b", "0/1/a"):
+        with seeded(seed, CPU):
+            drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert torch.equal(torch.rand(3), expected)
+
+
+# Summary ------------------------------------------------------------------------------------------
+
+RECORDS = {
+    "a": [
+        SampleRecord([0.75, 1.0, 0.5], chosen=1, rejected=2, num_disagreeing=10, num_voxels=100),
+        SampleRecord(
+            [0.25, 0.25, 0.25], chosen=0, rejected=None, num_disagreeing=0, num_voxels=100
+        ),
+    ],
+    "b": [SampleRecord([0.5, 0.0, 0.25], chosen=0, rejected=1, num_disagreeing=3, num_voxels=10)],
+}
+
+
+def test_summary_by_hand():
+    summary = summarize(RECORDS, num_mined=1, seconds=2.5)
+    assert summary.num_samples == 3
+    assert summary.num_pairs == 2
+    assert summary.dice_plain == pytest.approx((0.75 + 0.25 + 0.5) / 3)
+    assert summary.dice_chosen == pytest.approx((1.0 + 0.5) / 2)
+    assert summary.dice_rejected == pytest.approx((0.5 + 0.0) / 2)
+    assert summary.disagreement == pytest.approx((0.1 + 0.3) / 2)
+    assert summary.gaps == [0.5, 0.0, 0.5]
+    assert (summary.num_mined, summary.seconds) == (1, 2.5)
+    assert str(summary) == (
+        "2 pairs / 3 samples, Dice plain 0.5000, of the pairs chosen 0.7500, rejected 0.2500, "
+        "disagreement 20.00% of the voxels; 1 cases mined in 2.5 s"
+    )
+
+
+def test_summary_without_pairs_has_nan_for_what_only_pairs_have():
+    summary = summarize({"a": RECORDS["a"][1:]}, num_mined=0, seconds=0.0)
+    assert summary.num_pairs == 0
+    assert summary.dice_plain == 0.25
+    for value in (summary.dice_chosen, summary.dice_rejected, summary.disagreement):
+        assert math.isnan(value)
+    assert str(summary) == "0 pairs / 1 samples, Dice plain 0.2500; 0 cases mined in 0.0 s"
+
+
+def test_no_pairs_are_explained_with_gaps_and_tau():
+    samples = [
+        SampleRecord([0.5, 0.5 + gap], chosen=1, rejected=None, num_disagreeing=0, num_voxels=1)
+        for gap in (0.0125, 0.025, 0.05)
+    ]
+    summary = summarize({"a": samples}, num_mined=1, seconds=0.0)
+    message = explain_no_pairs(summary, tau=0.3, rates=(0.0, 0.125))
+    assert message.startswith("WARNING: this round has NO preference pair")
+    assert "tau = 0.3 between two candidates" in message
+    assert "largest gap of any sample is 0.0500, the median 0.0250" in message
+    assert "dropout rates up to 0.125, plain Dice 0.5000" in message
+    assert "half of the samples would have a pair at 0.025" in message

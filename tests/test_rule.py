@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nnunetv2
+import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities import find_class_by_name
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+
+from nnunetv2_mapo import rule
+from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.trainer import MAPOTrainer
+
+TRAINER_CONFIGS = Path(__file__).parents[1] / "trainer_configs"
+INSTALLED = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer", "variants", "mapo")
+PAPER = MAPOConfig(
+    tau=0.3,
+    beta=0.1,
+    lambda_supervised=0.5,
+    likelihood="image",
+    preference_dropout=False,
+    num_epochs_2d=300,
+    num_epochs_3d=1300,
+    adam_learning_rate=1e-4,
+)
+
+
+@pytest.fixture(autouse=True)
+def checkout(monkeypatch):
+    """nnU-Net finds this checkout through nnUNet_extTrainer, and no installed copy of it."""
+
+    def iter_modules(folders):
+        return [] if Path(folders[0]) == INSTALLED else pkgutil.iter_modules(folders)
+
+    monkeypatch.setattr(find_class_by_name, "pkgutil", SimpleNamespace(iter_modules=iter_modules))
+    monkeypatch.setenv("nnUNet_extTrainer", str(TRAINER_CONFIGS))
+    rule._combine.cache_clear()
+    yield
+    rule._combine.cache_clear()
+
+
+@pytest.fixture
+def own_folder(monkeypatch, tmp_path) -> Path:
+    """A user's folder of trainers, named in nnUNet_extTrainer behind the plugin's."""
+    folder = tmp_path / "own_trainers"
+    folder.mkdir()
+    monkeypatch.setenv("nnUNet_extTrainer", f"{TRAINER_CONFIGS}{os.pathsep}{folder}")
+    return folder
+
+
+IMPORTS = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.trainer import MAPOTrainer, nnUNetTrainer_MAPO
+"""
+
+
+# What nnU-Net finds -------------------------------------------------------------------------------
+
+
+def test_without_the_plugin_nothing_of_it_is_found(monkeypatch):
+    monkeypatch.delenv("nnUNet_extTrainer")
+    with pytest.raises(RuntimeError, match="Could not find requested nnunet trainer"):
+        find("nnUNetTrainer_MAPO")
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "config"),
+    [
+        ("nnUNetTrainer_MAPO", "nnUNetTrainer", MAPOConfig()),
+        ("nnUNetTrainer_MAPO_NoPreference", "nnUNetTrainer", MAPOConfig(num_rounds=0)),
+        ("nnUNetTrainer_MAPO_Paper", "nnUNetTrainer", PAPER),
+        ("nnUNetTrainerDA5_MAPO", "nnUNetTrainerDA5", MAPOConfig()),
+        ("nnUNetTrainer_5epochs_MAPO", "nnUNetTrainer_5epochs", MAPOConfig()),
+        ("nnUNet_Primus_M_Trainer_MAPO", "nnUNet_Primus_M_Trainer", MAPOConfig()),
+        ("nnUNetTrainerDA5_MAPO_Paper", "nnUNetTrainerDA5", PAPER),
+        ("nnUNetTrainerDA5_MAPO_NoPreference", "nnUNetTrainerDA5", MAPOConfig(num_rounds=0)),
+    ],
+)
+def test_trainer_is_found_by_its_name(name, base, config):
+    trainer = find(name)
+    assert trainer.__name__ == name  # nnU-Net names the results folder after it
+    assert trainer.mapo == config
+    trainer.mapo.validate()
+    order = [parent.__name__ for parent in trainer.__mro__]
+    assert order.index("MAPOTrainer") < order.index(base)
+    assert issubclass(trainer, MAPOTrainer)
+    assert issubclass(trainer, nnUNetTrainer)
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerDA5_MAPO", "nnUNetTrainerDA5_MAPO_Paper"])
+def test_a_combined_trainer_is_the_mixin_in_front_of_the_base(name):
+    trainer = find(name)
+    assert trainer.__bases__ == (MAPOTrainer, find("nnUNetTrainerDA5"))
+    assert trainer.__init__ is find("nnUNetTrainerDA5").__init__
+    assert find(name) is trainer  # the same class each time
+
+
+def test_every_stock_trainer_is_still_found():
+    for folder in Path(nnunetv2.__path__[0], "training", "nnUNetTrainer").rglob("*.py"):
+        if INSTALLED in folder.parents or folder.stem == "__init__":
+            continue
+        for line in folder.read_text().splitlines():
+            if line.startswith("class nnUNet"):
+                name = line.removeprefix("class ").split("(")[0].rstrip(":")
+                assert find(name).__name__ == name
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+
+def test_an_unknown_base_is_named_and_a_close_name_suggested():
+    with pytest.raises(RuntimeError) as error:
+        find("nnUNetTrainerDA6_MAPO")
+    message = str(error.value)
+    assert "nnU-Net knows no trainer nnUNetTrainerDA6." in message
+    assert "Did you mean" in message
+    assert "nnUNetTrainerDA5" in message
+
+
+def test_a_name_like_no_other_gets_no_suggestion():
+    with pytest.raises(RuntimeError, match="nnU-Net knows no trainer Qxyzzy") as error:
+        find("Qxyzzy_MAPO")
+    assert "Did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("base", ["nnUNetTrainer", "nnUNetTrainerDA5"])
+def test_an_unknown_variant_is_named_with_those_there_are(base):
+    with pytest.raises(RuntimeError) as error:
+        find(f"{base}_MAPO_tau99")
+    message = str(error.value)
+    assert "there is no trainer nnUNetTrainer_MAPO_tau99" in message
+    assert "nnUNetTrainer_MAPO_NoPreference" in message
+    assert "nnUNetTrainer_MAPO_Paper" in message
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainer_MAPO_MAPO", "nnUNetTrainerDA5_MAPO_MAPO"])
+def test_mapo_twice_is_refused(name):
+    with pytest.raises(RuntimeError, match="asks for the variant MAPO of MAPO"):
+        find(name)
+
+
+def test_mapo_on_top_of_a_trainer_that_has_it_already_is_refused(own_folder):
+    (own_folder / "with_mapo.py").write_text(IMPORTS + "class Mine(nnUNetTrainer_MAPO):\n    pass")
+    with pytest.raises(RuntimeError, match="Mine_MAPO"):
+        find("Mine_MAPO")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nnUNetTrainer", "nnUNetTrainer_mapo", "MAPO", "_MAPO", "nnUNetTrainerMAPO", "X_MAPO_",
+     "__path__", "__file__", "X_MAPOs", "a b_MAPO", ""],
+)  # fmt: skip
+def test_other_names_are_refused_at_once(monkeypatch, name):
+    def search(_name):
+        pytest.fail("nothing is to be searched")
+
+    monkeypatch.setattr(rule, "_search", search)
+    with pytest.raises(AttributeError, match="no trainer is called"):
+        rule.find_trainer(name)
+
+
+# A user's own trainers ----------------------------------------------------------------------------
+
+
+def test_a_class_of_this_very_name_wins_over_the_rule(own_folder):
+    (own_folder / "foo.py").write_text(
+        IMPORTS + "class Foo_MAPO(MAPOTrainer, nnUNetTrainer):\n    mine = True"
+    )
+    assert find("Foo_MAPO").mine
+
+
+def test_a_class_of_this_very_name_wins_even_if_the_base_exists(own_folder):
+    (own_folder / "foo.py").write_text(
+        IMPORTS + "class nnUNetTrainerDA5_MAPO(MAPOTrainer, nnUNetTrainer):\n    mine = True"
+    )
+    assert find("nnUNetTrainerDA5_MAPO").mine
+
+
+def test_a_third_partys_trainer_is_a_base(own_folder):
+    (own_folder / "umamba.py").write_text(
+        IMPORTS + "class nnUNetTrainerUMambaBot(nnUNetTrainer):\n    third_party = True"
+    )
+    trainer = find("nnUNetTrainerUMambaBot_MAPO")
+    assert trainer.third_party
+    assert issubclass(trainer, MAPOTrainer)
+    assert find("nnUNetTrainerUMambaBot_MAPO_Paper").mapo == PAPER
+
+
+def test_a_users_variant_is_combined_with_every_base(own_folder):
+    (own_folder / "tau.py").write_text(
+        IMPORTS + "class nnUNetTrainer_MAPO_tau02(nnUNetTrainer_MAPO):\n"
+        '    """A smaller gap."""\n\n    mapo = MAPOConfig(tau=0.2)'
+    )
+    assert find("nnUNetTrainer_MAPO_tau02").mapo == MAPOConfig(tau=0.2)
+    assert find("nnUNetTrainerDA5_MAPO_tau02").mapo == MAPOConfig(tau=0.2)
+
+
+def test_a_variant_with_methods_is_not_combined(own_folder):
+    (own_folder / "stepping.py").write_text(
+        IMPORTS + "class nnUNetTrainer_MAPO_Stepping(nnUNetTrainer_MAPO):\n"
+        "    def train_step(self, batch):\n        return super().train_step(batch)"
+    )
+    assert find("nnUNetTrainer_MAPO_Stepping").__name__ == "nnUNetTrainer_MAPO_Stepping"
+    with pytest.raises(RuntimeError, match=r"is more than a configuration .*'train_step'"):
+        find("nnUNetTrainerDA5_MAPO_Stepping")
+
+
+def test_an_error_inside_a_users_module_is_not_hidden(own_folder):
+    (own_folder / "broken.py").write_text("raise RuntimeError('broken on purpose')")
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        find("nnUNetTrainerDA5_MAPO")
+
+
+def test_a_failed_search_does_not_disturb_the_next_one():
+    with pytest.raises(RuntimeError):
+        find("nnUNetTrainerDA6_MAPO")
+    assert not rule._in_search
+    assert find("nnUNetTrainerDA5_MAPO").__name__ == "nnUNetTrainerDA5_MAPO"
+
+
+# Import time --------------------------------------------------------------------------------------
+
+MEASURE = """
+import importlib, sys, time
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+folder, *names = sys.argv[1:]
+sys.path.insert(0, folder)
+before = set(sys.modules)
+seconds = []
+for _ in range(5):
+    for name in set(sys.modules) - before:
+        if name.split(".")[0] in ("nnunetv2_mapo", *names):
+            del sys.modules[name]
+    started = time.perf_counter()
+    for name in names:
+        importlib.import_module(name)
+    seconds.append(time.perf_counter() - started)
+packages = {name.split(".")[0] for name in set(sys.modules) - before}
+print(min(seconds), *sorted(packages - sys.stdlib_module_names - set(names)))
+"""
+
+
+def test_all_trainer_configs_import_within_100_ms_and_nothing_that_nnunet_does_not():
+    names = sorted(file.stem for file in TRAINER_CONFIGS.glob("*.py") if file.stem != "__init__")
+    assert len(names) >= 4
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(TRAINER_CONFIGS), *names],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds, *packages = result.stdout.split()
+    assert float(seconds) < 0.1
+    assert packages == ["nnunetv2_mapo"]
