@@ -45,7 +45,8 @@ class nnUNetTrainer_MAPO_TwoRounds(nnUNetTrainer_MAPO):
 
     mapo = MAPOConfig(
         num_rounds=2,
-        rates_2d=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),  # as in 3D: few steps, early pairs
+        rates_2d=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),  # high ones: pairs after few steps
+        rates_3d=(0.0, 0.05, 0.1, 0.15, 0.2),
         adam_learning_rate=0.002,  # Adam needs fewer steps than nnU-Net's SGD
     )
 
@@ -84,7 +85,7 @@ class Size:
 
 SIZES = {
     "2d": Size((64, 64), ".png", 40, 4, 12, (8, 16, 32, 64), 8, 9, 60),
-    "3d_fullres": Size((28, 28, 28), ".nii.gz", 20, 3, 8, (8, 16, 32), 2, 9, 60),
+    "3d_fullres": Size((28, 28, 28), ".nii.gz", 20, 3, 8, (8, 16, 32), 2, 9, 70),
 }
 
 

@@ -26,9 +26,10 @@ GRAIN = 0.15
 NOISE = 0.10
 BIAS = 0.15
 
-# Mean radii as a share of the image's shortest axis.
-ORGAN_SIZE = 0.21
-LESION_SIZE = 0.11
+# Mean radii as a share of the image's shortest axis, by its number of axes: a ball of the same
+# radius fills less of a volume than a disk fills of an area.
+ORGAN_SIZE = {2: 0.21, 3: 0.26}
+LESION_SIZE = {2: 0.11, 3: 0.14}
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -59,10 +60,10 @@ def make_case(rng: np.random.Generator, shape: Sequence[int]) -> Case:
     centre = np.array(shape) / 2
     towards = rng.normal(size=len(shape))
     offset = 0.25 * centre * 2 * towards / np.abs(towards).max()
-    organ = make_blob(rng, shape, centre + offset, ORGAN_SIZE)
-    lookalike = make_blob(rng, shape, centre - offset, ORGAN_SIZE) & ~organ
-    lesion = make_blob(rng, shape, _point_inside(rng, organ), LESION_SIZE) & organ
-    spot = make_blob(rng, shape, _point_inside(rng, lookalike), LESION_SIZE) & lookalike
+    organ = make_blob(rng, shape, centre + offset, ORGAN_SIZE[len(shape)])
+    lookalike = make_blob(rng, shape, centre - offset, ORGAN_SIZE[len(shape)]) & ~organ
+    lesion = make_blob(rng, shape, _point_inside(rng, organ), LESION_SIZE[len(shape)]) & organ
+    spot = make_blob(rng, shape, _point_inside(rng, lookalike), LESION_SIZE[len(shape)]) & lookalike
 
     image = 1 + BIAS * smooth_noise(rng, shape, min(shape) / 4)
     image += ORGAN_CONTRAST * (organ | lookalike) + LESION_CONTRAST * (lesion | spot)

@@ -7,7 +7,6 @@ from the profiler's record of every single allocation; the inputs do not count.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
