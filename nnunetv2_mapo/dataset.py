@@ -83,9 +83,9 @@ class TakeOff(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships 
         """Move the two channels to their own key."""
         if _KEY not in data_dict:
             segmentation = data_dict["segmentation"]
-            preferences = segmentation[[CHOSEN, REJECTED]]
+            preferences = segmentation[CHOSEN : REJECTED + 1]
             # Interpolation may push the padding (-1) further into one than into the other.
-            preferences[:, (preferences < 0).any(0)] = 0
+            preferences = preferences * (preferences.amin(0) >= 0)
             data_dict["segmentation"] = _without_preferences(segmentation)
             data_dict[_KEY] = preferences
         return data_dict

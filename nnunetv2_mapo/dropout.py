@@ -137,18 +137,21 @@ def dropout_multiplier(rates: Tensor, shape: Sequence[int]) -> Tensor:
         Independent factors, float32; exactly 1 everywhere in samples of rate 0.
     """
     rates = rates.float().view(-1, *[1] * (len(shape) - 1))
-    return _keep_mask(rates, shape).float().mul_(1 / (1 - rates))
+    return _keep(rates, shape).mul_(1 / (1 - rates))
 
 
-def _keep_mask(rates: Tensor, shape: Sequence[int]) -> Tensor:
+def _keep(rates: Tensor, shape: Sequence[int]) -> Tensor:
+    """1 where an element is kept, 0 where it is dropped, float32."""
     if torch.compiler.is_compiling():  # fused into the multiplication, no noise in memory
-        return torch.rand(shape, device=rates.device) >= rates
+        return (torch.rand(shape, device=rates.device) >= rates).float()
     # Eager random numbers cost more than the convolution of a thin layer. One 64-bit draw gives
     # four 16-bit numbers; a rate is met to within 2^-17.
     num_elements = torch.Size(shape).numel()
     words = torch.empty((num_elements + 3) // 4, dtype=torch.int64, device=rates.device)
     noise = words.random_(-(2**63), None).view(torch.int16)[:num_elements].view(shape)
-    return noise >= (rates * 2**16 - 2**15).round().clamp(max=2**15 - 1).to(torch.int16)
+    threshold = (rates * 2**16 - 2**15).round().clamp(max=2**15 - 1).to(torch.int16)
+    # Straight to float: a mask in between is two more passes over memory.
+    return torch.ge(noise, threshold, out=torch.empty(shape, device=rates.device))
 
 
 def sample_rates(rates: Sequence[float], num_samples: int, device: torch.device) -> Tensor:

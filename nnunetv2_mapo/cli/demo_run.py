@@ -21,6 +21,7 @@ import random
 
 import numpy as np
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_mapo import MAPOConfig, nnUNetTrainer_MAPO
@@ -39,6 +40,11 @@ class nnUNetTrainerDemo(nnUNetTrainer):
         torch.manual_seed(0)
         torch.set_num_threads(1)  # more threads cost a network this small more than they gain
 
+    def configure_optimizers(self):
+        # Adam needs fewer steps than nnU-Net's SGD; the schedule is nnU-Net's.
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.003)
+        return optimizer, PolyLRScheduler(optimizer, 0.003, self.num_epochs)
+
 
 class nnUNetTrainer_MAPO_TwoRounds(nnUNetTrainer_MAPO):
     """A variant of MAPO is a class with other settings."""
@@ -47,7 +53,6 @@ class nnUNetTrainer_MAPO_TwoRounds(nnUNetTrainer_MAPO):
         num_rounds=2,
         rates_2d=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),  # high ones: pairs after few steps
         rates_3d=(0.0, 0.05, 0.1, 0.15, 0.2),
-        adam_learning_rate=0.002,  # Adam needs fewer steps than nnU-Net's SGD
     )
 
 

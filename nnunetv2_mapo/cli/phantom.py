@@ -59,7 +59,7 @@ def make_case(rng: np.random.Generator, shape: Sequence[int]) -> Case:
     """
     centre = np.array(shape) / 2
     towards = rng.normal(size=len(shape))
-    offset = 0.25 * centre * 2 * towards / np.abs(towards).max()
+    offset = 0.5 * centre * towards / np.abs(towards).max()  # halfway to a side
     organ = make_blob(rng, shape, centre + offset, ORGAN_SIZE[len(shape)])
     lookalike = make_blob(rng, shape, centre - offset, ORGAN_SIZE[len(shape)]) & ~organ
     lesion = make_blob(rng, shape, _point_inside(rng, organ), LESION_SIZE[len(shape)]) & organ
