@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def _shrink(plans: dict[str, Any]) -> None:
         )
 
 
+def _with_residual_encoder(plans: dict[str, Any]) -> dict[str, Any]:
+    """The same plans with the network of nnU-Net's ResEnc presets."""
+    plans = {**deepcopy(plans), "plans_name": "resenc"}
+    for name in ("2d", "3d_fullres"):
+        architecture = plans["configurations"][name]["architecture"]
+        architecture["network_class_name"] = (
+            "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+        )
+        kwargs = architecture["arch_kwargs"]
+        kwargs["n_blocks_per_stage"] = kwargs.pop("n_conv_per_stage")
+    return plans
+
+
 @pytest.fixture(scope="session")
 def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with nnU-Net's three folders; the data set in it is preprocessed."""
@@ -78,6 +92,7 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plans = json.loads(plans_file.read_text())
     _shrink(plans)
     plans_file.write_text(json.dumps(plans))
+    (plans_file.parent / "resenc.json").write_text(json.dumps(_with_residual_encoder(plans)))
     nnunet.preprocess([990], configurations=("2d", "3d_fullres"), num_processes=(1, 1))
     os.environ["nnUNet_n_proc_DA"] = "0"
     names = [f"case_{number}" for number in range(6)]
@@ -102,6 +117,7 @@ def make_trainer(
         name: str = "nnUNetTrainerTiny_MAPO_tiny",
         configuration: str = "3d_fullres",
         *,
+        plans: str = "nnUNetPlans",
         continue_training: bool = False,
     ) -> Any:
         trainer = get_trainer_from_args(
@@ -109,6 +125,7 @@ def make_trainer(
             configuration,
             0,
             name,
+            plans,
             continue_training=continue_training,
             device=torch.device("cpu"),
         )

@@ -72,6 +72,25 @@ def test_training_runs_through_all_stages(make_trainer: MakeTrainer, configurati
     assert not list(folder.rglob("*.unfinished"))
 
 
+@pytest.mark.parametrize(
+    ("name", "plans"),
+    [
+        ("nnUNetTrainer_5epochs_MAPO_tiny", "nnUNetPlans"),
+        ("nnUNetTrainerDA5_MAPO_tiny", "nnUNetPlans"),
+        ("nnUNetTrainerTiny_MAPO_tiny", "resenc"),
+    ],
+)
+def test_other_trainers_and_networks_pass_a_round(
+    make_trainer: MakeTrainer, name: str, plans: str
+) -> None:
+    trainer = make_trainer(name, plans=plans)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = 2, 2
+    trainer.num_val_iterations_per_epoch = 1
+    trainer.run_training()
+    assert list(read_manifests(trainer)) == ["round_01"]
+    assert math.isfinite(trainer.logger.get_value("loss/dpo", -1))
+
+
 def test_a_2d_configuration_mines_every_slice(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(configuration="2d")
     stop_in_epoch(trainer, epoch=2)
