@@ -56,6 +56,7 @@ class NNUNet:
             **os.environ,
             **self.paths,
             "nnUNet_def_n_proc": "1",  # else 8 processes, each of which imports nnU-Net
+            "nnUNet_n_proc_DA": "1",  # whatever the user has set: the planner fails with 0
             "nnUNet_compile": "0",  # compiling takes longer than this training
             "nnUNet_wandb_enabled": "0",
             "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other on a busy machine

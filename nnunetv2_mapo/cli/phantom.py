@@ -21,7 +21,7 @@ LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
 # Intensities; the mean of tissue is 1. Chosen by eye: visible, but not at a glance.
 ORGAN_CONTRAST = 0.30
-LESION_CONTRAST = 0.25
+LESION_CONTRAST = 0.4
 GRAIN = 0.15
 NOISE = 0.10
 BIAS = 0.15
