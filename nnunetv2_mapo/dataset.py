@@ -7,13 +7,16 @@ deep supervision …) they are taken off, and put back behind the finished targe
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, SegOnlyTransform
 from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from nnunetv2_mapo.store import Round
 
@@ -59,9 +62,8 @@ def carry_preferences(transforms: BasicTransform) -> ComposeTransforms:
         (place for place, step in enumerate(steps) if isinstance(step, _SEGMENTATION_ONLY)),
         len(steps),
     )
-    return ComposeTransforms(
-        [DropEqual(), *steps[:first], TakeOff(), *steps[first:], PutBack()],
-    )
+    moving = [MoveDisagreement(step) if _is_sparse(step) else step for step in steps[:first]]
+    return ComposeTransforms([DropEqual(), *moving, TakeOff(), *steps[first:], PutBack()])
 
 
 class DropEqual(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types
@@ -74,6 +76,79 @@ class DropEqual(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ship
             data_dict["segmentation"] = _without_preferences(segmentation)
             data_dict[_KEY] = None
         return data_dict
+
+
+class MoveDisagreement(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types
+    """nnU-Net's spatial transform; chosen and rejected only where they can differ afterwards.
+
+    Interpolating labels is most of the time of augmentation, and elsewhere the two would come out
+    equal, which the loss does not see. There they are 0; where they differ they are what the
+    transform gives.
+
+    Args:
+        transform: The trainer's transform, linear in its interpolation of labels.
+    """
+
+    def __init__(self, transform: SpatialTransform) -> None:
+        self.transform = transform
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        """Draw rotation, scale and crop as the transform does."""
+        parameters: dict[str, Any] = self.transform.get_parameters(**data_dict)
+        return parameters
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Move the image and every channel of the segmentation to the patch."""
+        segmentation: Tensor = data_dict["segmentation"]
+        grid: Any = params.get("grid")  # None: no interpolation, the patch is a crop
+        folded = "nchannels_seg" in data_dict  # the slices of a volume are channels (dummy 2D)
+        is_sparse = grid is not None and not folded and _KEY not in data_dict
+        if is_sparse:
+            data_dict["segmentation"] = _without_preferences(segmentation)
+        moved: dict[str, Any] = self.transform.apply(data_dict, **params)
+        if is_sparse:
+            preferences = self._move(segmentation[CHOSEN : REJECTED + 1], grid)
+            rest = moved["segmentation"]
+            moved["segmentation"] = torch.cat((rest[:CHOSEN], preferences, rest[CHOSEN:]))
+        return moved
+
+    def _move(self, preferences: Tensor, grid: Tensor) -> Tensor:
+        near = self._near_disagreement(preferences, grid)
+        points = grid[near]  # (num_points, dim)
+        moved = preferences.new_zeros((2, *near.shape))
+        if len(points):
+            line = copy.copy(self.transform)
+            line.patch_size = (len(points), *[1] * (points.shape[1] - 1))  # a patch of one row
+            row = line._apply_to_segmentation(preferences, grid=points.view(*line.patch_size, -1))
+            moved[:, near] = row.flatten(1)
+        return moved
+
+    def _near_disagreement(self, preferences: Tensor, grid: Tensor) -> Tensor:
+        """Mark the points of the patch between whose neighbours is a disagreement voxel."""
+        near = _dilate(preferences[0] != preferences[1])
+        return grid_sample(
+            near[None, None].float(),
+            grid[None],
+            mode="nearest",
+            padding_mode=self.transform._get_grid_sample_padding_mode(
+                self.transform.border_mode_seg
+            ),
+            align_corners=self.transform.align_corners,
+        )[0, 0].bool()
+
+
+def _dilate(mask: Tensor) -> Tensor:
+    """Grow a mask by one voxel along every axis and diagonal."""
+    for axis, length in enumerate(mask.shape):
+        grown = mask.clone()
+        grown.narrow(axis, 1, length - 1).logical_or_(mask.narrow(axis, 0, length - 1))
+        grown.narrow(axis, 0, length - 1).logical_or_(mask.narrow(axis, 1, length - 1))
+        mask = grown
+    return mask
+
+
+def _is_sparse(step: BasicTransform) -> bool:
+    return isinstance(step, SpatialTransform) and step.mode_seg in ("bilinear", "nearest")
 
 
 class TakeOff(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types

@@ -29,7 +29,12 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoD
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_preferences
+from nnunetv2_mapo.dataset import (
+    MoveDisagreement,
+    PreferenceDataset,
+    carry_preferences,
+    split_preferences,
+)
 from nnunetv2_mapo.store import Round, SampleRecord, stack_preferences
 
 PATCH = {2: (16, 16), 3: (12, 12, 12)}
@@ -124,6 +129,33 @@ def test_every_trainers_own_transforms_carry_preferences(num_dimensions, trainer
         assert len(coarser) == len(SCALES[num_dimensions]) - 1
         assert torch.equal(preferences[0], target[0])
         assert torch.equal(preferences[1], 1 - target[0])
+
+
+@in_2d_and_3d
+@pytest.mark.parametrize("mode_seg", ["bilinear", "nearest"])
+@pytest.mark.parametrize("border_mode_seg", ["constant", "border", "reflection"])
+def test_chosen_and_rejected_differ_exactly_where_the_plain_transform_makes_them(
+    num_dimensions, mode_seg, border_mode_seg
+):
+    # so small a volume that the rotated patch reaches far outside
+    shape = [size + 4 for size in PATCH[num_dimensions]]
+    chosen = blobs(shape) + blobs(shape, seed=1)
+    rejected = torch.where(blobs(shape, seed=2) * blobs(shape, seed=3) == 1, 2 - chosen, chosen)
+    stack = torch.cat((chosen, chosen, rejected))
+    transform = SpatialTransform(
+        PATCH[num_dimensions], 0, False, p_elastic_deform=0.5, p_rotation=1, p_scaling=1,
+        mode_seg=mode_seg, border_mode_seg=border_mode_seg, padding_value_seg=-1,
+    )  # fmt: skip
+    for seed in range(8):
+        image, plain = augment(transform, stack.float(), stack, seed)
+        same_image, moved = augment(MoveDisagreement(transform), stack.float(), stack, seed)
+        assert torch.equal(same_image, image)
+        assert torch.equal(moved[0], plain[0])
+        differ = plain[1] != plain[2]
+        assert differ.any()
+        assert not differ.all()
+        assert torch.equal(moved[1:, differ], plain[1:, differ])
+        assert torch.equal(moved[1, ~differ], moved[2, ~differ])
 
 
 def test_preferences_are_carried_through_dummy_2d_augmentation():
