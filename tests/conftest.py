@@ -9,6 +9,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
+torch.set_num_threads(1)  # networks this small lose more to further threads than they gain
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {
     "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
