@@ -205,7 +205,9 @@ def mine_round(
         mined.forget_manifest()
     num_pairs = 0
     with tqdm(missing[rank::world_size], desc="mining", unit="case", disable=rank > 0) as progress:
-        for identifier in progress:
+        for number, identifier in enumerate(progress):
+            if is_shared and number % 20 == 0 and number < len(missing) // world_size:
+                dist.barrier()  # often enough for no rank to wait until the backend's time is up
             image, segmentation = load_case(identifier)
             with seeded(f"{seed}/{mined.origin['round']}/{identifier}", miner.device):
                 case = miner.mine(image, torch.from_numpy(segmentation[0]))

@@ -132,8 +132,8 @@ class MAPOTrainer(Continuable):
     def _start_from_warmup(self) -> None:
         """Best warm-up weights become the policy and, frozen, the reference; no momentum."""
         best, epoch = self._folder / BEST, self.current_epoch
+        self._barrier()  # the first rank may still be writing it
         if self.mapo.start_from == "best" and best.is_file() and not self.disable_checkpointing:
-            self._barrier()  # the first rank may still be writing it
             checkpoint = torch.load(best, map_location=self.device, weights_only=False)
             self._plain_network().load_state_dict(checkpoint["network_weights"])
             epoch = checkpoint["current_epoch"]

@@ -1,32 +1,32 @@
 """Small preprocessed data sets, made by nnU-Net itself, for all integration tests."""
 
-import json
+import multiprocessing.dummy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nnunetv2
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
-from prepare import prepare
+from prepare import draw_boxes, prepare, write_dataset
 
 DATASET = "Dataset990_Boxes"
 HERE = Path(__file__).parent
-SHAPE = (12, 20, 20)
 
 
-def _write_case(folder: Path, name: str, rng: np.random.Generator) -> None:
-    segmentation = np.zeros(SHAPE, np.uint8)
-    low = rng.integers(2, 5, 3)
-    segmentation[tuple(slice(start, start + 7) for start in low)] = 1
-    segmentation[tuple(slice(start, start + 4) for start in low)] = 2
-    image = segmentation + rng.normal(0, 0.3, SHAPE)
-    for part, array in (("imagesTr", image.astype(np.float32)), ("labelsTr", segmentation)):
-        suffix = "_0000" if part == "imagesTr" else ""
-        sitk.WriteImage(sitk.GetImageFromArray(array), folder / part / f"{name}{suffix}.nii.gz")
+@pytest.fixture(scope="session", autouse=True)
+def _threads_for_nnunets_workers() -> Iterator[None]:
+    """Let nnU-Net's pools be threads: each of its processes would import everything anew."""
+    get_context = multiprocessing.get_context
+
+    def get(method: str | None = None) -> Any:
+        return multiprocessing.dummy if method == "spawn" else get_context(method)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", get)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -47,19 +47,9 @@ def nnunet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def boxes(nnunet_folder: Path) -> Path:
     """Folder with nnU-Net's three folders; the data set in it is preprocessed."""
-    raw = nnunet_folder / "raw" / DATASET
-    for part in ("imagesTr", "labelsTr"):
-        (raw / part).mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for number in range(6):
-        _write_case(raw, f"case_{number}", rng)
-    description = {
-        "channel_names": {"0": "MRI"},
-        "labels": {"background": 0, "large": 1, "small": 2},
-        "numTraining": 6,
-        "file_ending": ".nii.gz",
-    }
-    (raw / "dataset.json").write_text(json.dumps(description))
+    labels = {"background": 0, "large": 1, "small": 2}
+    write_dataset(nnunet_folder, DATASET, labels, [draw_boxes(rng) for _ in range(6)])
     patch_sizes = {"2d": (16, 16), "3d_fullres": (8, 16, 16)}
     prepare(nnunet_folder, DATASET, patch_sizes, num_training=4)
     return nnunet_folder
@@ -83,12 +73,13 @@ def make_trainer(
         *,
         dataset: str = DATASET,
         plans: str = "nnUNetPlans",
+        fold: int | str = 0,
         continue_training: bool = False,
     ) -> Any:
         trainer = get_trainer_from_args(
             dataset,
             configuration,
-            0,
+            fold,
             name,
             plans,
             continue_training=continue_training,
