@@ -14,9 +14,9 @@ import SimpleITK as sitk
 def draw_boxes(rng: np.random.Generator) -> np.ndarray:
     """A label map with a small box (2) in a corner of a larger one (1)."""
     segmentation = np.zeros((12, 20, 20), np.uint8)
-    low = rng.integers(2, 5, 3)
-    segmentation[tuple(slice(start, start + 7) for start in low)] = 1
-    segmentation[tuple(slice(start, start + 4) for start in low)] = 2
+    low = rng.integers(1, 4, 3)
+    for label, size in ((1, (9, 15, 15)), (2, (5, 8, 8))):
+        segmentation[tuple(slice(a, a + b) for a, b in zip(low, size, strict=True))] = label
     return segmentation
 
 
@@ -103,7 +103,10 @@ def prepare(
     nnunet.preprocess([number], configurations=wanted, num_processes=[1] * len(wanted))
     labels = (root / "raw" / dataset / "labelsTr").iterdir()
     names = sorted(path.name.split(".")[0] for path in labels)
-    splits = [{"train": names[:num_training], "val": names[num_training:]}]
+    splits = [
+        {"train": names[:num_training], "val": names[num_training:]},
+        {"train": names[:1], "val": names[-1:]},  # fold 1 has a single training case
+    ]
     (preprocessed / "splits_final.json").write_text(json.dumps(splits))
 
 

@@ -46,3 +46,16 @@ class nnUNetTrainer_MAPO_tinybeta(nnUNetTrainer_MAPO):
         start_from="last",
         beta=2.0,
     )
+
+
+class nnUNetTrainer_MAPO_steady(nnUNetTrainer_MAPO):
+    """No dropout in the preference stage: a step is a function of its batch."""
+
+    mapo = MAPOConfig(
+        tau=1e-4,
+        num_rounds=2,
+        rates_2d=(0.0, 0.2, 0.5),
+        rates_3d=(0.0, 0.2, 0.5),
+        start_from="last",
+        preference_dropout=False,
+    )

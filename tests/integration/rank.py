@@ -1,0 +1,85 @@
+"""One rank of a distributed training on the CPU, started by `test_distributed.py`.
+
+nnU-Net assumes CUDA in two places, which are replaced here: the trainer takes the GPU of its rank
+as device, and `DistributedDataParallel` gets that GPU's number.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_mapo.reference import hash_weights
+
+
+def make_trainer(dataset: str, name: str, fold: str, *, continue_training: bool) -> Any:
+    stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    trainer = get_trainer_from_args(
+        dataset, "3d_fullres", int(fold), name, continue_training=continue_training
+    )
+    trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+    maybe_load_checkpoint(trainer, continue_training, validation_only=False)
+    return trainer
+
+
+def train(trainer: Any) -> dict[str, Any]:
+    """Train to the end; what this rank did and saw."""
+    mined_here, load_case = [], trainer._load_case
+
+    def load_and_note(dataset: Any, identifier: str) -> Any:
+        mined_here.append(identifier)
+        return load_case(dataset, identifier)
+
+    trainer._load_case = load_and_note
+    trainer.run_training()
+    cases, _ = trainer.get_tr_and_val_datasets()
+    logged = trainer.logger.local_logger.my_fantastic_logging
+    return {
+        "mined": mined_here,
+        "batch_size": trainer.batch_size,
+        "channels": {name: len(cases.load_case(name)[1][:]) for name in cases.identifiers},
+        "summary": [trainer._summary.num_pairs, trainer._summary.gaps],
+        "weights": hash_weights(trainer._plain_network().state_dict()),
+        "logged": {key: values for key, values in logged.items() if "/" in key},
+    }
+
+
+def step(trainer: Any, folder: Path) -> dict[str, Any]:
+    """Take the first step of round 1; keep its batch and its gradient."""
+    trainer.on_train_start()
+    trainer.current_epoch = trainer.schedule.stages[0].end_epoch
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    for group in trainer.optimizer.param_groups:
+        group.update(lr=0)
+    batch = next(trainer.dataloader_train)
+    trainer.train_step(batch)
+    gradients = [parameter.grad for parameter in trainer._plain_network().parameters()]
+    batch = {key: batch[key] for key in ("data", "target")}
+    torch.save({"batch": batch, "gradients": gradients}, folder / f"step_{dist.get_rank()}.pth")
+    return {}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    LocalLogger.plot_progress_png = lambda *_: None
+    rank, folder, dataset, name, fold, task = int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
+    dist.init_process_group("gloo", f"file://{folder}/{task}", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    np.random.seed(rank)  # noqa: NPY002  # nnU-Net draws from it
+    trainer = make_trainer(dataset, name, fold, continue_training=task == "continue")
+    report = step(trainer, folder) if task == "step" else train(trainer)
+    (folder / f"{task}_{rank}.json").write_text(json.dumps(report))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
