@@ -63,8 +63,6 @@ def make_trainer(
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  # nnU-Net draws from it
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     # nnU-Net's own picture takes longer to draw than all the epochs of a test together
     monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
@@ -78,6 +76,8 @@ def make_trainer(
         fold: int | str = 0,
         continue_training: bool = False,
     ) -> Any:
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002  # nnU-Net draws from it
         trainer = get_trainer_from_args(
             dataset,
             configuration,

@@ -1,0 +1,111 @@
+"""Every trainer that nnU-Net ships, with MAPO: found, initialised, and trained in each stage.
+
+Run as a script, this prints the page `docs/reference/stock-trainers.md`.
+"""
+
+import inspect
+import math
+import pkgutil
+import re
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nnunetv2.training.nnUNetTrainer as package
+import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_mapo import MAPOTrainer
+
+PAGE = Path(__file__).parents[2] / "docs/reference/stock-trainers.md"
+DOCUMENTED_VERSION = "2.8.1"
+INTRODUCTION = """# nnU-Net's trainers with MAPO
+
+Every trainer that nnunetv2 {version} ships, with `_MAPO` behind its name. *Works* means that a test
+takes two steps of the warm-up, mines, and takes two steps with preferences, on a CPU; the large
+Primus networks are tested by hand (`-m slow`). The test prints this page.
+
+| Trainer | Folder | With MAPO |
+|---|---|---|"""
+# A part of the name -> what is said when it fails, and why, for the page.
+CANNOT = {
+    "Benchmark": (
+        "This only works on GPU",
+        "not tested: a benchmark of the GPU, which does not start without one",
+    ),
+    "Adan": (
+        "requires adan_pytorch",
+        "not tested: nnU-Net does not install `adan-pytorch`, which it needs",
+    ),
+}
+pytestmark = pytest.mark.filterwarnings(  # all from nnU-Net's own code
+    "ignore:invalid value encountered:RuntimeWarning",
+    "ignore:Mean of empty slice:RuntimeWarning",
+    "ignore:.*lr_scheduler.step:UserWarning",
+    "ignore:The epoch parameter in:UserWarning",
+    "ignore:size_average and reduce:UserWarning",
+)
+
+
+def find_stock_trainers() -> dict[str, type]:
+    """nnU-Net's own trainers by name, in the order of its folders; no abstract ones."""
+    found = {}
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if ".mapo" in module.name:
+            continue
+        for name, member in inspect.getmembers(import_module(module.name), inspect.isclass):
+            is_own = member.__module__ == module.name and issubclass(member, nnUNetTrainer)
+            if is_own and not issubclass(member, MAPOTrainer) and not name.startswith("Abstract"):
+                found[name] = member
+    return found
+
+
+def find_reason(name: str) -> tuple[str, str] | None:
+    return next((reason for part, reason in CANNOT.items() if part in name), None)
+
+
+def make_page() -> str:
+    """The page of the documentation."""
+    rows = []
+    for name, trainer in find_stock_trainers().items():
+        place = trainer.__module__.removeprefix(f"{package.__name__}.").rpartition(".")[0] or "."
+        reason = find_reason(name)
+        rows.append(f"| `{name}` | `{place}` | {reason[1] if reason else 'works'} |")
+    return "\n".join((INTRODUCTION.format(version=DOCUMENTED_VERSION), *rows, ""))
+
+
+def with_marks(name: str) -> Any:
+    is_large = re.search(r"Primus.*(B|M|L)_|_BS1", name)
+    return pytest.param(name, marks=pytest.mark.slow if is_large else ())
+
+
+@pytest.mark.parametrize("name", [with_marks(name) for name in find_stock_trainers()])
+def test_stock_trainer_with_mapo(make_trainer: Callable[..., Any], name: str) -> None:
+    reason = find_reason(name)
+    if reason and not (name.startswith("nnUNetTrainerAdan") and find_spec("adan_pytorch")):
+        with pytest.raises((AssertionError, RuntimeError), match=reason[0]):
+            make_trainer(f"{name}_MAPO_tiny").initialize()
+        return
+    trainer = make_trainer(f"{name}_MAPO_tiny", fold=1)  # a single training case
+    trainer.num_epochs = trainer.num_iterations_per_epoch = 2
+    trainer.num_val_iterations_per_epoch = 1
+    trainer.disable_checkpointing = True
+    trainer.run_training()
+    assert isinstance(trainer, find_stock_trainers()[name])
+    assert isinstance(trainer, MAPOTrainer)
+    assert [stage.round for stage in trainer.schedule.stages] == [0, 1]
+    assert trainer._summary.num_samples == 1
+    assert math.isfinite(trainer.logger.get_value("train_losses", -1))
+
+
+def test_the_page_lists_every_trainer() -> None:
+    if version("nnunetv2") != DOCUMENTED_VERSION:
+        pytest.skip(f"the page is about nnunetv2 {DOCUMENTED_VERSION}")
+    assert PAGE.read_text() == make_page()
+
+
+if __name__ == "__main__":
+    print(make_page(), end="")
