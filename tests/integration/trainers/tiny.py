@@ -23,39 +23,23 @@ class nnUNetTrainerTiny(nnUNetTrainer):
         self.num_val_iterations_per_epoch = 1
 
 
+RATES = (0.0, 0.2, 0.5)
+TINY = {"num_rounds": 2, "rates_2d": RATES, "rates_3d": RATES, "start_from": "last", "tau": 1e-4}
+
+
 class nnUNetTrainer_MAPO_tiny(nnUNetTrainer_MAPO):
     """A gap that even an untrained network's candidates have."""
 
-    mapo = MAPOConfig(
-        tau=1e-4,
-        num_rounds=2,
-        rates_2d=(0.0, 0.2, 0.5),
-        rates_3d=(0.0, 0.2, 0.5),
-        start_from="last",
-    )
+    mapo = MAPOConfig(**TINY)
 
 
 class nnUNetTrainer_MAPO_tinybeta(nnUNetTrainer_MAPO):
     """The same with another setting."""
 
-    mapo = MAPOConfig(
-        tau=1e-4,
-        num_rounds=2,
-        rates_2d=(0.0, 0.2, 0.5),
-        rates_3d=(0.0, 0.2, 0.5),
-        start_from="last",
-        beta=2.0,
-    )
+    mapo = MAPOConfig(**TINY, beta=2.0)
 
 
 class nnUNetTrainer_MAPO_steady(nnUNetTrainer_MAPO):
     """No dropout in the preference stage: a step is a function of its batch."""
 
-    mapo = MAPOConfig(
-        tau=1e-4,
-        num_rounds=2,
-        rates_2d=(0.0, 0.2, 0.5),
-        rates_3d=(0.0, 0.2, 0.5),
-        start_from="last",
-        preference_dropout=False,
-    )
+    mapo = MAPOConfig(**TINY, preference_dropout=False)
