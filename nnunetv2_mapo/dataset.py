@@ -62,7 +62,9 @@ def carry_preferences(transforms: BasicTransform) -> ComposeTransforms:
         (place for place, step in enumerate(steps) if isinstance(step, _SEGMENTATION_ONLY)),
         len(steps),
     )
-    moving = [MoveDisagreement(step) if _is_sparse(step) else step for step in steps[:first]]
+    moving = [
+        MoveDisagreement(step) if _reaches_one_voxel(step) else step for step in steps[:first]
+    ]
     return ComposeTransforms([DropEqual(), *moving, TakeOff(), *steps[first:], PutBack()])
 
 
@@ -86,7 +88,7 @@ class MoveDisagreement(BasicTransform):  # type: ignore[misc]  # batchgenerators
     transform gives.
 
     Args:
-        transform: The trainer's transform, linear in its interpolation of labels.
+        transform: The trainer's transform; its interpolation of labels reaches one voxel far.
     """
 
     def __init__(self, transform: SpatialTransform) -> None:
@@ -147,7 +149,7 @@ def _dilate(mask: Tensor) -> Tensor:
     return mask
 
 
-def _is_sparse(step: BasicTransform) -> bool:
+def _reaches_one_voxel(step: BasicTransform) -> bool:
     return isinstance(step, SpatialTransform) and step.mode_seg in ("bilinear", "nearest")
 
 

@@ -278,10 +278,10 @@ def test_nnunet_finds_the_trainers_of_the_examples(page, tmp_path, monkeypatch):
         (tmp_path / f"example_{page.stem.replace('-', '_').lower()}_{number}.py").write_text(block)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     names = re.findall(r"^class (\w+)", "\n".join(python_blocks(page)), flags=re.MULTILINE)
-    assert names
-    for name in names:
-        trainer = recursive_find_trainer_class_by_name(name)
-        assert issubclass(trainer, MAPOTrainer)
+    found = [recursive_find_trainer_class_by_name(name) for name in names]
+    variants = [trainer for trainer in found if issubclass(trainer, MAPOTrainer)]
+    assert variants  # a page may have a base trainer as well
+    for trainer in variants:
         trainer.mapo.validate()
         assert trainer.mapo != MAPOConfig()
 

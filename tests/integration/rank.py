@@ -11,23 +11,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_mapo import trainer as mapo
 from nnunetv2_mapo.reference import hash_weights
+from nnunetv2_mapo.store import Round
 
 
-def make_trainer(dataset: str, name: str, fold: str, *, continue_training: bool) -> Any:
+def make_trainer(dataset: str, name: str, fold: str) -> Any:
     stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
-    trainer = get_trainer_from_args(
-        dataset, "3d_fullres", int(fold), name, continue_training=continue_training
-    )
+    trainer = get_trainer_from_args(dataset, "3d_fullres", int(fold), name)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
-    maybe_load_checkpoint(trainer, continue_training, validation_only=False)
     return trainer
+
+
+def note_calls(owner: Any, name: str, noted: list[str]) -> None:
+    """Add a function's name to a list with each call."""
+    function = getattr(owner, name)
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        noted.append(name)
+        return function(*arguments, **keywords)
+
+    setattr(owner, name, call)
 
 
 def train(trainer: Any) -> dict[str, Any]:
@@ -39,11 +49,17 @@ def train(trainer: Any) -> dict[str, Any]:
         return load_case(dataset, identifier)
 
     trainer._load_case = load_and_note
+    written: list[str] = []
+    note_calls(mapo, "write_reference", written)
+    note_calls(mapo, "plot_progress", written)
+    note_calls(Round, "write_manifest", written)
+    note_calls(torch, "save", written)
     trainer.run_training()
     cases, _ = trainer.get_tr_and_val_datasets()
     logged = trainer.logger.local_logger.my_fantastic_logging
     return {
         "mined": mined_here,
+        "written": sorted(set(written)),
         "batch_size": trainer.batch_size,
         "channels": {name: len(cases.load_case(name)[1][:]) for name in cases.identifiers},
         "summary": [trainer._summary.num_pairs, trainer._summary.gaps],
@@ -75,7 +91,7 @@ def main() -> None:
     dist.init_process_group("gloo", f"file://{folder}/{task}", rank=rank, world_size=2)
     torch.manual_seed(rank)
     np.random.seed(rank)  # noqa: NPY002  # nnU-Net draws from it
-    trainer = make_trainer(dataset, name, fold, continue_training=task == "continue")
+    trainer = make_trainer(dataset, name, fold)
     report = step(trainer, folder) if task == "step" else train(trainer)
     (folder / f"{task}_{rank}.json").write_text(json.dumps(report))
     dist.destroy_process_group()
