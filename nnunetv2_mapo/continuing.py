@@ -16,14 +16,11 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.reference import (
-    REFERENCE,
-    build_reference,
-    hash_weights,
-    read_reference,
-    write_reference,
-)
-from nnunetv2_mapo.store import PREFERENCES, Round, StoreError, hash_json
+from nnunetv2_mapo.files import UNFINISHED, complete_or_absent, hash_json
+from nnunetv2_mapo.randomness import read_state, write_state
+from nnunetv2_mapo.reference import REFERENCE, build_reference, read_reference, write_reference
+from nnunetv2_mapo.store import PREFERENCES, Round, StoreError
+from nnunetv2_mapo.weights import compare_shapes, hash_shapes, hash_weights
 
 BEST, LATEST = "checkpoint_best.pth", "checkpoint_latest.pth"
 _Base: Any = object  # to mypy, everything that a trainer inherits is Any
@@ -55,25 +52,61 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     _begun = Begun()
     _saved_config: dict[str, Any] | None = None
+    _random_state: dict[str, Any] | None = None
 
     def save_checkpoint(self, filename: str) -> None:
-        """The base trainer's checkpoint plus the key `mapo`, complete or not at all."""
-        path, unfinished = Path(filename), Path(f"{filename}.unfinished")
-        if self.local_rank == 0:
-            unfinished.unlink(missing_ok=True)
-        super().save_checkpoint(str(unfinished))
-        if self.local_rank == 0 and unfinished.is_file():
+        """The base trainer's checkpoint plus the key `mapo`, complete or not at all.
+
+        Raises:
+            WriteError: The disk is full; the earlier checkpoint of that name is still there.
+        """
+        if self.local_rank > 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        with complete_or_absent(Path(filename), self._count_checkpoint_bytes()) as unfinished:
+            super().save_checkpoint(str(unfinished))
             checkpoint = torch.load(unfinished, map_location="cpu", weights_only=False)
-            checkpoint["mapo"] = {"config": self.mapo.to_dict(), "begun": asdict(self._begun)}
+            checkpoint["mapo"] = {
+                "config": self.mapo.to_dict(),
+                "begun": asdict(self._begun),
+                "random_state": read_state(self.device),
+            }
             torch.save(checkpoint, unfinished)
-            unfinished.replace(path)
+
+    def _count_checkpoint_bytes(self) -> int:
+        states = (self._plain_network().state_dict(), *self.optimizer.state.values())
+        tensors = (value for state in states for value in state.values())
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """The base trainer's, plus how far MAPO had come; a stock checkpoint is a warm-up's."""
+        """The base trainer's, plus how far MAPO had come; a stock checkpoint is a warm-up's.
+
+        Raises:
+            ValueError: The file is damaged, no checkpoint of nnU-Net, or of another network.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = read_checkpoint(Path(filename_or_checkpoint))
+        if differences := compare_shapes(
+            checkpoint["network_weights"], self._plain_network().state_dict()
+        ):
+            message = (
+                f"{filename_or_checkpoint} holds the weights of another network than the one of "
+                f"{self.plans_manager.plans_name}, {self.configuration_name}: "
+                f"{'; '.join(differences)}. Use the trainer, plans, configuration and data set "
+                "that it was trained with, or train without --c under another trainer's name."
+            )
+            raise ValueError(message)
         super().load_checkpoint(filename_or_checkpoint)
-        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
         saved = checkpoint.get("mapo", {"config": None, "begun": {}})
         self._saved_config, self._begun = saved["config"], Begun(**saved["begun"])
+        self._random_state = saved.get("random_state")
+
+    def _restore_random_state(self) -> None:
+        """Go on with the random numbers of the checkpoint that was loaded, once."""
+        if self._random_state is not None and not self.is_ddp:  # it is the first rank's
+            write_state(self._random_state, self.device)
+        self._random_state = None
 
     def _check_earlier_training(self) -> None:
         """Refuse to continue with other settings or foreign pairs; clear up before a new start.
@@ -102,6 +135,16 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         elif self.current_epoch == 0 and self.local_rank == 0:
             shutil.rmtree(self._folder / PREFERENCES, ignore_errors=True)
             (self._folder / REFERENCE).unlink(missing_ok=True)
+        if self.local_rank == 0:
+            for leftover in self._folder.rglob(f"*{UNFINISHED}"):
+                leftover.unlink()
+
+    def _describe_progress(self) -> str:
+        epochs = f"after {self.current_epoch} epoch{'s' if self.current_epoch > 1 else ''}"
+        if self.current_epoch >= self.num_epochs:
+            return f"{epochs}: the training is complete"
+        number = self.schedule.stage(self.current_epoch).round
+        return f"{epochs}, in {f'round {number}' if number else 'the warm-up'}"
 
     def _load_reference(self) -> nn.Module:
         """Reference network from its file; if that is missing or damaged, from what is left."""
@@ -150,6 +193,7 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             "configuration": self.configuration_name,
             "fold": self.fold,
             "labels": self.dataset_json["labels"],
+            "network": hash_shapes(self._plain_network().state_dict()),
             "plans": hash_json(self.plans_manager.plans),
             "settings": self.mapo.to_dict(),
             "policy": self._begun.policy,
@@ -176,3 +220,24 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     def _barrier(self) -> None:
         if self.is_ddp:
             dist.barrier()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of nnU-Net; its tensors stay on the disk until they are used.
+
+    Raises:
+        ValueError: It is damaged, or something else.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location="cpu", mmap=True, weights_only=False
+        )
+        checkpoint["network_weights"], checkpoint["current_epoch"]
+    except Exception as error:  # a damaged pickle may raise anything
+        message = (
+            f"{path} is damaged or no checkpoint of an nnU-Net training "
+            f"({type(error).__name__}: {error}). Delete or move it: --c then takes the next of "
+            "checkpoint_final.pth, checkpoint_latest.pth and checkpoint_best.pth, or starts anew."
+        )
+        raise ValueError(message) from error
+    return checkpoint

@@ -237,13 +237,12 @@ class MAPOLoss(nn.Module):
         if not isinstance(target, PreferenceTarget):
             loss: Tensor = self.base(output, target)
             self.supervised, self._rewards = loss.detach(), None
-            return loss
+            return _spread_nan(loss)
         supervised = self.base(output, target.target)
         with torch.autocast(target.reference_logits.device.type, enabled=False):
             preference = self._preference_loss(output, target)
         self.supervised = supervised.detach()
-        total: Tensor = self.lambda_supervised * supervised + preference
-        return total
+        return _spread_nan(self.lambda_supervised * supervised + preference)
 
     def _preference_loss(self, output: Any, target: PreferenceTarget) -> Tensor:
         """DPO loss summed over the patches with a pair, divided by the batch size.
@@ -271,3 +270,11 @@ class MAPOLoss(nn.Module):
         values = torch.cat([losses[None], rewards, (margins > 0).float()[None]])
         has_pair = pairs.num_disagreeing > 0
         return (values * has_pair).sum(1) / has_pair.sum()
+
+
+def _spread_nan(loss: Tensor) -> Tensor:
+    """The loss itself if it is finite; else NaN, and so is every gradient.
+
+    So the gradient alone tells whether a step can be taken, and with several ranks it tells all.
+    """
+    return loss * (1 + 0 * loss.detach())

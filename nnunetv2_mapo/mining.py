@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+from nnunetv2.utilities.helpers import empty_cache
 from torch import Tensor, nn
 from torch import distributed as dist
 from tqdm import tqdm
 
 from nnunetv2_mapo.dropout import StochasticDropout
 from nnunetv2_mapo.labels import Labels
+from nnunetv2_mapo.randomness import seeded
 from nnunetv2_mapo.sampling import dropout_candidates
 from nnunetv2_mapo.selection import candidate_dice, select_pair
 from nnunetv2_mapo.store import Round, SampleRecord, StoreError, stack_preferences
+from nnunetv2_mapo.summary import RoundSummary, summarize
+
+
+class OutOfMemoryError(RuntimeError):
+    """Not even a single window fits into memory; the message says what to do."""
 
 
 class MinedCase(NamedTuple):
@@ -175,7 +180,12 @@ LoadCase = Callable[[str], tuple[Tensor, np.ndarray]]
 
 
 def mine_round(
-    miner: Miner, load_case: LoadCase, identifiers: Sequence[str], mined: Round, seed: int
+    miner: Miner,
+    load_case: LoadCase,
+    identifiers: Sequence[str],
+    mined: Round,
+    seed: int,
+    log: Callable[[str], None],
 ) -> RoundSummary:
     """Mine the cases of a round that are not in its store yet, shared among all ranks.
 
@@ -187,18 +197,25 @@ def mine_round(
         mined: The round; each case is stored as soon as it is done, the manifest last.
         seed: With the round's number and the case's name it decides the candidates, so they do
             not depend on the order of the cases, the number of ranks or an interruption.
+        log: Takes what a user should know.
 
     Returns:
         Summary of the whole round, the same on every rank.
 
     Raises:
+        OutOfMemoryError: There is not enough memory for a single window.
         StoreError: A case that was just written cannot be read.
+        WriteError: The disk is full.
     """
     started = time.monotonic()
     is_shared = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if is_shared else (0, 1)
-    finished = mined.find_finished(identifiers)
+    finished, damaged = mined.find_finished(identifiers)
     missing = [identifier for identifier in identifiers if identifier not in finished]
+    if damaged:
+        log(f"WARNING: files of {damaged} in {mined.folder} are damaged; they are mined again")
+    if missing and finished:
+        log(f"{len(finished)} of {len(identifiers)} cases are in {mined.folder} already")
     if is_shared:
         dist.barrier()  # every rank has looked before the first case changes
     if missing and rank == 0:
@@ -209,105 +226,53 @@ def mine_round(
             if is_shared and number % 20 == 0 and number < len(missing) // world_size:
                 dist.barrier()  # often enough for no rank to wait until the backend's time is up
             image, segmentation = load_case(identifier)
-            with seeded(f"{seed}/{mined.origin['round']}/{identifier}", miner.device):
-                case = miner.mine(image, torch.from_numpy(segmentation[0]))
+            miner, case = _mine_within_memory(
+                miner, image, torch.from_numpy(segmentation[0]),
+                f"{seed}/{mined.origin['round']}/{identifier}", log,
+            )  # fmt: skip
             stack = stack_preferences(segmentation, case.chosen, case.rejected)
             mined.write_case(identifier, stack, case.records, miner.patch_size)
             num_pairs += sum(record.rejected is not None for record in case.records)
             progress.set_postfix(pairs=num_pairs)
     if is_shared:
         dist.barrier()
-    finished = mined.find_finished(identifiers)
-    if lost := sorted(set(identifiers) - set(finished)):
-        message = f"Cases were mined but cannot be read from {mined.folder}: {lost}. Is it full?"
+    records = mined.find_finished(identifiers).records
+    if lost := sorted(set(identifiers) - set(records)):
+        message = f"Cases were mined but cannot be read from {mined.folder}: {lost}."
         raise StoreError(message)
     if rank == 0:
-        mined.write_manifest(finished)
-    return summarize(finished, num_mined=len(missing), seconds=time.monotonic() - started)
+        mined.write_manifest(records)
+    return summarize(records, num_mined=len(missing), seconds=time.monotonic() - started)
 
 
-@contextmanager
-def seeded(seed: str, device: torch.device) -> Iterator[None]:
-    """Seed torch from a text inside a `with` block; its random state is as before afterwards."""
-    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(number)
-        yield
+def _mine_within_memory(
+    miner: Miner, image: Tensor, segmentation: Tensor, seed: str, log: Callable[[str], None]
+) -> tuple[Miner, MinedCase]:
+    """Mine a case, with half as many windows in a forward pass whenever memory runs out.
 
-
-@dataclass(frozen=True)
-class RoundSummary:
-    """What a round of mining found, over all its training samples.
-
-    Attributes:
-        num_samples: Training samples (cases in 3D, slices in 2D).
-        num_pairs: Those with a preference pair.
-        dice_plain: Mean Dice of the prediction without dropout, over all samples.
-        dice_chosen: Mean Dice of the chosen candidates of the pairs; NaN without pairs.
-        dice_rejected: The same of the rejected ones.
-        disagreement: Mean share of disagreement voxels of the pairs; NaN without pairs.
-        gaps: Dice gap between best and worst candidate of each sample.
-        num_mined: Cases that were mined now; the others were in the store.
-        seconds: Duration of mining.
+    Returns:
+        The miner for the cases to come, and the case.
     """
-
-    num_samples: int
-    num_pairs: int
-    dice_plain: float
-    dice_chosen: float
-    dice_rejected: float
-    disagreement: float
-    gaps: list[float]
-    num_mined: int
-    seconds: float
-
-    def __str__(self) -> str:
-        pairs = ""
-        if self.num_pairs:
-            pairs = (
-                f", of the pairs chosen {self.dice_chosen:.4f}, rejected {self.dice_rejected:.4f}, "
-                f"disagreement {self.disagreement:.2%} of the voxels"
-            )
-        return (
-            f"{self.num_pairs} pairs / {self.num_samples} samples, Dice plain "
-            f"{self.dice_plain:.4f}{pairs}; {self.num_mined} cases mined in {self.seconds:.1f} s"
-        )
+    while True:
+        try:
+            with seeded(seed, miner.device):
+                return miner, miner.mine(image, segmentation)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            if miner.windows_per_forward == 1:
+                message = (
+                    f"Mining runs out of memory on {miner.device} even with a single window of "
+                    f"{tuple(miner.patch_size)} voxels and its {len(miner.rates)} candidates in a "
+                    "forward pass. The cases mined before are kept: free memory there and go on "
+                    "with --c, or start anew with fewer rates (rates_2d, rates_3d)."
+                )
+                raise OutOfMemoryError(message) from error
+        # Not in the except clause, whose traceback holds what is to be freed.
+        miner = replace(miner, windows_per_forward=miner.windows_per_forward // 2)
+        empty_cache(miner.device)
+        log(f"mining ran out of memory: {miner.windows_per_forward} windows a forward pass now")
 
 
-def summarize(
-    cases: dict[str, list[SampleRecord]], *, num_mined: int, seconds: float
-) -> RoundSummary:
-    """Summarise a round from the records of every case."""
-    samples = [record for records in cases.values() for record in records]
-    pairs = [record for record in samples if record.rejected is not None]
-    return RoundSummary(
-        num_samples=len(samples),
-        num_pairs=len(pairs),
-        dice_plain=_mean([record.dice[0] for record in samples]),
-        dice_chosen=_mean([record.dice[record.chosen] for record in pairs]),
-        dice_rejected=_mean(
-            [record.dice[record.rejected] for record in pairs if record.rejected is not None]
-        ),
-        disagreement=_mean([record.num_disagreeing / record.num_voxels for record in pairs]),
-        gaps=[max(record.dice) - min(record.dice) for record in samples],
-        num_mined=num_mined,
-        seconds=seconds,
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
-
-
-def explain_no_pairs(summary: RoundSummary, tau: float, rates: Sequence[float]) -> str:
-    """Warning for a round without any pair: how far it was from one, and what to change."""
-    largest, median = max(summary.gaps, default=0.0), float(np.median(summary.gaps or [0.0]))
-    return (
-        f"WARNING: this round has NO preference pair, so it trains with nnU-Net's own loss alone. "
-        f"A pair needs a Dice gap of tau = {tau} between two candidates; the largest gap of any "
-        f"sample is {largest:.4f}, the median {median:.4f} (dropout rates up to {max(rates)}, "
-        f"plain Dice {summary.dice_plain:.4f}). To get pairs, derive a trainer whose MAPOConfig "
-        f"has a smaller tau (half of the samples would have a pair at {median:.3f}) or higher "
-        "rates (rates_2d, rates_3d), or a shorter warm-up."
-    )
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)

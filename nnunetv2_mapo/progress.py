@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_mapo.mining import RoundSummary
+from nnunetv2_mapo.files import write_atomically
 from nnunetv2_mapo.schedule import Stage
+from nnunetv2_mapo.summary import RoundSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,9 +70,11 @@ def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: lis
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 12), layout="constrained")
+    figure = Figure(figsize=(10, 12))
     FigureCanvasAgg(figure)
     axes = figure.subplots(4, 1, sharex=True)
+    # A layout engine would draw everything twice, in every epoch.
+    figure.subplots_adjust(left=0.08, right=0.79, bottom=0.04, top=0.99, hspace=0.08)
     panels = (
         ("loss", ("loss/supervised", "loss/dpo")),
         ("reward", ("rewards/chosen", "rewards/rejected", "rewards/margins")),
@@ -89,7 +93,9 @@ def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: lis
     axes[1].axhline(0, color="grey", linewidth=0.6)
     _write_pairs(axes[2], logged["mining/pairs"], stages)
     axes[-1].set_xlabel("epoch")
-    figure.savefig(folder / PLOT, dpi=90)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=90)
+    write_atomically(folder / PLOT, picture.getvalue())
 
 
 def _shade_stages(axis: Axes, stages: list[Stage]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from copy import deepcopy
@@ -11,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_mapo.store import write_atomically
+from nnunetv2_mapo.files import write_atomically
+from nnunetv2_mapo.weights import hash_weights
 
 REFERENCE = "reference.pth"
 
@@ -55,12 +55,3 @@ def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     reference = deepcopy(policy)
     reference.load_state_dict(weights)
     return reference.eval().requires_grad_(requires_grad=False)
-
-
-def hash_weights(weights: dict[str, Tensor]) -> str:
-    """SHA-256 of a state dict: names, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in weights.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

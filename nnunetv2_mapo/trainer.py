@@ -6,6 +6,7 @@ trainer's own network, loss, optimiser, augmentation and training step stay what
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,22 +18,27 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnunetv2_mapo.checks import Checked
 from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable
 from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_preferences
 from nnunetv2_mapo.dropout import StochasticDropout, sample_rates
+from nnunetv2_mapo.guard import StepGuard
 from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
-from nnunetv2_mapo.mining import Miner, RoundSummary, explain_no_pairs, mine_round
+from nnunetv2_mapo.mining import Miner, mine_round
 from nnunetv2_mapo.progress import STEP_KEYS, plot_progress, register_keys, round_values
-from nnunetv2_mapo.reference import REFERENCE, hash_weights, write_reference
+from nnunetv2_mapo.randomness import untouched
+from nnunetv2_mapo.reference import REFERENCE, write_reference
 from nnunetv2_mapo.sampling import fit_windows_per_forward, full_resolution
 from nnunetv2_mapo.store import Round
+from nnunetv2_mapo.summary import RoundSummary, explain_no_pairs
+from nnunetv2_mapo.weights import hash_weights
 
 __all__ = ["MAPOTrainer", "nnUNetTrainer_MAPO"]
 
 
-class MAPOTrainer(Continuable):
+class MAPOTrainer(Checked, Continuable):
     """Mixin that trains with MAPO: `class X_MAPO(MAPOTrainer, X)` for any trainer X of nnU-Net.
 
     Attributes:
@@ -66,6 +72,7 @@ class MAPOTrainer(Continuable):
             regions and tuple(r if isinstance(r, tuple) else (r,) for r in regions),
             self.label_manager.ignore_label,
         )
+        self.guard = StepGuard()
         super().initialize()
         self.dropout = StochasticDropout(
             self._plain_network(), self.labels.num_heads, self.mapo.granularity
@@ -75,10 +82,13 @@ class MAPOTrainer(Continuable):
         """The base trainer's optimiser and schedule, or the paper's if the settings ask for it."""
         learning_rate = self.mapo.adam_learning_rate
         if learning_rate is None:
-            return super().configure_optimizers(*args, **kwargs)
-        adam = torch.optim.Adam if self.num_dimensions == 2 else torch.optim.AdamW
-        optimizer = adam(self.network.parameters(), learning_rate)
-        return optimizer, PolyLRScheduler(optimizer, learning_rate, self.num_epochs, exponent=0)
+            optimizer, scheduler = super().configure_optimizers(*args, **kwargs)
+        else:
+            adam = torch.optim.Adam if self.num_dimensions == 2 else torch.optim.AdamW
+            optimizer = adam(self.network.parameters(), learning_rate)
+            scheduler = PolyLRScheduler(optimizer, learning_rate, self.num_epochs, exponent=0)
+        self.guard.watch(optimizer)
+        return optimizer, scheduler
 
     def _build_loss(self) -> MAPOLoss:
         return MAPOLoss(
@@ -89,7 +99,8 @@ class MAPOTrainer(Continuable):
         )
 
     def on_train_start(self) -> None:
-        """Check that what is continued fits, then start as the base trainer does."""
+        """Check the data and what is continued, then start as the base trainer does."""
+        self._check_data()
         if not self.was_initialized:
             self.initialize()
         self._check_earlier_training()
@@ -98,16 +109,20 @@ class MAPOTrainer(Continuable):
             f"MAPO: {self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}"
         )
         super().on_train_start()
+        if self.current_epoch:
+            self.print_to_log_file(f"MAPO: continued {self._describe_progress()}")
 
     # The method: warm-up -> (mining -> preference optimisation) x rounds --------------------------
 
     def on_epoch_start(self) -> None:
         """Begin a round where the schedule says so, and open it where it is not open yet."""
+        self._restore_random_state()
         number = self.schedule.stage(self.current_epoch).round
         if number > self._begun.round:
             self._begin_round(number)
         if number and (self._mined is None or self._mined.origin["round"] != number):
-            self._open_round(number)
+            with untouched(self.device):  # a continued training opens the round once more
+                self._open_round(number)
         super().on_epoch_start()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -117,15 +132,21 @@ class MAPOTrainer(Continuable):
         batch = self._add_preferences(batch)
         with self.dropout.at(rates) if is_dropping else nullcontext():
             output = super().train_step(batch)
-        return {**output, **self.loss.step_values()}
+        values = self.loss.step_values()
+        seen = f"epoch {self.current_epoch}, cases {list(batch.get('keys', ()))}, {output | values}"
+        self.guard.check(float(output["loss"]), seen)
+        return {**output, **values}
 
     def _begin_round(self, number: int) -> None:
         if self._begun.round == 0:
+            self._save_latest()  # what follows may fail, such as for want of disk space
             self._start_from_warmup()
         policy = hash_weights(self._plain_network().state_dict())
         self._begun = Begun(number, policy, self._begun.reference or policy)
-        # Mining can be continued from here. nnU-Net stores the epoch after the current one.
-        self.current_epoch -= 1
+        self._save_latest()  # mining can be continued from here
+
+    def _save_latest(self) -> None:
+        self.current_epoch -= 1  # nnU-Net stores the epoch after the current one
         self.save_checkpoint(str(self._folder / LATEST))
         self.current_epoch += 1
 
@@ -168,7 +189,7 @@ class MAPOTrainer(Continuable):
             )
             self._summary = mine_round(
                 miner, lambda case: self._load_case(dataset, case), dataset.identifiers, mined,
-                self.mapo.seed,
+                self.mapo.seed, lambda message: self.print_to_log_file(f"MAPO: {message}"),
             )  # fmt: skip
         self.print_to_log_file(f"MAPO: round {number}: {self._summary}")
         if self._summary.num_pairs == 0:
@@ -225,7 +246,10 @@ class MAPOTrainer(Continuable):
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the means of MAPO's values besides the base trainer's."""
-        super().on_train_epoch_end(train_outputs)
+        is_finite = [output for output in train_outputs if math.isfinite(output["loss"])]
+        super().on_train_epoch_end(is_finite or train_outputs)
+        if num_skipped := self.guard.reset():
+            self.print_to_log_file(f"MAPO: WARNING: {num_skipped} steps were not finite: skipped")
         values = {**self._step_means(train_outputs), **round_values(self._summary)}
         for key, value in values.items():
             self.logger.log(key, value, self.current_epoch)

@@ -245,6 +245,71 @@ def test_a_hopeless_pair_has_a_finite_loss_and_gradient():
     assert policy.grad.item() == pytest.approx(-1)
 
 
+@pytest.mark.parametrize("labels", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("where", ["one voxel", "all voxels"])
+def test_degenerate_pairs_of_extreme_logits_have_a_finite_loss_and_gradient(labels, dtype, where):
+    chosen = torch.ones(1, 16, 16, 16, dtype=torch.int16)
+    rejected = chosen.clone()
+    rejected[(0, 3, 4, 5) if where == "one voxel" else ...] = 0
+    largest = 6e4  # float16 ends at 65,504
+    logits = torch.zeros(1, labels.num_heads, 16, 16, 16, dtype=dtype)
+    logits[:, 0], logits[:, 1] = largest, -largest
+    logits.requires_grad_()
+    pairs = find_disagreement(chosen, rejected, labels, "disagreement")
+    loss = dpo_loss(margin(pairs.gather(logits), pairs), torch.zeros(1), beta=1.0)
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.slow
+def test_half_precision_does_not_overflow_where_a_patch_of_512_cubed_voxels_disagrees():
+    shape = (1, 512, 512, 512)
+    pairs = find_disagreement(
+        torch.ones(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8), TWO, "image"
+    )
+    logits = (
+        torch.tensor([-6e4, 6e4], dtype=torch.float16).view(1, 2, 1, 1, 1).expand(1, 2, *shape[1:])
+    )
+    assert margin(pairs.gather(logits), pairs).item() == pytest.approx(2 * 60000, rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan(bad):
+    policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
+    pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
+    loss = MAPOLoss(lambda *_: torch.tensor(bad), TWO, beta=1.0, lambda_supervised=1.0)
+    value = loss(policy.requires_grad_(), pairs)
+    value.backward()
+    assert value.isnan()
+    assert policy.grad[chosen[:, None].expand_as(policy) != rejected[:, None]].isnan().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_margin_that_is_not_finite_makes_every_gradient_nan(bad):
+    policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
+    chosen[0], rejected[0] = 0, 1
+    reference[0, 0] = bad  # Δ is NaN or minus infinity
+    pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
+    weight = torch.ones(1, requires_grad=True)
+    loss = MAPOLoss(lambda output, _: output.sum(), TWO, beta=1.0, lambda_supervised=1.0)
+    value = loss(policy * weight, pairs)
+    value.backward()
+    assert value.isnan()
+    assert weight.grad.isnan()
+
+
+def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan_in_the_warmup_too():
+    weight = torch.ones(3, requires_grad=True)
+    loss = MAPOLoss(
+        lambda output, _: output.sum() * 0 + math.inf, TWO, beta=1.0, lambda_supervised=1
+    )
+    loss(weight * 2, None).backward()
+    assert weight.grad.isnan().all()
+
+
 def test_dpo_loss_by_hand():
     # β Δ = 0.5 (ln 9 - 0) = ln 3; -log σ(ln 3) = ln(4/3)
     loss = dpo_loss(torch.tensor([math.log(9)]), torch.tensor([0.0]), beta=0.5)

@@ -12,15 +12,9 @@ from torch import Tensor
 
 from nnunetv2_mapo.dropout import StochasticDropout
 from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.mining import (
-    Miner,
-    explain_no_pairs,
-    mine_round,
-    seeded,
-    summarize,
-    window_places,
-)
-from nnunetv2_mapo.store import Round, SampleRecord, StoreError
+from nnunetv2_mapo.mining import Miner, OutOfMemoryError, mine_round, window_places
+from nnunetv2_mapo.randomness import seeded
+from nnunetv2_mapo.store import Round, StoreError
 
 CPU = torch.device("cpu")
 CLASSES = Labels(3)
@@ -259,7 +253,7 @@ def read_stacks(mined: Round, identifiers) -> dict[str, np.ndarray]:
 def test_a_round_stores_segmentation_chosen_and_rejected_of_every_case(tmp_path, make_miner):
     load, mined = Cases("a", "b"), round_in(tmp_path / "round_01")
     miner = make_miner((8, 8, 8))
-    summary = mine_round(miner, load, ["a", "b"], mined, seed=0)
+    summary = mine_round(miner, load, ["a", "b"], mined, seed=0, log=print)
     for identifier in "ab":
         image, segmentation = load.cases[identifier]
         stack = mined.open_stack(identifier)[:]
@@ -268,7 +262,7 @@ def test_a_round_stores_segmentation_chosen_and_rejected_of_every_case(tmp_path,
             expected = miner.mine(image, segmentation)
         assert np.array_equal(stack[1], expected.chosen)
         assert np.array_equal(stack[2], expected.rejected)
-        assert mined.find_finished([identifier]) == {identifier: expected.records}
+        assert mined.find_finished([identifier]).records == {identifier: expected.records}
     assert (summary.num_samples, summary.num_pairs, summary.num_mined) == (2, 2, 2)
     manifest = json.loads((mined.folder / "manifest.json").read_text())
     assert list(manifest["cases"]) == ["a", "b"]
@@ -280,7 +274,7 @@ def test_pairs_do_not_depend_on_the_order_of_the_cases(tmp_path, make_miner, pat
     for order in ("abc", "cab"):
         mined = round_in(tmp_path / order)
         torch.manual_seed(len(stacks))  # nor on what was drawn before
-        mine_round(make_miner(patch_size), Cases(*"abc"), list(order), mined, seed=0)
+        mine_round(make_miner(patch_size), Cases(*"abc"), list(order), mined, seed=0, log=print)
         stacks.append(read_stacks(mined, "abc"))
     for identifier in "abc":
         assert np.array_equal(stacks[0][identifier], stacks[1][identifier])
@@ -292,8 +286,8 @@ def test_seed_round_and_case_each_change_the_candidates(tmp_path, make_miner):
     dice = set()
     for place, (number, seed) in enumerate([(1, 0), (2, 0), (1, 1)]):
         mined = round_in(tmp_path / str(place), number)
-        mine_round(miner, load, ["a", "b"], mined, seed=seed)
-        found = mined.find_finished(["a", "b"])
+        mine_round(miner, load, ["a", "b"], mined, seed=seed, log=print)
+        found = mined.find_finished(["a", "b"]).records
         dice |= {tuple(records[0].dice) for records in found.values()}
     assert len(dice) == 6
     assert len({values[0] for values in dice}) == 1  # the plain prediction is always the same
@@ -301,9 +295,9 @@ def test_seed_round_and_case_each_change_the_candidates(tmp_path, make_miner):
 
 def test_a_complete_round_is_not_mined_again(tmp_path, make_miner):
     load, mined = Cases("a", "b"), round_in(tmp_path / "round_01")
-    first = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0)
+    first = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0, log=print)
     load.loaded.clear()
-    again = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0)
+    again = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0, log=print)
     assert load.loaded == []
     assert again.num_mined == 0
     assert (again.num_samples, again.num_pairs) == (first.num_samples, first.num_pairs)
@@ -312,11 +306,11 @@ def test_a_complete_round_is_not_mined_again(tmp_path, make_miner):
 
 def test_only_a_missing_case_is_mined_again_and_comes_out_the_same(tmp_path, make_miner):
     load, mined = Cases(*"abc"), round_in(tmp_path / "round_01")
-    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0)
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0, log=print)
     before, records = read_stacks(mined, "abc"), mined.find_finished("abc")
     mined.path("b").unlink()
     load.loaded.clear()
-    summary = mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0)
+    summary = mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0, log=print)
     assert load.loaded == ["b"]
     assert summary.num_mined == 1
     assert mined.find_finished("abc") == records
@@ -326,7 +320,9 @@ def test_only_a_missing_case_is_mined_again_and_comes_out_the_same(tmp_path, mak
 
 def test_an_interrupted_round_goes_on_and_has_its_manifest_last(tmp_path, make_miner):
     load, mined = Cases(*"abc"), round_in(tmp_path / "round_01")
-    mine_round(make_miner((8, 8, 8)), load, list("abc"), round_in(tmp_path / "whole"), seed=0)
+    mine_round(
+        make_miner((8, 8, 8)), load, list("abc"), round_in(tmp_path / "whole"), seed=0, log=print
+    )
 
     def interrupted(identifier: str):
         if identifier == "c":
@@ -334,10 +330,12 @@ def test_an_interrupted_round_goes_on_and_has_its_manifest_last(tmp_path, make_m
         return load(identifier)
 
     with pytest.raises(KeyboardInterrupt):
-        mine_round(make_miner((8, 8, 8)), interrupted, list("abc"), mined, seed=0)
-    assert sorted(file.name for file in mined.folder.iterdir()) == ["a.b2nd", "b.b2nd"]
+        mine_round(make_miner((8, 8, 8)), interrupted, list("abc"), mined, seed=0, log=print)
+    assert sorted(mined.folder.iterdir()) == [
+        path for each in "ab" for path in (mined.path(each), mined.record_path(each))
+    ]
     load.loaded.clear()
-    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0)
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0, log=print)
     assert load.loaded == ["c"]
     assert (mined.folder / "manifest.json").is_file()
     whole = read_stacks(round_in(tmp_path / "whole"), "abc")
@@ -347,14 +345,16 @@ def test_an_interrupted_round_goes_on_and_has_its_manifest_last(tmp_path, make_m
 
 def test_cases_of_another_policy_are_mined_again(tmp_path, make_miner):
     load = Cases("a")
-    mine_round(make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path), seed=0)
-    mine_round(make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path, policy="q"), seed=0)
+    mine_round(make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path), seed=0, log=print)
+    mine_round(
+        make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path, policy="q"), seed=0, log=print
+    )
     assert load.loaded == ["a", "a"]
 
 
 def test_cases_without_a_pair_are_stored_with_chosen_equal_to_rejected(tmp_path, make_miner):
     load, mined = Cases("a"), round_in(tmp_path)
-    summary = mine_round(make_miner((8, 8, 8), tau=1.0), load, ["a"], mined, seed=0)
+    summary = mine_round(make_miner((8, 8, 8), tau=1.0), load, ["a"], mined, seed=0, log=print)
     stack = mined.open_stack("a")[:]
     assert np.array_equal(stack[0], load.cases["a"][1])
     assert np.array_equal(stack[1], stack[2])
@@ -370,69 +370,81 @@ def test_cases_that_cannot_be_read_back_are_named(tmp_path, make_miner, monkeypa
     monkeypatch.setattr(Round, "write_case", write_nothing)
     mined = round_in(tmp_path / "round_01")
     with pytest.raises(StoreError, match=r"cannot be read from .*round_01: \['a', 'b'\]"):
-        mine_round(make_miner((8, 8, 8)), Cases("a", "b"), ["a", "b"], mined, seed=0)
+        mine_round(make_miner((8, 8, 8)), Cases("a", "b"), ["a", "b"], mined, seed=0, log=print)
     assert not (mined.folder / "manifest.json").exists()
 
 
-def test_seeding_repeats_and_leaves_torchs_random_state_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    drawn = []
-    for seed in ("0/1/a", "0/1/b", "0/1/a"):
-        with seeded(seed, CPU):
-            drawn.append(torch.rand(3).tolist())
-    assert drawn[0] == drawn[2] != drawn[1]
-    assert torch.equal(torch.rand(3), expected)
+# Memory and damage -------------------------------------------------------------------------------
 
 
-# Summary ------------------------------------------------------------------------------------------
+def fail_above(miner: Miner, most_samples: int, error: Exception) -> list[int]:
+    """Fail with more samples than so many; returns the numbers of samples that were tried."""
+    seen = []
 
-RECORDS = {
-    "a": [
-        SampleRecord([0.75, 1.0, 0.5], chosen=1, rejected=2, num_disagreeing=10, num_voxels=100),
-        SampleRecord(
-            [0.25, 0.25, 0.25], chosen=0, rejected=None, num_disagreeing=0, num_voxels=100
-        ),
+    def forward(_, inputs):
+        seen.append(len(inputs[0]))
+        if len(inputs[0]) > most_samples:
+            raise error
+
+    miner.network.register_forward_pre_hook(forward)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
     ],
-    "b": [SampleRecord([0.5, 0.0, 0.25], chosen=0, rejected=1, num_disagreeing=3, num_voxels=10)],
-}
+    ids=["cuda", "cpu"],
+)
+def test_out_of_memory_halves_the_windows_of_a_forward_pass_for_good(tmp_path, make_miner, error):
+    load, logged = Cases("a", "b"), []
+    miner = make_miner((4, 4, 4), windows_per_forward=8)
+    seen = fail_above(miner, 2 * len(RATES), error)
+    mined = round_in(tmp_path / "short")
+    mine_round(miner, load, ["a", "b"], mined, seed=0, log=logged.append)
+    assert [each // len(RATES) for each in seen] == [8, 4, *[2] * 12]  # 2 x 12 windows of 4³
+    assert len(logged) == 2
+    assert "2 windows a forward pass now" in logged[-1]
+    whole = round_in(tmp_path / "whole")
+    mine_round(make_miner((4, 4, 4), windows_per_forward=2), load, ["a", "b"], whole, 0, print)
+    for identifier, stack in read_stacks(mined, "ab").items():
+        assert np.array_equal(stack, read_stacks(whole, "ab")[identifier])
 
 
-def test_summary_by_hand():
-    summary = summarize(RECORDS, num_mined=1, seconds=2.5)
-    assert summary.num_samples == 3
-    assert summary.num_pairs == 2
-    assert summary.dice_plain == pytest.approx((0.75 + 0.25 + 0.5) / 3)
-    assert summary.dice_chosen == pytest.approx((1.0 + 0.5) / 2)
-    assert summary.dice_rejected == pytest.approx((0.5 + 0.0) / 2)
-    assert summary.disagreement == pytest.approx((0.1 + 0.3) / 2)
-    assert summary.gaps == [0.5, 0.0, 0.5]
-    assert (summary.num_mined, summary.seconds) == (1, 2.5)
-    assert str(summary) == (
-        "2 pairs / 3 samples, Dice plain 0.5000, of the pairs chosen 0.7500, rejected 0.2500, "
-        "disagreement 20.00% of the voxels; 1 cases mined in 2.5 s"
-    )
+def test_out_of_memory_with_a_single_window_keeps_the_cases_before_and_says_what_to_do(
+    tmp_path, make_miner
+):
+    load, mined = Cases("a", "b"), round_in(tmp_path)
+    miner = make_miner((8, 8, 8), windows_per_forward=2)
+    mine_round(miner, load, ["a"], mined, seed=0, log=print)
+    fail_above(miner, 0, torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemoryError, match=r"single window of \(8, 8, 8\) .* go on with --c"):
+        mine_round(miner, load, ["a", "b"], mined, seed=0, log=print)
+    assert list(mined.find_finished(["a", "b"]).records) == ["a"]
 
 
-def test_summary_without_pairs_has_nan_for_what_only_pairs_have():
-    summary = summarize({"a": RECORDS["a"][1:]}, num_mined=0, seconds=0.0)
-    assert summary.num_pairs == 0
-    assert summary.dice_plain == 0.25
-    for value in (summary.dice_chosen, summary.dice_rejected, summary.disagreement):
-        assert math.isnan(value)
-    assert str(summary) == "0 pairs / 1 samples, Dice plain 0.2500; 0 cases mined in 0.0 s"
+def test_another_error_of_the_network_is_not_taken_for_a_lack_of_memory(tmp_path, make_miner):
+    miner = make_miner((8, 8, 8))
+    seen = fail_above(miner, 0, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        mine_round(miner, Cases("a"), ["a"], round_in(tmp_path), seed=0, log=print)
+    assert len(seen) == 1
 
 
-def test_no_pairs_are_explained_with_gaps_and_tau():
-    samples = [
-        SampleRecord([0.5, 0.5 + gap], chosen=1, rejected=None, num_disagreeing=0, num_voxels=1)
-        for gap in (0.0125, 0.025, 0.05)
-    ]
-    summary = summarize({"a": samples}, num_mined=1, seconds=0.0)
-    message = explain_no_pairs(summary, tau=0.3, rates=(0.0, 0.125))
-    assert message.startswith("WARNING: this round has NO preference pair")
-    assert "tau = 0.3 between two candidates" in message
-    assert "largest gap of any sample is 0.0500, the median 0.0250" in message
-    assert "dropout rates up to 0.125, plain Dice 0.5000" in message
-    assert "half of the samples would have a pair at 0.025" in message
+def test_a_damaged_case_is_mined_again_with_a_warning(tmp_path, make_miner):
+    load, mined, logged = Cases(*"abc"), round_in(tmp_path / "round_01"), []
+    miner = make_miner((8, 8, 8))
+    mine_round(miner, load, list("abc"), mined, seed=0, log=logged.append)
+    assert logged == []
+    before = read_stacks(mined, "abc")
+    content = bytearray(mined.path("b").read_bytes())
+    content[len(content) // 2] ^= 1
+    mined.path("b").write_bytes(content)
+    load.loaded.clear()
+    mine_round(miner, load, list("abc"), mined, seed=0, log=logged.append)
+    assert load.loaded == ["b"]
+    assert logged[0].startswith("WARNING: files of ['b'] in ")
+    for identifier, stack in read_stacks(mined, "abc").items():
+        assert np.array_equal(stack, before[identifier])

@@ -7,7 +7,6 @@ import pytest
 from matplotlib.image import imread
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
-from nnunetv2_mapo.mining import RoundSummary
 from nnunetv2_mapo.progress import (
     MINING_KEYS,
     STEP_KEYS,
@@ -16,6 +15,7 @@ from nnunetv2_mapo.progress import (
     round_values,
 )
 from nnunetv2_mapo.schedule import Stage
+from nnunetv2_mapo.summary import RoundSummary
 
 KEYS = (*STEP_KEYS, *MINING_KEYS)
 SUMMARY = RoundSummary(

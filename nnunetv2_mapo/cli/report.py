@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.cli.phantom import LABELS, read_image
-from nnunetv2_mapo.mining import RoundSummary, summarize
 from nnunetv2_mapo.store import MANIFEST, PREFERENCES, Round, SampleRecord
+from nnunetv2_mapo.summary import RoundSummary, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,5 +1,8 @@
 """Trainers of the integration tests, found through `nnUNet_extTrainer`."""
 
+import random
+
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -21,6 +24,23 @@ class nnUNetTrainerTiny(nnUNetTrainer):
         self.num_epochs = 6
         self.num_iterations_per_epoch = 3
         self.num_val_iterations_per_epoch = 1
+
+
+class nnUNetTrainerSeeded(nnUNetTrainerTiny):
+    """The same numbers each time it starts anew."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's own signature
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002  # nnU-Net draws from it
+        torch.manual_seed(0)
 
 
 RATES = (0.0, 0.2, 0.5)

@@ -1,0 +1,97 @@
+"""Files that appear complete or not at all, and JSON files that show whether they are damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_SEAL = "sha256_of_content"
+UNFINISHED = ".unfinished"  # end of the name that a file has while it is written
+
+
+class WriteError(RuntimeError):
+    """A file could not be written; the message says which, why, and how to go on."""
+
+
+@contextmanager
+def complete_or_absent(path: Path, num_bytes: int) -> Iterator[Path]:
+    """Path to write to inside a `with` block; the file gets its name when the block is done.
+
+    Until then an older file of that name stays. If the block fails, nothing is left of its file.
+
+    Args:
+        path: Where the file is to appear.
+        num_bytes: About what is to be written, for the message.
+
+    Raises:
+        WriteError: The disk is full, or something else keeps the file from being written.
+    """
+    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())  # else the name could outlive the content in a power cut
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError where a disk is full
+        message = (
+            f"{path} could not be written ({error}). It needs about {_megabytes(num_bytes)}; "
+            f"{_megabytes(_free_bytes(path))} are free there. What was written before is complete: "
+            "make space and go on with --c."
+        )
+        raise WriteError(message) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it appears under its name complete or not at all.
+
+    Raises:
+        WriteError: As `complete_or_absent`.
+    """
+    with complete_or_absent(path, len(content)) as unfinished:
+        unfinished.write_bytes(content)
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file together with a checksum of its content."""
+    sealed = {**content, _SEAL: hash_json(content)}
+    write_atomically(path, json.dumps(sealed, indent=1).encode())
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """Content of a file of `write_sealed`; None if it is missing or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+        seal = content.pop(_SEAL)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return None  # what reading, decoding and taking the seal off anything but a dict raise
+    return content if seal == hash_json(content) else None
+
+
+def hash_file(path: Path) -> str | None:
+    """SHA-256 of a file; None if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def hash_json(content: Any) -> str:
+    """SHA-256 of the JSON form of plain data, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _free_bytes(path: Path) -> int:
+    existing = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return shutil.disk_usage(existing).free
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"

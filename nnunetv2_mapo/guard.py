@@ -1,0 +1,72 @@
+"""Training steps that must not be taken: their loss or their gradient is NaN or infinite."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+MOST_IN_A_ROW = 20
+
+
+class NotFiniteError(RuntimeError):
+    """Training cannot go on, because one step after the other is not finite."""
+
+
+class StepGuard:
+    """Skips steps whose gradient is not finite, counts them, and stops after too many in a row.
+
+    Attributes:
+        num_skipped: Steps skipped since `reset`.
+    """
+
+    def __init__(self) -> None:
+        self.num_skipped = 0
+        self._num_in_a_row = 0
+        self._skips = False
+
+    def watch(self, optimizer: Optimizer) -> None:
+        """Let no step of this optimiser use a gradient that is not finite."""
+        optimizer.register_step_pre_hook(self._forget_bad_gradient)
+
+    def _forget_bad_gradient(self, optimizer: Optimizer, *_: Any) -> None:
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        # With an infinite threshold this only finds the largest value.
+        largest = torch.nn.utils.clip_grad_norm_(parameters, math.inf, norm_type=math.inf)
+        if not largest.isfinite():
+            # Without gradients a step changes neither weights nor momentum.
+            optimizer.zero_grad(set_to_none=True)
+            self._skips = True
+
+    def check(self, loss: float, seen: str) -> None:
+        """Count the step that was just made, if it was skipped.
+
+        Args:
+            loss: Its loss. It may be NaN without `watch` having seen the gradient, because
+                GradScaler skips such a step itself.
+            seen: What to tell a user about this step.
+
+        Raises:
+            NotFiniteError: Too many steps in a row were skipped.
+        """
+        if not self._skips and math.isfinite(loss):
+            self._num_in_a_row = 0
+            return
+        self._skips = False
+        self.num_skipped += 1
+        self._num_in_a_row += 1
+        if self._num_in_a_row >= MOST_IN_A_ROW:
+            message = (
+                f"{MOST_IN_A_ROW} training steps in a row had a loss or a gradient that is NaN or "
+                f"infinite; none of them changed the weights. The last one: {seen}. Look at these "
+                "cases for values that are not numbers, or lower the learning rate (initial_lr of "
+                "the trainer). The checkpoints are from before; go on with --c."
+            )
+            raise NotFiniteError(message)
+
+    def reset(self) -> int:
+        """Number of steps skipped since the last call."""
+        num_skipped, self.num_skipped = self.num_skipped, 0
+        return num_skipped

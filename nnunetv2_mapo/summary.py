@@ -1,0 +1,87 @@
+"""What a round of mining found, in numbers and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnunetv2_mapo.store import SampleRecord
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """What a round of mining found, over all its training samples.
+
+    Attributes:
+        num_samples: Training samples (cases in 3D, slices in 2D).
+        num_pairs: Those with a preference pair.
+        dice_plain: Mean Dice of the prediction without dropout, over all samples.
+        dice_chosen: Mean Dice of the chosen candidates of the pairs; NaN without pairs.
+        dice_rejected: The same of the rejected ones.
+        disagreement: Mean share of disagreement voxels of the pairs; NaN without pairs.
+        gaps: Dice gap between best and worst candidate of each sample.
+        num_mined: Cases that were mined now; the others were in the store.
+        seconds: Duration of mining.
+    """
+
+    num_samples: int
+    num_pairs: int
+    dice_plain: float
+    dice_chosen: float
+    dice_rejected: float
+    disagreement: float
+    gaps: list[float]
+    num_mined: int
+    seconds: float
+
+    def __str__(self) -> str:
+        pairs = ""
+        if self.num_pairs:
+            pairs = (
+                f", of the pairs chosen {self.dice_chosen:.4f}, rejected {self.dice_rejected:.4f}, "
+                f"disagreement {self.disagreement:.2%} of the voxels"
+            )
+        return (
+            f"{self.num_pairs} pairs / {self.num_samples} samples, Dice plain "
+            f"{self.dice_plain:.4f}{pairs}; {self.num_mined} cases mined in {self.seconds:.1f} s"
+        )
+
+
+def summarize(
+    cases: dict[str, list[SampleRecord]], *, num_mined: int, seconds: float
+) -> RoundSummary:
+    """Summarise a round from the records of every case."""
+    samples = [record for records in cases.values() for record in records]
+    pairs = [record for record in samples if record.rejected is not None]
+    return RoundSummary(
+        num_samples=len(samples),
+        num_pairs=len(pairs),
+        dice_plain=_mean([record.dice[0] for record in samples]),
+        dice_chosen=_mean([record.dice[record.chosen] for record in pairs]),
+        dice_rejected=_mean(
+            [record.dice[record.rejected] for record in pairs if record.rejected is not None]
+        ),
+        disagreement=_mean([record.num_disagreeing / record.num_voxels for record in pairs]),
+        gaps=[max(record.dice) - min(record.dice) for record in samples],
+        num_mined=num_mined,
+        seconds=seconds,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def explain_no_pairs(summary: RoundSummary, tau: float, rates: Sequence[float]) -> str:
+    """Warning for a round without any pair: how far it was from one, and what to change."""
+    largest, median = max(summary.gaps, default=0.0), float(np.median(summary.gaps or [0.0]))
+    return (
+        f"WARNING: this round has NO preference pair, so it trains with nnU-Net's own loss alone. "
+        f"A pair needs a Dice gap of tau = {tau} between two candidates; the largest gap of any "
+        f"sample is {largest:.4f}, the median {median:.4f} (dropout rates up to {max(rates)}, "
+        f"plain Dice {summary.dice_plain:.4f}). To get pairs, derive a trainer whose MAPOConfig "
+        f"has a smaller tau (half of the samples would have a pair at {median:.3f}) or higher "
+        "rates (rates_2d, rates_3d), or a shorter warm-up."
+    )

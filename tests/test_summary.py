@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from nnunetv2_mapo.store import SampleRecord
+from nnunetv2_mapo.summary import explain_no_pairs, summarize
+
+RECORDS = {
+    "a": [
+        SampleRecord([0.75, 1.0, 0.5], chosen=1, rejected=2, num_disagreeing=10, num_voxels=100),
+        SampleRecord(
+            [0.25, 0.25, 0.25], chosen=0, rejected=None, num_disagreeing=0, num_voxels=100
+        ),
+    ],
+    "b": [SampleRecord([0.5, 0.0, 0.25], chosen=0, rejected=1, num_disagreeing=3, num_voxels=10)],
+}
+
+
+def test_summary_by_hand():
+    summary = summarize(RECORDS, num_mined=1, seconds=2.5)
+    assert summary.num_samples == 3
+    assert summary.num_pairs == 2
+    assert summary.dice_plain == pytest.approx((0.75 + 0.25 + 0.5) / 3)
+    assert summary.dice_chosen == pytest.approx((1.0 + 0.5) / 2)
+    assert summary.dice_rejected == pytest.approx((0.5 + 0.0) / 2)
+    assert summary.disagreement == pytest.approx((0.1 + 0.3) / 2)
+    assert summary.gaps == [0.5, 0.0, 0.5]
+    assert (summary.num_mined, summary.seconds) == (1, 2.5)
+    assert str(summary) == (
+        "2 pairs / 3 samples, Dice plain 0.5000, of the pairs chosen 0.7500, rejected 0.2500, "
+        "disagreement 20.00% of the voxels; 1 cases mined in 2.5 s"
+    )
+
+
+def test_summary_without_pairs_has_nan_for_what_only_pairs_have():
+    summary = summarize({"a": RECORDS["a"][1:]}, num_mined=0, seconds=0.0)
+    assert summary.num_pairs == 0
+    assert summary.dice_plain == 0.25
+    for value in (summary.dice_chosen, summary.dice_rejected, summary.disagreement):
+        assert math.isnan(value)
+    assert str(summary) == "0 pairs / 1 samples, Dice plain 0.2500; 0 cases mined in 0.0 s"
+
+
+def test_no_pairs_are_explained_with_gaps_and_tau():
+    samples = [
+        SampleRecord([0.5, 0.5 + gap], chosen=1, rejected=None, num_disagreeing=0, num_voxels=1)
+        for gap in (0.0125, 0.025, 0.05)
+    ]
+    summary = summarize({"a": samples}, num_mined=1, seconds=0.0)
+    message = explain_no_pairs(summary, tau=0.3, rates=(0.0, 0.125))
+    assert message.startswith("WARNING: this round has NO preference pair")
+    assert "tau = 0.3 between two candidates" in message
+    assert "largest gap of any sample is 0.0500, the median 0.0250" in message
+    assert "dropout rates up to 0.125, plain Dice 0.5000" in message
+    assert "half of the samples would have a pair at 0.025" in message
