@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 NUM_FOLDS = 5  # of the split that nnU-Net makes where there is none
@@ -84,6 +85,11 @@ def check_foreground(dataset: Any) -> None:
 
 class Checked(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     """Part of `MAPOTrainer` that looks at the data before a training starts."""
+
+    @staticmethod
+    def _check_environment() -> None:
+        nnUNet_preprocessed.require()
+        nnUNet_results.require()
 
     def _check_data(self) -> None:
         check_fold(self.fold)

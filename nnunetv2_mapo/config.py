@@ -117,7 +117,17 @@ class MAPOConfig:
         return self.num_epochs_2d if num_dimensions == 2 else self.num_epochs_3d
 
     def schedule(self, num_epochs: int, num_dimensions: int) -> Schedule:
-        """Schedule of a training of `num_epochs` epochs of a 2D or 3D configuration."""
+        """Schedule of a training of `num_epochs` epochs of a 2D or 3D configuration.
+
+        Raises:
+            ValueError: `warmup_epochs` leaves no epoch for the rounds.
+        """
+        if self.num_rounds and (self.warmup_epochs or 0) >= num_epochs:
+            message = (
+                f"warmup_epochs={self.warmup_epochs} leaves no epoch for preferences in a training "
+                f"of {num_epochs} epochs: less is needed, or None for the usual share."
+            )
+            raise ValueError(message)
         fraction = self.warmup_fraction_2d if num_dimensions == 2 else self.warmup_fraction_3d
         warmup_epochs = self.warmup_epochs or round(fraction * num_epochs)
         return Schedule(num_epochs, warmup_epochs, self.num_rounds)

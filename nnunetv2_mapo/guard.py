@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,29 +41,32 @@ class StepGuard:
             optimizer.zero_grad(set_to_none=True)
             self._skips = True
 
-    def check(self, loss: float, seen: str) -> None:
+    def check(self, values: Mapping[str, Any], epoch: int, cases: Iterable[Any]) -> None:
         """Count the step that was just made, if it was skipped.
 
         Args:
-            loss: Its loss. It may be NaN without `watch` having seen the gradient, because
-                GradScaler skips such a step itself.
-            seen: What to tell a user about this step.
+            values: Its `loss` and what else is known of it. The loss may be NaN without `watch`
+                having seen the gradient, because GradScaler skips such a step itself.
+            epoch: Epoch of the step.
+            cases: Identifiers of the cases of its batch.
 
         Raises:
             NotFiniteError: Too many steps in a row were skipped.
         """
-        if not self._skips and math.isfinite(loss):
+        if not self._skips and math.isfinite(values["loss"]):
             self._num_in_a_row = 0
             return
         self._skips = False
         self.num_skipped += 1
         self._num_in_a_row += 1
         if self._num_in_a_row >= MOST_IN_A_ROW:
+            seen = ", ".join(f"{name} {value}" for name, value in values.items())
             message = (
                 f"{MOST_IN_A_ROW} training steps in a row had a loss or a gradient that is NaN or "
-                f"infinite; none of them changed the weights. The last one: {seen}. Look at these "
-                "cases for values that are not numbers, or lower the learning rate (initial_lr of "
-                "the trainer). The checkpoints are from before; go on with --c."
+                f"infinite; none of them changed the weights. The last one, in epoch {epoch} with "
+                f"{', '.join(map(str, cases))}: {seen}. Look at these cases for values that are "
+                "not numbers, or lower the learning rate (initial_lr of the trainer). The "
+                "checkpoints are from before; go on with --c."
             )
             raise NotFiniteError(message)
 

@@ -13,6 +13,7 @@ import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.utilities.helpers import empty_cache
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 from tqdm import tqdm
@@ -39,8 +40,8 @@ class MinedCase(NamedTuple):
         records: One of each training sample: the case in 3D, each slice in 2D.
     """
 
-    chosen: np.ndarray
-    rejected: np.ndarray
+    chosen: NDArray[np.int16]
+    rejected: NDArray[np.int16]
     records: list[SampleRecord]
 
 
@@ -117,17 +118,18 @@ class Miner:
         candidates = torch.empty(
             (len(rates), *padded.shape[1:]), dtype=self.labels.dtype, device=self.device
         )
-        places = list(window_places(padded.shape[1:], self.patch_size))
+        places = [(slice(None), *p) for p in window_places(padded.shape[1:], self.patch_size)]
         for start in range(0, len(places), self.windows_per_forward):
             batch = places[start : start + self.windows_per_forward]
-            windows = torch.stack([padded[(slice(None), *place)] for place in batch])
+            windows = torch.stack([padded[place] for place in batch])
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
                 label_maps = dropout_candidates(
                     self.network, self.dropout, windows.to(self.device), rates, self.labels
                 )
             for place, label_map in zip(batch, label_maps, strict=True):
-                candidates[(slice(None), *place)] = label_map
-        return candidates[(slice(None), *inside[1:])]
+                candidates[place] = label_map
+        inside = (slice(None), *inside[1:])  # all candidates, not the image's channels
+        return candidates[inside]
 
     def _select(
         self, candidates: Tensor, segmentation: Tensor
@@ -176,7 +178,7 @@ def window_places(shape: Sequence[int], patch_size: Sequence[int]) -> Iterator[t
         yield from ((plane, *window) for plane in range(shape[0]) for window in windows)
 
 
-LoadCase = Callable[[str], tuple[Tensor, np.ndarray]]
+LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
 
 
 def mine_round(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
+from numpy.typing import NDArray
 
 from nnunetv2_mapo.files import hash_file, read_sealed, write_atomically, write_sealed
 
@@ -88,7 +89,7 @@ class Round:
     def write_case(
         self,
         identifier: str,
-        stack: np.ndarray,
+        stack: NDArray[np.int16],
         records: Sequence[SampleRecord],
         patch_size: Sequence[int],
     ) -> None:
@@ -169,7 +170,10 @@ class Round:
 
 
 def stack_preferences(
-    segmentation: np.ndarray, chosen: np.ndarray, rejected: np.ndarray
-) -> np.ndarray:
+    segmentation: NDArray[Any], chosen: NDArray[Any], rejected: NDArray[Any]
+) -> NDArray[np.int16]:
     """Stack as the store holds it; shapes `(1, *spatial)` and twice `(*spatial)`."""
-    return np.concatenate((segmentation, chosen[None], rejected[None])).astype(np.int16)
+    stack: NDArray[np.int16] = np.concatenate(
+        (segmentation, chosen[None], rejected[None]), dtype=np.int16, casting="unsafe"
+    )
+    return stack

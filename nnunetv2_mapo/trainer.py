@@ -15,6 +15,7 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -55,7 +56,11 @@ class MAPOTrainer(Checked, Continuable):
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
         """Check the settings before nnU-Net makes anything."""
         # Not in __init__: nnU-Net holds its signature against its own local variables.
+        if not isinstance(cls.mapo, MAPOConfig):
+            message = f"{cls.__name__}.mapo is {cls.mapo!r}: a MAPOConfig(…) is needed."
+            raise TypeError(message)
         cls.mapo.validate()
+        cls._check_environment()
         return super().__new__(cls)
 
     # Set-up ---------------------------------------------------------------------------------------
@@ -132,10 +137,9 @@ class MAPOTrainer(Checked, Continuable):
         batch = self._add_preferences(batch)
         with self.dropout.at(rates) if is_dropping else nullcontext():
             output = super().train_step(batch)
-        values = self.loss.step_values()
-        seen = f"epoch {self.current_epoch}, cases {list(batch.get('keys', ()))}, {output | values}"
-        self.guard.check(float(output["loss"]), seen)
-        return {**output, **values}
+        output = {**output, **self.loss.step_values()}
+        self.guard.check(output, self.current_epoch, batch.get("keys", ()))
+        return output
 
     def _begin_round(self, number: int) -> None:
         if self._begun.round == 0:
@@ -196,7 +200,7 @@ class MAPOTrainer(Checked, Continuable):
             self.print_to_log_file(explain_no_pairs(self._summary, self.mapo.tau, self.rates))
         return mined
 
-    def _load_case(self, dataset: Any, identifier: str) -> tuple[Tensor, np.ndarray]:
+    def _load_case(self, dataset: Any, identifier: str) -> tuple[Tensor, NDArray[Any]]:
         """Network input and ground truth of a whole case, as nnU-Net's validation makes them."""
         data, segmentation, previous_stage, _ = dataset.load_case(identifier)
         image = data[:]
@@ -249,7 +253,8 @@ class MAPOTrainer(Checked, Continuable):
         is_finite = [output for output in train_outputs if math.isfinite(output["loss"])]
         super().on_train_epoch_end(is_finite or train_outputs)
         if num_skipped := self.guard.reset():
-            self.print_to_log_file(f"MAPO: WARNING: {num_skipped} steps were not finite: skipped")
+            steps = f"{num_skipped} of {len(train_outputs)} steps"
+            self.print_to_log_file(f"MAPO: WARNING: {steps} were not finite and skipped")
         values = {**self._step_means(train_outputs), **round_values(self._summary)}
         for key, value in values.items():
             self.logger.log(key, value, self.current_epoch)
@@ -264,8 +269,11 @@ class MAPOTrainer(Checked, Continuable):
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, steps)
             steps = [step for rank in gathered for step in rank]
-        columns = np.ma.masked_invalid(np.array(steps, dtype=float))
-        return dict(zip(STEP_KEYS, columns.mean(0).filled(np.nan).tolist(), strict=True))
+        values = np.array(steps, dtype=float)
+        defined = np.isfinite(values)
+        count = np.where(defined.any(0), defined.sum(0), np.nan)
+        means = np.where(defined, values, 0).sum(0) / count
+        return dict(zip(STEP_KEYS, means.tolist(), strict=True))
 
     def on_epoch_end(self) -> None:
         """Draw `progress_mapo.png` besides nnU-Net's `progress.png`."""

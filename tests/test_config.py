@@ -125,6 +125,16 @@ def test_warmup_epochs_take_the_place_of_the_fractions():
     assert config.schedule(100, 3).warmup_epochs == 7
 
 
+@pytest.mark.parametrize(("warmup_epochs", "num_epochs"), [(10, 10), (500, 250), (1, 1)])
+def test_a_warmup_that_leaves_no_epoch_for_preferences_is_refused(warmup_epochs, num_epochs):
+    config = MAPOConfig(warmup_epochs=warmup_epochs)
+    with pytest.raises(
+        ValueError, match=f"warmup_epochs={warmup_epochs} leaves no epoch .* of {num_epochs}"
+    ):
+        config.schedule(num_epochs, 3)
+    assert replace(config, num_rounds=0).schedule(num_epochs, 3).stages[-1].round == 0
+
+
 def test_to_dict_survives_json():
     content = MAPOConfig(rates_2d=(0.0, 0.1)).to_dict()
     assert content["rates_2d"] == [0.0, 0.1]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,9 +60,9 @@ def test_skipped_steps_are_counted_and_a_good_one_begins_the_count_anew():
     for _ in range(2):
         for _ in range(MOST_IN_A_ROW - 1):
             step(optimizer, [weight], [[math.nan]])
-            guard.check(1.0, "")
+            guard.check({"loss": 1.0}, 0, [])
         step(optimizer, [weight], [[0.0]])
-        guard.check(1.0, "")
+        guard.check({"loss": 1.0}, 0, [])
     assert guard.reset() == 2 * (MOST_IN_A_ROW - 1)
     assert guard.reset() == 0
 
@@ -69,13 +70,15 @@ def test_skipped_steps_are_counted_and_a_good_one_begins_the_count_anew():
 def test_a_bad_loss_counts_where_gradscaler_has_skipped_the_step():
     guard = StepGuard()
     for _ in range(3):
-        guard.check(math.nan, "")
+        guard.check({"loss": math.nan}, 0, [])
     assert guard.reset() == 3
 
 
 def test_too_many_in_a_row_stop_the_training_with_what_was_seen():
     guard = StepGuard()
     for _ in range(MOST_IN_A_ROW - 1):
-        guard.check(math.inf, "")
-    with pytest.raises(NotFiniteError, match=r"20 training steps in a row .* epoch 3, cases"):
-        guard.check(math.inf, "epoch 3, cases ['a']")
+        guard.check({"loss": math.inf}, 0, [])
+    values = {"loss": np.float32(math.inf), "loss/dpo": 0.25}
+    with pytest.raises(NotFiniteError, match="20 training steps in a row") as error:
+        guard.check(values, 3, ["a", "b"])
+    assert "in epoch 3 with a, b: loss inf, loss/dpo 0.25." in str(error.value)

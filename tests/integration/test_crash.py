@@ -177,9 +177,8 @@ def test_a_training_that_is_killed_everywhere_ends_like_one_that_is_not(
 
 @pytest.mark.slow
 def test_the_real_command_survives_kills_at_random_moments(boxes: Path, tmp_path: Path) -> None:
-    command = [
-        "nnUNetv2_train", DATASET, "3d_fullres", "0", "-tr", NAME, "-device", "cpu", "--c"
-    ]  # fmt: skip
+    script = str(Path(sys.executable).with_name("nnUNetv2_train"))
+    command = [script, DATASET, "3d_fullres", "0", "-tr", NAME, "-device", "cpu", "--c"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def run(results: Path, seconds: float | None) -> bool:

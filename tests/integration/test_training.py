@@ -225,7 +225,7 @@ def test_mining_continues_with_the_cases_that_are_missing(
     stopped = make_trainer()
     with pytest.raises(StopHereError):
         stopped.run_training()
-    assert len(list((Path(stopped.output_folder) / "preferences/round_01").iterdir())) == 2
+    assert len(list(Path(stopped.output_folder).glob("preferences/round_01/*.b2nd"))) == 2
 
     def mine_rest(self: Miner, *arguments: Any) -> Any:
         mined_after.append(self)
