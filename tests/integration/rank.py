@@ -63,9 +63,23 @@ def train(trainer: Any) -> dict[str, Any]:
         "batch_size": trainer.batch_size,
         "channels": {name: len(cases.load_case(name)[1][:]) for name in cases.identifiers},
         "summary": [trainer._summary.num_pairs, trainer._summary.gaps],
+        "is_finite": all(w.isfinite().all().item() for w in trainer.network.parameters()),
         "weights": hash_weights(trainer._plain_network().state_dict()),
         "logged": {key: values for key, values in logged.items() if "/" in key},
     }
+
+
+def spoil_a_step(trainer: Any, rank: int) -> None:
+    """Give the second rank an image of NaN in a step of the warm-up and one of round 1."""
+    train_step, steps = trainer.train_step, []
+
+    def spoiled(batch: dict[str, Any]) -> dict[str, Any]:
+        steps.append(rank)
+        if rank == 1 and len(steps) in (2, 8):
+            batch["data"] = torch.full_like(batch["data"], torch.nan)
+        return train_step(batch)
+
+    trainer.train_step = spoiled
 
 
 def step(trainer: Any, folder: Path) -> dict[str, Any]:
@@ -92,6 +106,8 @@ def main() -> None:
     torch.manual_seed(rank)
     np.random.seed(rank)  # noqa: NPY002  # nnU-Net draws from it
     trainer = make_trainer(dataset, name, fold)
+    if task == "spoiled":
+        spoil_a_step(trainer, rank)
     report = step(trainer, folder) if task == "step" else train(trainer)
     (folder / f"{task}_{rank}.json").write_text(json.dumps(report))
     dist.destroy_process_group()

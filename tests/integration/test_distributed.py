@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_mapo.reference import hash_weights
+from nnunetv2_mapo.weights import hash_weights
 
 MakeTrainer = Callable[..., Any]
 HERE, DATASET = Path(__file__).parent, "Dataset990_Boxes"
@@ -134,3 +134,14 @@ def test_a_rank_without_a_case_to_mine_does_not_wait_forever(boxes: Path, tmp_pa
     assert first["mined"] == ["case_0", "case_0"]
     assert second["mined"] == []
     assert first["weights"] == second["weights"]
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(
+    boxes: Path, tmp_path: Path
+) -> None:
+    name = "nnUNetTrainerTiny_MAPO_tiny"
+    first, second = run_ranks(tmp_path, name, "spoiled")
+    assert first["is_finite"]
+    assert first["weights"] == second["weights"]
+    log = "".join(path.read_text() for path in fold_folder(tmp_path, name).glob("*.txt"))
+    assert log.count("1 of 3 steps were not finite and skipped") == 2
