@@ -12,6 +12,9 @@ import pytest
 import torch
 from prepare import draw_boxes, prepare, write_dataset
 
+from nnunetv2_mapo import trainer as mapo
+from nnunetv2_mapo.progress import plot_progress
+
 DATASET = "Dataset990_Boxes"
 HERE = Path(__file__).parent
 
@@ -55,6 +58,12 @@ def boxes(nnunet_folder: Path) -> Path:
     return nnunet_folder
 
 
+def plot_last_progress(folder: Path, logged: Any, stages: Any) -> None:
+    """Draw our picture in the last epoch only."""
+    if len(logged["mean_fg_dice"]) == stages[-1].end_epoch:
+        plot_progress(folder, logged, stages)
+
+
 @pytest.fixture
 def make_trainer(
     boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,8 +73,9 @@ def make_trainer(
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    # nnU-Net's own picture takes longer to draw than all the epochs of a test together
+    # Pictures take longer to draw than all the epochs of a test together.
     monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
+    monkeypatch.setattr(mapo, "plot_progress", plot_last_progress)
 
     def make(
         name: str = "nnUNetTrainerTiny_MAPO_tiny",

@@ -19,6 +19,8 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_mapo import trainer
+
 
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -57,8 +59,8 @@ def kill_at(place: str, number: int, when: str) -> None:
 
 
 def main() -> None:
-    # Neither is the point here: a picture that takes longer than an epoch, and pools of processes.
-    LocalLogger.plot_progress_png = lambda *_: None
+    # Not the point here: pictures that take longer than an epoch, and pools of processes.
+    LocalLogger.plot_progress_png = trainer.plot_progress = lambda *_: None
     nnUNetTrainer.perform_actual_validation = lambda *_: None
     # A name that is found last: all that the forks would import is imported before.
     with contextlib.redirect_stdout(sys.stderr):

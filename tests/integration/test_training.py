@@ -210,6 +210,24 @@ def test_a_stopped_training_continues_with_the_same_reference_and_pairs(
         assert after["round_01"] == before["round_01"]
 
 
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_training_continued_from_the_midst_of_a_stage_ends_like_one_that_was_not_stopped(
+    make_trainer: MakeTrainer, configuration: str, epoch: int
+) -> None:
+    stopped = make_trainer(configuration=configuration)
+    stopped.save_every = 1
+    stop_in_epoch(stopped, epoch)
+    torch.rand(epoch)  # another process has drawn other numbers
+    continued = make_trainer(configuration=configuration, continue_training=True)
+    continued.run_training()
+    assert f"MAPO: continued after {epoch} epoch" in read_log(continued)
+    whole = make_trainer(configuration=configuration)
+    whole.run_training()
+    ends = [(end.network.state_dict(), end.optimizer.state_dict()) for end in (continued, whole)]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
 def test_mining_continues_with_the_cases_that_are_missing(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +286,8 @@ def test_other_settings_are_refused_when_continuing(make_trainer: MakeTrainer) -
         (lambda t: t.plans_manager.plans.update(plans_name="other"), "plans"),
         (lambda t: t.dataset_json["labels"].update(small=3), "labels"),
         (lambda t: t.plans_manager.plans.update(dataset_name="Dataset991_Other"), "dataset"),
+        (lambda t: setattr(t, "fold", 1), "fold"),
+        (lambda t: setattr(t, "configuration_name", "3d_lowres"), "configuration"),
     ],
 )
 def test_a_foreign_store_is_refused(
