@@ -70,6 +70,7 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
                 "config": self.mapo.to_dict(),
                 "begun": asdict(self._begun),
                 "random_state": read_state(self.device),
+                "weights": hash_weights(checkpoint["network_weights"]),
             }
             torch.save(checkpoint, unfinished)
 
@@ -87,17 +88,20 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if not self.was_initialized:
             self.initialize()
         checkpoint = read_checkpoint(Path(filename_or_checkpoint))
-        if differences := compare_shapes(
-            checkpoint["network_weights"], self._plain_network().state_dict()
-        ):
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except RuntimeError as error:
+            weights = self._plain_network().state_dict()
+            differences = compare_shapes(checkpoint["network_weights"], weights)
+            if not differences:
+                raise
             message = (
                 f"{filename_or_checkpoint} holds the weights of another network than the one of "
                 f"{self.plans_manager.plans_name}, {self.configuration_name}: "
                 f"{'; '.join(differences)}. Use the trainer, plans, configuration and data set "
                 "that it was trained with, or train without --c under another trainer's name."
             )
-            raise ValueError(message)
-        super().load_checkpoint(filename_or_checkpoint)
+            raise ValueError(message) from error
         saved = checkpoint.get("mapo", {"config": None, "begun": {}})
         self._saved_config, self._begun = saved["config"], Begun(**saved["begun"])
         self._random_state = saved.get("random_state")
@@ -164,8 +168,7 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         best = self._folder / BEST
         weights: dict[str, Tensor] = {}
         if best.is_file():
-            checkpoint = torch.load(best, map_location=self.device, weights_only=False)
-            weights = checkpoint["network_weights"]
+            weights = read_checkpoint(best)["network_weights"]
         if hash_weights(weights) == self._begun.reference:
             self.print_to_log_file(f"MAPO: {path} is missing or damaged; restored from {best}")
         else:
@@ -232,12 +235,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(
             path, map_location="cpu", mmap=True, weights_only=False
         )
-        checkpoint["network_weights"], checkpoint["current_epoch"]
+        weights, _ = checkpoint["network_weights"], checkpoint["current_epoch"]
+        expected = checkpoint.get("mapo", {}).get("weights")  # a stock checkpoint has none
+        is_damaged = expected is not None and expected != hash_weights(weights)
+        reason = "its checksum is wrong" if is_damaged else ""
     except Exception as error:  # a damaged pickle may raise anything
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
         message = (
-            f"{path} is damaged or no checkpoint of an nnU-Net training "
-            f"({type(error).__name__}: {error}). Delete or move it: --c then takes the next of "
-            "checkpoint_final.pth, checkpoint_latest.pth and checkpoint_best.pth, or starts anew."
+            f"{path} is damaged or no checkpoint of an nnU-Net training ({reason}). Delete or move "
+            "it: --c then takes the next of checkpoint_final.pth, checkpoint_latest.pth and "
+            "checkpoint_best.pth, or starts anew."
         )
-        raise ValueError(message) from error
+        raise ValueError(message)
     return checkpoint

@@ -21,7 +21,7 @@ from torch import distributed as dist
 
 from nnunetv2_mapo.checks import Checked
 from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable
+from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable, read_checkpoint
 from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_preferences
 from nnunetv2_mapo.dropout import StochasticDropout, sample_rates
 from nnunetv2_mapo.guard import StepGuard
@@ -159,7 +159,7 @@ class MAPOTrainer(Checked, Continuable):
         best, epoch = self._folder / BEST, self.current_epoch
         self._barrier()  # the first rank may still be writing it
         if self.mapo.start_from == "best" and best.is_file() and not self.disable_checkpointing:
-            checkpoint = torch.load(best, map_location=self.device, weights_only=False)
+            checkpoint = read_checkpoint(best)
             self._plain_network().load_state_dict(checkpoint["network_weights"])
             epoch = checkpoint["current_epoch"]
         self.print_to_log_file(f"MAPO: preferences start from the weights after {epoch} epochs")

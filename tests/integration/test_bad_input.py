@@ -139,6 +139,19 @@ def test_a_damaged_checkpoint(make_trainer: MakeTrainer, stopped: Path, share: f
     make_trainer(continue_training=True).run_training()
 
 
+def test_a_checkpoint_with_a_flipped_bit_in_a_weight(
+    make_trainer: MakeTrainer, stopped: Path
+) -> None:
+    latest = stopped / "checkpoint_latest.pth"
+    weights = torch.load(latest, weights_only=False)["network_weights"]
+    content = bytearray(latest.read_bytes())
+    largest = max(weights.values(), key=torch.numel)
+    content[content.index(largest.numpy().tobytes()) + 5] ^= 1
+    latest.write_bytes(content)
+    with pytest.raises(ValueError, match="its checksum is wrong"):
+        make_trainer(continue_training=True)
+
+
 @pytest.mark.parametrize(
     "content", [{}, {"network_weights": {}}, [1, 2], {"state_dict": {}}, None], ids=str
 )
