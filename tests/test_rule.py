@@ -225,37 +225,28 @@ def test_a_failed_search_does_not_disturb_the_next_one():
     assert find("nnUNetTrainerDA5_MAPO").__name__ == "nnUNetTrainerDA5_MAPO"
 
 
-# Import time --------------------------------------------------------------------------------------
+# Imports ------------------------------------------------------------------------------------------
 
-MEASURE = """
-import importlib, sys, time
+IMPORT = """
+import importlib, sys
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 folder, *names = sys.argv[1:]
 sys.path.insert(0, folder)
 before = set(sys.modules)
-seconds = []
-for _ in range(5):
-    for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("nnunetv2_mapo", *names):
-            del sys.modules[name]
-    started = time.perf_counter()
-    for name in names:
-        importlib.import_module(name)
-    seconds.append(time.perf_counter() - started)
+for name in names:
+    importlib.import_module(name)
 packages = {name.split(".")[0] for name in set(sys.modules) - before}
-print(min(seconds), *sorted(packages - sys.stdlib_module_names - set(names)))
+print(*sorted(packages - sys.stdlib_module_names - set(names)))
 """
 
 
-def test_all_trainer_configs_import_within_100_ms_and_nothing_that_nnunet_does_not():
+def test_trainer_configs_import_nothing_that_nnunet_does_not():
     names = sorted(file.stem for file in TRAINER_CONFIGS.glob("*.py") if file.stem != "__init__")
     assert len(names) >= 4
     result = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(TRAINER_CONFIGS), *names],
+        [sys.executable, "-c", IMPORT, str(TRAINER_CONFIGS), *names],
         capture_output=True,
         text=True,
         check=True,
     )
-    seconds, *packages = result.stdout.split()
-    assert float(seconds) < 0.1
-    assert packages == ["nnunetv2_mapo"]
+    assert result.stdout.split() == ["nnunetv2_mapo"]

@@ -35,7 +35,7 @@ def stacks(trainer: Any) -> Iterator[tuple[np.ndarray, list[Any]]]:
     """Segmentation, chosen and rejected of each case of each round, and its records."""
     for folder in sorted((Path(trainer.output_folder) / "preferences").iterdir()):
         mined = Round(folder, json.loads((folder / "manifest.json").read_text())["origin"])
-        for name, records in mined.find_finished([f"case_{n}" for n in range(4)]).items():
+        for name, records in mined.find_finished([f"case_{n}" for n in range(4)]).records.items():
             yield np.asarray(mined.open_stack(name)[:]), records
 
 
