@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.files import UNFINISHED, complete_or_absent, hash_json
+from nnunetv2_mapo.lock import lock_folder
 from nnunetv2_mapo.randomness import read_state, write_state
 from nnunetv2_mapo.reference import REFERENCE, build_reference, read_reference, write_reference
 from nnunetv2_mapo.store import PREFERENCES, Round, StoreError
@@ -116,9 +117,12 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         """Refuse to continue with other settings or foreign pairs; clear up before a new start.
 
         Raises:
+            InUseError: Another process trains in the same folder.
             ValueError: The settings differ from those of the training that is continued.
             StoreError: The preference store was made by other plans, labels, data …
         """
+        if self.local_rank == 0:
+            lock_folder(self._folder)
         if self._saved_config is not None and (
             differences := self.mapo.differences(self._saved_config)
         ):

@@ -23,6 +23,7 @@ from nnunetv2_mapo.files import hash_file, read_sealed, write_atomically, write_
 
 PREFERENCES = "preferences"  # folder of the rounds in nnU-Net's fold folder
 MANIFEST = "manifest.json"
+LONGEST_STEM = 200  # bytes; file systems take 255 for a name, with what we put behind it
 
 
 class StoreError(RuntimeError):
@@ -75,11 +76,11 @@ class Round:
 
     def path(self, identifier: str) -> Path:
         """File of a case."""
-        return self.folder / f"{identifier}.b2nd"
+        return self.folder / f"{_file_stem(identifier)}.b2nd"
 
     def record_path(self, identifier: str) -> Path:
         """File of a case's record."""
-        return self.folder / f"{identifier}.b2nd.json"
+        return self.folder / f"{_file_stem(identifier)}.b2nd.json"
 
     def open_stack(self, identifier: str) -> Any:
         """Channels [segmentation, chosen, rejected] of a case, memory mapped where possible."""
@@ -167,6 +168,14 @@ class Round:
     def forget_manifest(self) -> None:
         """Delete the manifest, because cases are about to change."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _file_stem(identifier: str) -> str:
+    """Name of a case's files; one that would lead out of the folder or be too long is hashed."""
+    is_a_name = Path(identifier).name == identifier and "\0" not in identifier
+    if is_a_name and len(os.fsencode(identifier)) <= LONGEST_STEM:
+        return identifier
+    return hashlib.sha256(identifier.encode()).hexdigest()
 
 
 def stack_preferences(

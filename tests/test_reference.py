@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from nnunetv2_mapo.dropout import StochasticDropout
 from nnunetv2_mapo.reference import build_reference, read_reference, write_reference
@@ -86,10 +87,15 @@ def test_a_file_of_something_else_is_none(tmp_path, content):
     assert read_reference(path, "0" * 64, CPU) is None
 
 
-def test_anything_but_tensors_is_not_unpickled(tmp_path):
-    path = tmp_path / "reference.pth"
-    torch.save({"weights": nn.Linear(1, 1)}, path)
+@pytest.mark.parametrize("is_plain", [True, False], ids=["pickle", "checkpoint"])
+def test_anything_but_tensors_is_not_unpickled(tmp_path, planted, is_plain):
+    path, content = tmp_path / "reference.pth", {"weight": planted}
+    if is_plain:
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
     assert read_reference(path, "0" * 64, CPU) is None
+    assert not planted.trace.exists()
 
 
 def test_reference_is_frozen_and_does_not_follow_the_policy(make_network):

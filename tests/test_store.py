@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from dataclasses import replace
 
@@ -68,6 +69,60 @@ def test_a_case_that_is_written_again_is_replaced(mined):
 def test_identifiers_may_contain_dots(mined):
     mined.write_case("case.1_0.5mm", some_stack(), [RECORD], (4, 4))
     assert list(mined.find_finished(["case.1_0.5mm", "case"]).records) == ["case.1_0.5mm"]
+
+
+@pytest.mark.parametrize(
+    "identifier",
+    [
+        "../outside", "../../etc/x", "/tmp/absolute", "a/b", "..", ".", "", "nul\0l", "é" * 120,
+
+        "x" * 246, "leber 1 (kopie)", "ü-肝臓-🫁", "-rf", "~", "$HOME", "*", "con", "a\nb",
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_no_name_leads_out_of_the_store(mined, identifier):
+    mined.write_case(identifier, some_stack(), [RECORD], (4, 4))
+    mined.write_case("other", some_stack(), [NO_PAIR], (4, 4))
+    mined.write_manifest({identifier: [RECORD], "other": [NO_PAIR]})
+    found = mined.find_finished([identifier, "other"])
+    assert found == ({identifier: [RECORD], "other": [NO_PAIR]}, [])
+    assert np.array_equal(mined.open_stack(identifier)[:], some_stack())
+    root = mined.folder.parents[1]
+    files = {path for path in root.rglob("*") if path.is_file()}
+    assert {path.parent for path in files} == {mined.folder}
+    assert len(files) == 5
+
+
+def test_files_have_the_users_permissions(mined):
+    before = os.umask(0o027)
+    try:
+        mined.write_case("case", some_stack(), [RECORD], (4, 4))
+        mined.write_manifest({"case": [RECORD]})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in mined.folder.iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize("target", ["stack", "record", "manifest"])
+def test_a_planted_pickle_is_never_run(mined, planted, target):
+    mined.write_case("case", some_stack(), [RECORD], (4, 4))
+    mined.write_manifest({"case": [RECORD]})
+    content = pickle.dumps(planted)
+    pickle.loads(content)
+    assert planted.trace.exists()  # it would run
+    planted.trace.rmdir()
+    path = {
+        "stack": mined.path("case"),
+        "record": mined.record_path("case"),
+        "manifest": mined.folder / "manifest.json",
+    }[target]
+    path.write_bytes(content)
+    mined.find_finished(["case"])
+    mined.find_foreign()
+    if target == "stack":
+        with pytest.raises(RuntimeError):
+            mined.open_stack("case")
+    assert not planted.trace.exists()
 
 
 def test_nothing_is_found_in_a_folder_that_does_not_exist(mined):

@@ -3,6 +3,8 @@
 import math
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 import torch
 from test_training import read_log, read_manifests, stop_in_epoch
 
+from nnunetv2_mapo import continuing
 from nnunetv2_mapo import trainer as mapo
 from nnunetv2_mapo.files import WriteError
 from nnunetv2_mapo.guard import MOST_IN_A_ROW, NotFiniteError
+from nnunetv2_mapo.lock import InUseError
 from nnunetv2_mapo.mining import Miner, OutOfMemoryError
 from nnunetv2_mapo.store import Round
 
@@ -188,3 +192,39 @@ def test_a_damaged_case_is_mined_again_when_a_training_is_continued(
     assert list(after) == list(before)
     # the checkpoint of a round's beginning holds the policy that mined it
     assert after["case_2"]["samples"] == before["case_2"]["samples"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nnunetv2_mapo.lock import lock_folder
+lock_folder(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_second_training_of_a_fold_stops_at_once_and_changes_nothing(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(continuing, "lock_folder", lambda _: None)  # as if by another process
+        stopped = make_trainer()
+        stop_in_epoch(stopped, epoch=3)
+    folder = Path(stopped.output_folder)
+    names = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.suffix != ".txt"}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
+        for continue_training in (False, True):
+            trainer = make_trainer(continue_training=continue_training)
+            with pytest.raises(
+                InUseError, match=rf"is being trained in by process {other.pid} on "
+            ):
+                trainer.run_training()
+        assert all(path.stat().st_mtime_ns == time for path, time in names.items())
+        make_trainer(fold=1).run_training()  # at the same time
+        other.kill()
+    make_trainer(continue_training=True).run_training()
