@@ -77,8 +77,10 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def _count_checkpoint_bytes(self) -> int:
         states = (self._plain_network().state_dict(), *self.optimizer.state.values())
-        tensors = (value for state in states for value in state.values())
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+        tensors = [value for state in states for value in state.values()]
+        # by memory: nnU-Net's networks have weights under several names, which are saved once
+        sizes = {each.data_ptr(): each.nbytes for each in tensors if isinstance(each, Tensor)}
+        return sum(sizes.values())
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """The base trainer's, plus how far MAPO had come; a stock checkpoint is a warm-up's.

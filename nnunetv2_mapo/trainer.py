@@ -24,6 +24,7 @@ from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable, read_checkpoint
 from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_preferences
 from nnunetv2_mapo.dropout import StochasticDropout, sample_rates
+from nnunetv2_mapo.files import WriteError
 from nnunetv2_mapo.guard import StepGuard
 from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
@@ -280,7 +281,10 @@ class MAPOTrainer(Checked, Continuable):
         super().on_epoch_end()
         if self.local_rank == 0:
             logged = self.logger.local_logger.my_fantastic_logging
-            plot_progress(self._folder, logged, self.schedule.stages)
+            try:
+                plot_progress(self._folder, logged, self.schedule.stages)
+            except WriteError as error:  # a picture is no reason to stop
+                self.print_to_log_file(f"MAPO: WARNING: {error}")
 
     def _shut_down_dataloaders(self) -> None:
         for loader in (self.dataloader_train, self.dataloader_val):

@@ -94,6 +94,17 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert latest.read_bytes() == before
 
 
+def test_a_picture_that_does_not_fit_does_not_stop_a_training(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk_in(monkeypatch, mapo, "plot_progress", 1000)
+    trainer = make_trainer()
+    trainer.run_training()
+    assert trainer.current_epoch == 6
+    assert "WARNING" in read_log(trainer)
+    assert "progress_mapo.png could not be written" in read_log(trainer)
+
+
 def test_no_memory_for_a_window_keeps_what_was_mined(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
