@@ -44,6 +44,20 @@ def test_a_finite_gradient_is_not_changed():
     assert weight.tolist() == [-(2.0**99), 3.0]
 
 
+def test_infinities_that_would_cancel_are_seen():
+    weight = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], 1.0)
+    StepGuard().watch(optimizer)
+    step(optimizer, [weight], [[math.inf, -math.inf]])
+    assert weight.tolist() == [0.0, 0.0]
+
+
+def test_a_step_without_any_gradient_does_no_harm():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    StepGuard().watch(optimizer)
+    optimizer.step()
+
+
 def test_a_weight_without_gradient_does_no_harm():
     used, unused = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([used, unused], 1.0)
