@@ -19,8 +19,8 @@ from nnunetv2_mapo.files import (
 
 
 @contextmanager
-def largest_file(num_bytes: int):
-    """As if the disk were full after so many bytes."""
+def full_disk(num_bytes: int):
+    """No file can become larger than so many bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -32,7 +32,7 @@ def largest_file(num_bytes: int):
 def test_a_file_that_does_not_fit_leaves_the_earlier_one_and_says_so(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, b"earlier")
-    with largest_file(1000), pytest.raises(WriteError) as error:
+    with full_disk(1000), pytest.raises(WriteError) as error:
         write_atomically(path, bytes(2_500_000))
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"earlier"

@@ -3,18 +3,9 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from test_reference import some_weights
 
 from nnunetv2_mapo.weights import compare_shapes, hash_shapes, hash_weights
-
-
-def some_weights() -> dict[str, torch.Tensor]:
-    return {
-        "conv.weight": torch.arange(6, dtype=torch.float32).view(2, 3),
-        "norm.num_batches_tracked": torch.tensor(5),  # a scalar, as batch norm has
-        "mask": torch.tensor([True, False]),
-        "half": torch.tensor([1.5], dtype=torch.bfloat16),
-        "empty": torch.zeros(0, 3),
-    }
 
 
 def test_hash_by_hand():

@@ -2,16 +2,15 @@
 
 import math
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_files import full_disk
 from test_training import read_log, read_manifests, stop_in_epoch
 
 from nnunetv2_mapo import continuing
@@ -24,17 +23,6 @@ from nnunetv2_mapo.store import Round
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 MakeTrainer = Callable[..., Any]
-
-
-@contextmanager
-def full_disk(num_bytes: int) -> Iterator[None]:
-    """No file can become larger than so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def fill_disk_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, num_bytes: int) -> None:

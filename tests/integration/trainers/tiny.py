@@ -29,18 +29,11 @@ class nnUNetTrainerTiny(nnUNetTrainer):
 class nnUNetTrainerSeeded(nnUNetTrainerTiny):
     """The same numbers each time it starts anew."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's own signature
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def initialize(self) -> None:
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002  # nnU-Net draws from it
         torch.manual_seed(0)
+        super().initialize()
 
 
 RATES = (0.0, 0.2, 0.5)
