@@ -1,0 +1,259 @@
+"""`nnUNetv2_mapo evaluate`: overlap, surface distances and volumes of segmentations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2_mapo.cli.nnunet import CommandError
+from nnunetv2_mapo.table import format_table
+
+if TYPE_CHECKING:
+    from nnunetv2_mapo.evaluation import Evaluation
+
+FOLD_ALL = "fold_all"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Segmentations that are evaluated together.
+
+    Attributes:
+        name: For the table.
+        predictions: Where they are.
+        output: Where the metrics go.
+        is_fold: Whether it is a fold's finished validation, which has a part of the cases.
+    """
+
+    name: str
+    predictions: Path
+    output: Path
+    is_fold: bool
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command `evaluate`."""
+    text = (
+        "Compares segmentations with the ground truth: Dice, IoU, average symmetric surface "
+        "distance (ASD), 95th percentile of the Hausdorff distance (HD95), normalised surface "
+        "Dice (NSD) and volume error of every case and class, in mm and ml with the spacing of "
+        "the images. Prints the means, writes metrics.json and metrics.csv."
+    )
+    parser = commands.add_parser(
+        "evaluate", help="measure segmentations: Dice, surface distances, volumes", description=text
+    )
+    parser.add_argument(
+        "predictions",
+        type=Path,
+        metavar="PREDICTIONS",
+        help="folder of segmentations, or a model folder TRAINER__PLANS__CONFIGURATION of "
+        "nnUNet_results: then the validation of every fold is evaluated, and all folds together",
+    )
+    parser.add_argument(
+        "-gt",
+        type=Path,
+        metavar="FOLDER",
+        help="ground truth (default for a model folder: gt_segmentations of its data set in "
+        "nnUNet_preprocessed)",
+    )
+    parser.add_argument(
+        "-djfile",
+        type=Path,
+        metavar="FILE",
+        help="dataset.json (default: the one that nnU-Net left in PREDICTIONS)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        metavar="MM",
+        help="distance up to which NSD takes a surface for right, in mm, in pixels for images "
+        "without spacing (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-np",
+        type=int,
+        metavar="N",
+        help="worker processes (default: nnU-Net's, nnUNet_def_n_proc or 8)",
+    )
+    parser.add_argument(
+        "-o", type=Path, metavar="DIR", help="folder for the metrics (default: PREDICTIONS)"
+    )
+    parser.add_argument(
+        "--chill",
+        action="store_true",
+        help="evaluate what there is: cases of the ground truth may lack a prediction, folds a "
+        "finished validation",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate, print the means, write the metrics.
+
+    Raises:
+        CommandError: Something is missing, cannot be read or written, or does not fit.
+    """
+    predictions = arguments.predictions.expanduser()
+    output = (arguments.o or predictions).expanduser()
+    folders = find_folders(predictions, output, chill=arguments.chill)
+    references = find_references(predictions, arguments.gt, is_model=folders[0].is_fold)
+    dataset_json = read_dataset_json(arguments.djfile or predictions / "dataset.json")
+    print("Importing nnU-Net and MONAI ...", flush=True)
+    from nnunetv2.configuration import default_num_processes
+
+    from nnunetv2_mapo.evaluation import EvaluationError, evaluate_folder
+    from nnunetv2_mapo.files import WriteError
+
+    def evaluate(folder: Folder) -> Evaluation:
+        return evaluate_folder(
+            folder.predictions,
+            references,
+            dataset_json,
+            tolerance_mm=arguments.tolerance,
+            num_processes=default_num_processes if arguments.np is None else arguments.np,
+            allow_missing=arguments.chill or folder.is_fold,
+        )
+
+    try:
+        evaluate_all(folders, output, evaluate)
+    except (EvaluationError, WriteError) as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        message = f"Cannot write the metrics: {error}. Name another folder with -o."
+        raise CommandError(message) from error
+
+
+def evaluate_all(
+    folders: Sequence[Folder], output: Path, evaluate: Callable[[Folder], Evaluation]
+) -> None:
+    """Evaluate, print and write each folder, then all folds of a cross-validation together.
+
+    Args:
+        folders: What to evaluate.
+        output: Where the metrics of all folds go.
+        evaluate: Evaluates a folder.
+    """
+    from nnunetv2_mapo.evaluation import merge_evaluations, write_evaluation
+
+    folds = {}
+    for number, folder in enumerate(folders):
+        evaluation = evaluate(folder)
+        if number == 0:
+            print(format_provenance(evaluation.provenance))
+        print(f"\n{format_evaluation(folder.name, evaluation)}", flush=True)
+        write_evaluation(evaluation, folder.output)
+        print(f"Written: metrics.json and metrics.csv in {folder.output}")
+        if folder.is_fold and folder.name != FOLD_ALL:
+            folds[folder.name] = evaluation
+    if folds:
+        overall = merge_evaluations(folds)
+        if len(folds) > 1:
+            print(f"\n{format_evaluation(', '.join(folds), overall)}")
+        write_evaluation(overall, output)
+        print(f"Written: metrics.json and metrics.csv of {', '.join(folds)} in {output}")
+
+
+def find_folders(predictions: Path, output: Path, *, chill: bool) -> list[Folder]:
+    """Folders to evaluate: the folds of a model folder, or the folder itself, without a name.
+
+    Raises:
+        CommandError: There is nothing to evaluate, or a fold has no finished validation.
+    """
+    if not predictions.is_dir():
+        message = f"{predictions} is not a folder. Give a folder of segmentations or of a model."
+        raise CommandError(message)
+    folds = sorted(path for path in predictions.glob("fold_*") if path.is_dir())
+    if not folds:
+        return [Folder("", predictions, output, is_fold=False)]
+    # nnU-Net writes summary.json when the last case of a validation is there.
+    finished = [fold for fold in folds if (fold / "validation" / "summary.json").is_file()]
+    unfinished = [fold.name for fold in folds if fold not in finished]
+    if not finished or (unfinished and not chill):
+        message = (
+            f"{', '.join(unfinished)} of {predictions}: no finished validation. Finish it with "
+            "nnUNetv2_train DATASET CONFIGURATION FOLD -tr TRAINER --val"
+            + (", or leave it out with --chill." if finished else ".")
+        )
+        raise CommandError(message)
+    for name in unfinished:
+        print(f"{name} is left out: it has no finished validation.")
+    if len(finished) > 1 and any(fold.name == FOLD_ALL for fold in finished):
+        print(f"{FOLD_ALL} validates on its training cases: the folds together are without it.")
+    return [
+        Folder(
+            fold.name,
+            fold / "validation",
+            fold / "validation" if output == predictions else output / fold.name,
+            is_fold=True,
+        )
+        for fold in finished
+    ]
+
+
+def find_references(predictions: Path, given: Path | None, *, is_model: bool) -> Path:
+    """Folder of the ground truth.
+
+    Raises:
+        CommandError: It is not given or not there.
+    """
+    if given is not None:
+        references = given.expanduser()
+    elif not is_model:
+        message = (
+            "Give the folder of the ground truth with -gt, such as nnUNet_raw/DATASET/labelsTs."
+        )
+        raise CommandError(message)
+    else:
+        preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112  # nnU-Net's own name
+        if not preprocessed:
+            message = "nnUNet_preprocessed is not set: set it, or give the ground truth with -gt."
+            raise CommandError(message)
+        references = Path(preprocessed) / predictions.absolute().parent.name / "gt_segmentations"
+    if not references.is_dir():
+        message = f"There is no ground truth in {references}. Give its folder with -gt."
+        raise CommandError(message)
+    return references
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """Content of `dataset.json`.
+
+    Raises:
+        CommandError: It cannot be read.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        message = f"{path} cannot be read ({error}). Give the data set's dataset.json with -djfile."
+        raise CommandError(message) from error
+    if not isinstance(content, dict) or not {"labels", "file_ending"} <= set(content):
+        message = f"{path} has no labels and file_ending: it is no dataset.json of nnU-Net."
+        raise CommandError(message)
+    return content
+
+
+def format_provenance(provenance: dict[str, str]) -> str:
+    """What computed the numbers, in one line."""
+    return (
+        f"Surfaces: {provenance['implementation']}, distances in {provenance['unit']}; "
+        f"NSD within {provenance['tolerance']}"
+    )
+
+
+def format_evaluation(name: str, evaluation: Evaluation) -> str:
+    """Table of the means of each class and of the foreground."""
+    from nnunetv2_mapo.evaluation import tabulate_means
+
+    table = format_table(*tabulate_means(evaluation))
+    if num_empty := evaluation.count_one_empty():
+        table += (
+            f"\nOne mask is empty and the other is not {num_empty} times: Dice and NSD are 0 "
+            "there, ASD and HD95 the image's diagonal."
+        )
+    return f"{name}\n{table}" if name else table

@@ -1,0 +1,189 @@
+"""Metrics of one class of one case: overlap, distances of the surfaces, volume. Reads nothing.
+
+The distances are MONAI's, between *edge voxels*: voxels of a mask with a face neighbour outside it
+or outside the image. Masks that are empty, after ignored voxels were taken out of both:
+
+- Both are empty: every metric is NaN, as nnU-Net's Dice, and left out of means.
+- One is empty: Dice, IoU and NSD are 0, ASD and HD95 the diagonal of the image, longer than any
+  distance in it: leaving failures out would favour the method that fails. The relative volume
+  error is -1 without a prediction, and NaN without a reference, where it is not defined.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+
+Mask = NDArray[np.bool_]
+
+EMPTY_MASKS = (
+    "both empty: every metric NaN, left out of means; one empty: Dice, IoU, NSD 0, ASD and HD95 "
+    "the diagonal of the image, relative_volume_error -1 (prediction empty) or NaN (reference "
+    "empty)"
+)
+
+
+class Metric(NamedTuple):
+    """What a metric is.
+
+    Attributes:
+        name: Key in every table and file.
+        unit: Entry of an evaluation's provenance that names its unit: `"unit"` (of lengths) or
+            `"volume_unit"`; empty where it has none.
+        higher_is_better: None where the best value is 0 and the sign tells the direction.
+        definition: In one line.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool | None
+    definition: str
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("Dice", "", True, "2 |P & R| / (|P| + |R|), nnU-Net's"),
+        Metric("IoU", "", True, "|P & R| / |P or R|, nnU-Net's"),
+        Metric(
+            "ASD",
+            "unit",
+            False,
+            "mean distance of the edge voxels of both masks to the nearest of the other mask",
+        ),
+        Metric(
+            "HD95",
+            "unit",
+            False,
+            "larger of the two directions' 95th percentiles of these distances",
+        ),
+        Metric("NSD", "", True, "share of the edge voxels of both masks within the tolerance"),
+        Metric("volume_error", "volume_unit", None, "volume of P - volume of R"),
+        Metric("relative_volume_error", "", None, "(volume of P - volume of R) / volume of R"),
+    )
+}
+
+
+class MaskMetrics(NamedTuple):
+    """Value of each metric, in the order of `METRICS`.
+
+    Attributes:
+        dice: In [0, 1].
+        iou: In [0, 1].
+        asd: Average symmetric surface distance, in the unit of the spacing.
+        hd95: 95th percentile of the Hausdorff distance, in the unit of the spacing.
+        nsd: Normalised surface Dice, in [0, 1].
+        volume_error: Signed, in the unit of `Grid.voxel_volume`.
+        relative_volume_error: Signed, of the reference's volume.
+    """
+
+    dice: float
+    iou: float
+    asd: float
+    hd95: float
+    nsd: float
+    volume_error: float
+    relative_volume_error: float
+
+
+class SurfaceMetrics(NamedTuple):
+    """The part of `MaskMetrics` that needs surfaces."""
+
+    asd: float
+    hd95: float
+    nsd: float
+
+
+class Grid(NamedTuple):
+    """Geometry of an image.
+
+    Attributes:
+        spacing: Distance of neighbouring voxels along each of the two or three axes, in mm or px.
+        voxel_volume: Volume of a voxel, in ml or px.
+    """
+
+    spacing: tuple[float, ...]
+    voxel_volume: float
+
+
+def compute_metrics(
+    prediction: Mask,
+    reference: Mask,
+    grid: Grid,
+    *,
+    tolerance: float,
+    ignored: Mask | None = None,
+) -> MaskMetrics:
+    """Metrics of a class.
+
+    Args:
+        prediction: Shape `(y, x)` or `(z, y, x)`.
+        reference: The same shape.
+        grid: Spacing and volume of the voxels.
+        tolerance: Distance up to which NSD takes an edge voxel for right, in the spacing's unit.
+        ignored: Voxels that count nowhere, the same shape. They leave both masks before surfaces
+            are taken, so their border is never a surface of only one of two masks that agree.
+
+    Returns:
+        Its contract for empty masks is that of this module.
+    """
+    if ignored is not None:
+        prediction, reference = prediction & ~ignored, reference & ~ignored
+    num_predicted, num_reference = int(prediction.sum()), int(reference.sum())
+    if num_predicted == num_reference == 0:
+        return MaskMetrics(*[math.nan] * len(METRICS))
+    num_common = int((prediction & reference).sum())
+    if num_predicted and num_reference:
+        surface = compute_surface_metrics(prediction, reference, grid.spacing, tolerance=tolerance)
+    else:
+        diagonal = math.hypot(
+            *(n * step for n, step in zip(reference.shape, grid.spacing, strict=True))
+        )
+        surface = SurfaceMetrics(asd=diagonal, hd95=diagonal, nsd=0.0)
+    excess = num_predicted - num_reference
+    return MaskMetrics(
+        dice=2 * num_common / (num_predicted + num_reference),
+        iou=num_common / (num_predicted + num_reference - num_common),
+        asd=surface.asd,
+        hd95=surface.hd95,
+        nsd=surface.nsd,
+        volume_error=excess * grid.voxel_volume,
+        relative_volume_error=excess / num_reference if num_reference else math.nan,
+    )
+
+
+def compute_surface_metrics(
+    prediction: Mask, reference: Mask, spacing: tuple[float, ...], *, tolerance: float
+) -> SurfaceMetrics:
+    """Metrics of the edge voxels of two masks that are not empty, by MONAI.
+
+    Args:
+        prediction: Shape `(y, x)` or `(z, y, x)`.
+        reference: The same shape.
+        spacing: As `Grid.spacing`.
+        tolerance: As in `compute_metrics`.
+    """
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_dice import compute_surface_dice
+    from monai.metrics.surface_distance import compute_average_surface_distance
+
+    # MONAI crops as well, but after it has made 32-bit numbers of the whole image.
+    [box] = find_objects((prediction | reference).astype(np.int8))
+    y_pred, y = (torch.from_numpy(m[box].copy())[None, None] for m in (prediction, reference))
+    with warnings.catch_warnings():
+        # MONAI 1.5 and 1.6 warn of an argument that they pass to themselves.
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+        asd = compute_average_surface_distance(
+            y_pred, y, include_background=True, symmetric=True, spacing=spacing
+        )
+        hd95 = compute_hausdorff_distance(
+            y_pred, y, include_background=True, percentile=95, spacing=spacing
+        )
+        nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=spacing)
+    return SurfaceMetrics(asd=asd.item(), hd95=hd95.item(), nsd=nsd.item())
