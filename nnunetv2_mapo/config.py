@@ -83,8 +83,8 @@ class MAPOConfig:
             ValueError: One line for each invalid field: its value, what is valid.
         """
         problems = [
-            *_check_rates("rates_2d", self.rates_2d),
-            *_check_rates("rates_3d", self.rates_3d),
+            *check_rates("rates_2d", self.rates_2d),
+            *check_rates("rates_3d", self.rates_3d),
             *_check_choice("granularity", self.granularity, GRANULARITIES),
             *_check_number("tau", self.tau, "in (0, 1]", lambda v: 0 < v <= 1),
             *_check_number("beta", self.beta, "> 0", lambda v: v > 0),
@@ -175,7 +175,8 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> list[st
     return [f"{name}={value!r} is not valid: choose one of {list(choices)}."]
 
 
-def _check_rates(name: str, rates: object) -> list[str]:
+def check_rates(name: str, rates: object) -> list[str]:
+    """Say what is wrong with candidate rates; empty where nothing is."""
     valid = "increasing rates from 0 to below 1 are needed, such as (0.0, 0.1, 0.2)"
     if (
         isinstance(rates, (tuple, list))

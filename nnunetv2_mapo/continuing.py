@@ -250,8 +250,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if reason:
         message = (
             f"{path} is damaged or no checkpoint of an nnU-Net training ({reason}). Delete or move "
-            "it: --c then takes the next of checkpoint_final.pth, checkpoint_latest.pth and "
-            "checkpoint_best.pth, or starts anew."
+            "it: training with --c then takes the next of checkpoint_final.pth, "
+            "checkpoint_latest.pth and checkpoint_best.pth, or starts anew."
         )
         raise ValueError(message)
     return checkpoint

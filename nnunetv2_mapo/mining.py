@@ -6,7 +6,8 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,22 @@ from nnunetv2_mapo.summary import RoundSummary, summarize
 
 class OutOfMemoryError(RuntimeError):
     """Not even a single window fits into memory; the message says what to do."""
+
+
+class Sample(NamedTuple):
+    """One training sample (the case in 3D, a slice in 2D) with its candidates.
+
+    Attributes:
+        candidates: Label maps, shape `(K, *spatial)`.
+        target: Ground truth as a label map, shape `(*spatial)`.
+        ignored: Mask of the voxels with the ignore label, same shape.
+        dice: Dice of each candidate.
+    """
+
+    candidates: Tensor
+    target: Tensor
+    ignored: Tensor
+    dice: list[float]
 
 
 class MinedCase(NamedTuple):
@@ -81,23 +98,26 @@ class Miner:
         Returns:
             Its pairs.
         """
-        candidates = self.segment(image)
-        segmentation = segmentation.to(self.device)
-        if len(self.patch_size) == 3:  # one sample: give it the axis that 2D has for its slices
-            candidates, segmentation = candidates[:, None], segmentation[None]
-        chosen, rejected, records = zip(
-            *(
-                self._select(candidates[:, sample], segmentation[sample])
-                for sample in range(len(segmentation))
-            ),
-            strict=True,
-        )
+        samples = self.find_samples(image, segmentation)
+        chosen, rejected, records = zip(*map(self._select, samples), strict=True)
         shape = image.shape[1:]
         return MinedCase(
             torch.stack(chosen).view(shape).short().cpu().numpy(),
             torch.stack(rejected).view(shape).short().cpu().numpy(),
             list(records),
         )
+
+    def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[Sample]:
+        """Training samples of a case with their candidates, arguments as of `mine`."""
+        candidates = self.segment(image)
+        segmentation = segmentation.to(self.device)
+        if len(self.patch_size) == 3:  # one sample: give it the axis that 2D has for its slices
+            candidates, segmentation = candidates[:, None], segmentation[None]
+        for number, truth in enumerate(segmentation):
+            ignored, target = self.labels.is_ignored(truth), self.labels.target_map(truth)
+            valid = None if self.labels.ignore_label is None else ~ignored
+            dice = candidate_dice(candidates[:, number], target, self.labels, valid)
+            yield Sample(candidates[:, number], target, ignored, dice.tolist())
 
     @torch.inference_mode()
     def segment(self, image: Tensor) -> Tensor:
@@ -131,27 +151,21 @@ class Miner:
         inside = (slice(None), *inside[1:])  # all candidates, not the image's channels
         return candidates[inside]
 
-    def _select(
-        self, candidates: Tensor, segmentation: Tensor
-    ) -> tuple[Tensor, Tensor, SampleRecord]:
+    def _select(self, sample: Sample) -> tuple[Tensor, Tensor, SampleRecord]:
         """Chosen, rejected and record of one training sample."""
-        ignored = self.labels.is_ignored(segmentation)
-        valid = None if self.labels.ignore_label is None else ~ignored
-        target = self.labels.target_map(segmentation)
-        dice = candidate_dice(candidates, target, self.labels, valid).tolist()
-        pair = select_pair(dice, self.tau)
+        pair = select_pair(sample.dice, self.tau)
         if pair.rejected is None:
             # Any two equal maps do; constant ones cost the augmentation nothing.
-            chosen = rejected = torch.zeros_like(target)
+            chosen = rejected = torch.zeros_like(sample.target)
         else:
-            chosen = candidates[pair.chosen]
-            rejected = torch.where(ignored, chosen, candidates[pair.rejected])
+            chosen = sample.candidates[pair.chosen]
+            rejected = torch.where(sample.ignored, chosen, sample.candidates[pair.rejected])
         record = SampleRecord(
-            dice=[round(value, 6) for value in dice],
+            dice=[round(value, 6) for value in sample.dice],
             chosen=pair.chosen,
             rejected=pair.rejected,
             num_disagreeing=int((chosen != rejected).sum()),
-            num_voxels=target.numel(),
+            num_voxels=sample.target.numel(),
         )
         return chosen, rejected, record
 
@@ -178,6 +192,7 @@ def window_places(shape: Sequence[int], patch_size: Sequence[int]) -> Iterator[t
         yield from ((plane, *window) for plane in range(shape[0]) for window in windows)
 
 
+T = TypeVar("T")
 LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
 
 
@@ -228,8 +243,9 @@ def mine_round(
             if is_shared and number % 20 == 0 and number < len(missing) // world_size:
                 dist.barrier()  # often enough for no rank to wait until the backend's time is up
             image, segmentation = load_case(identifier)
-            miner, case = _mine_within_memory(
-                miner, image, torch.from_numpy(segmentation[0]),
+            truth = torch.from_numpy(segmentation[0])
+            miner, case = within_memory(
+                miner, partial(Miner.mine, image=image, segmentation=truth),
                 f"{seed}/{mined.origin['round']}/{identifier}", log,
             )  # fmt: skip
             stack = stack_preferences(segmentation, case.chosen, case.rejected)
@@ -247,18 +263,27 @@ def mine_round(
     return summarize(records, num_mined=len(missing), seconds=time.monotonic() - started)
 
 
-def _mine_within_memory(
-    miner: Miner, image: Tensor, segmentation: Tensor, seed: str, log: Callable[[str], None]
-) -> tuple[Miner, MinedCase]:
-    """Mine a case, with half as many windows in a forward pass whenever memory runs out.
+def within_memory(
+    miner: Miner, work: Callable[[Miner], T], seed: str, log: Callable[[str], None]
+) -> tuple[Miner, T]:
+    """Do seeded work, with half as many windows in a forward pass whenever memory runs out.
+
+    Args:
+        miner: What does it.
+        work: What to do with it.
+        seed: With the number of windows it decides the candidates.
+        log: Takes what a user should know.
 
     Returns:
-        The miner for the cases to come, and the case.
+        The miner for the work to come, and the result.
+
+    Raises:
+        OutOfMemoryError: There is not enough memory for a single window.
     """
     while True:
         try:
             with seeded(seed, miner.device):
-                return miner, miner.mine(image, segmentation)
+                return miner, work(miner)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from prepare import draw_boxes, prepare, write_dataset
 
+from nnunetv2_mapo import trainer as mapo
+from nnunetv2_mapo.cases import load_case
 from nnunetv2_mapo.store import Round
+from nnunetv2_mapo.trained_model import ModelError, open_cases, open_model
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -122,21 +126,20 @@ def cascade(nnunet_folder: Path) -> str:
 
 
 def test_both_stages_of_a_cascade_are_trained_with_mapo(
-    make_trainer: MakeTrainer, cascade: str
+    make_trainer: MakeTrainer, cascade: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # validation of fold "all" predicts every case for the next stage
     low = train(make_trainer(configuration="3d_lowres", dataset=cascade, fold="all"))
     low.perform_actual_validation()
     full = make_trainer(configuration="3d_cascade_fullres", dataset=cascade)
     inputs = []
-    load_case = full._load_case
 
-    def load_and_keep(dataset: Any, identifier: str) -> Any:
-        image, segmentation = load_case(dataset, identifier)
+    def load_and_keep(dataset: Any, label_manager: Any, identifier: str) -> Any:
+        image, segmentation = load_case(dataset, label_manager, identifier)
         inputs.append((identifier, image))
         return image, segmentation
 
-    full._load_case = load_and_keep
+    monkeypatch.setattr(mapo, "load_case", load_and_keep)
     train(full)
     dataset, _ = full.get_tr_and_val_datasets()
     for identifier, image in inputs:
@@ -145,6 +148,19 @@ def test_both_stages_of_a_cascade_are_trained_with_mapo(
         assert np.array_equal(image[0], data[0])
         assert np.array_equal(image[1:], [previous_stage[:] == 1, previous_stage[:] == 2])
     full.perform_actual_validation()
+    check_opened_cascade(Path(full.output_folder_base), dict(inputs))
+
+
+def check_opened_cascade(folder: Path, inputs: dict[str, torch.Tensor]) -> None:
+    """A model opened afterwards sees what mining saw, or says that the previous stage is gone."""
+    model = open_model(folder, 0, "checkpoint_final.pth", torch.device("cpu"))
+    cases = open_cases(model).training
+    for identifier, image in inputs.items():
+        assert torch.equal(load_case(cases, model.label_manager, identifier)[0], image)
+    [predicted] = folder.parent.glob("*3d_lowres/predicted_next_stage")
+    predicted.rename(predicted.with_name("moved"))
+    with pytest.raises(ModelError, match="3d_cascade_fullres needs the segmentations of 3d_lowres"):
+        open_cases(model)
 
 
 # Whatever else ------------------------------------------------------------------------------------

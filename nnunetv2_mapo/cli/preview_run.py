@@ -1,0 +1,185 @@
+"""The steps of a preview: open the model, mine some of its training cases, show what they say."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunetv2_mapo.cases import load_case
+from nnunetv2_mapo.checks import InputError
+from nnunetv2_mapo.cli.nnunet import CommandError
+from nnunetv2_mapo.cli.preview_report import SampleView, Seen, draw
+from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.dropout import StochasticDropout
+from nnunetv2_mapo.mining import Miner, OutOfMemoryError, within_memory
+from nnunetv2_mapo.preview import Settings
+from nnunetv2_mapo.sampling import fit_windows_per_forward
+from nnunetv2_mapo.selection import candidate_disagreement
+from nnunetv2_mapo.trained_model import (
+    ModelError,
+    TrainedModel,
+    find_model_folder,
+    open_cases,
+    open_model,
+)
+
+RATES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+
+
+def run_preview(arguments: argparse.Namespace) -> None:
+    """Run a preview from its parsed command line.
+
+    Raises:
+        CommandError: The model or its data cannot be used.
+    """
+    try:
+        folder = find_model_folder(
+            arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration
+        )
+        device = choose_device(arguments.device)
+        model = open_model(folder, arguments.fold, arguments.checkpoint, device)
+        cases = open_cases(model).training
+        chosen = space_evenly(sorted(cases.identifiers), arguments.cases)
+        settings = default_settings(model)
+        rates = arguments.rates or sorted({*RATES, *settings.rates})
+        samples = look_at(model, cases, chosen, rates, device)
+        if not any(sample.has_foreground for sample in samples):
+            message = f"None of {chosen} has foreground: look at more of them with --cases."
+            raise CommandError(message)
+        seen = Seen(
+            model=model,
+            checkpoint=arguments.checkpoint,
+            num_cases=len(chosen),
+            num_training=len(cases.identifiers),
+            rates=tuple(rates),
+            samples=samples,
+            default=settings,
+        )
+        print(f"\n{seen}")
+        if arguments.output:
+            write(seen, arguments.output)
+    except (ModelError, InputError) as error:
+        raise CommandError(str(error)) from error
+    except OutOfMemoryError as error:
+        message = (
+            f"{device} has too little memory for a single window of the image at {len(rates)} "
+            "dropout rates. Free memory there, look at fewer --rates, or take -device cpu."
+        )
+        raise CommandError(message) from error
+
+
+def write(seen: Seen, folder: Path) -> None:
+    """Write the numbers and the picture into a folder that is there.
+
+    Raises:
+        CommandError: They cannot be written.
+    """
+    try:
+        for path in (seen.write(folder), draw(seen, folder)):
+            print(f"Written: {path}")
+    except OSError as error:
+        message = f"Cannot write to {folder} ({error}). Name another folder with -o."
+        raise CommandError(message) from error
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Device of this name; without one a GPU if PyTorch sees one, else the CPU.
+
+    Raises:
+        CommandError: PyTorch does not see it.
+    """
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    name = name or ("cuda" if there["cuda"] else "cpu")
+    if not there[name]:
+        message = f"PyTorch sees no {name}. There is: {', '.join(n for n in there if there[n])}."
+        raise CommandError(message)
+    return torch.device(name)
+
+
+def space_evenly(identifiers: Sequence[str], number: int) -> list[str]:
+    """So many of them, evenly spaced; all if there are no more."""
+    number = min(number, len(identifiers))
+    return [identifiers[place * len(identifiers) // number] for place in range(number)]
+
+
+def default_settings(model: TrainedModel) -> Settings:
+    """Settings of `nnUNetTrainer_MAPO` for the model's dimension."""
+    default = MAPOConfig()
+    return Settings(default.rates(len(model.configuration_manager.patch_size)), default.tau)
+
+
+def look_at(
+    model: TrainedModel,
+    cases: Any,
+    identifiers: Sequence[str],
+    rates: Sequence[float],
+    device: torch.device,
+) -> list[SampleView]:
+    """Mine cases as the first round of a training with these weights and rates would.
+
+    Args:
+        model: Its network is as before afterwards.
+        cases: nnU-Net's dataset.
+        identifiers: Cases of it.
+        rates: Dropout rate of each candidate.
+        device: Where the network lies.
+
+    Returns:
+        Their training samples.
+
+    Raises:
+        OutOfMemoryError: There is not enough memory for a single window.
+    """
+    config = {**MAPOConfig().to_dict(), **(model.mapo or {})}
+    dropout = StochasticDropout(model.network, model.labels.num_heads, config["granularity"])
+    miner = Miner(
+        model.network,
+        dropout,
+        model.labels,
+        rates,
+        config["tau"],
+        model.configuration_manager.patch_size,
+        fit_windows_per_forward(len(rates), model.configuration_manager.batch_size),
+        device,
+    )
+    samples = []
+    try:
+        for identifier in tqdm(identifiers, desc="preview", unit="case"):
+            image, segmentation = load_case(cases, model.label_manager, identifier)
+            truth = torch.from_numpy(segmentation[0])
+            miner, views = within_memory(
+                miner, partial(_view_case, identifier=identifier, image=image, truth=truth),
+                f"{config['seed']}/1/{identifier}", tqdm.write,
+            )  # fmt: skip
+            samples += views
+    finally:
+        dropout.remove()
+    return samples
+
+
+def _view_case(miner: Miner, identifier: str, image: Tensor, truth: Tensor) -> list[SampleView]:
+    views = []
+    for number, sample in enumerate(miner.find_samples(image, truth)):
+        disagreement = candidate_disagreement(sample.candidates, ~sample.ignored)
+        views.append(
+            SampleView(
+                identifier,
+                number,
+                has_foreground=bool((sample.target > 0).any()),
+                dice=np.array(sample.dice),
+                disagreement=disagreement.cpu().numpy(),
+            )
+        )
+    return views

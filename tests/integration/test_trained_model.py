@@ -1,0 +1,167 @@
+"""`nnUNetv2_mapo preview` and the opening of trained models, on real trainings."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_mapo.checks import InputError
+from nnunetv2_mapo.cli import main
+from nnunetv2_mapo.cli.preview_run import look_at, space_evenly
+from nnunetv2_mapo.trained_model import ModelError, open_cases, open_model
+
+# nnU-Net divides 0 by 0 where a validation batch has no foreground.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+MakeTrainer = Callable[..., Any]
+STOCK, MAPO = "nnUNetTrainerTiny", "nnUNetTrainerTiny_MAPO_tiny"
+DATASET, CPU = "Dataset990_Boxes", torch.device("cpu")
+FINAL = "checkpoint_final.pth"
+
+
+def train(make_trainer: MakeTrainer, name: str, configuration: str = "3d_fullres") -> Path:
+    """Train fold 0; the model's folder."""
+    trainer = make_trainer(name, configuration)
+    trainer.run_training()
+    return Path(trainer.output_folder_base)
+
+
+def contents(*folders: Path) -> dict[Path, int]:
+    """Time of the last change of everything in some folders."""
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_candidates_are_those_that_the_first_round_mined(
+    make_trainer: MakeTrainer, configuration: str
+) -> None:
+    folder = train(make_trainer, MAPO, configuration)
+    model = open_model(folder, 0, FINAL, CPU)
+    before = contents(folder)
+    # the reference's weights are those that the first round mines with
+    weights = torch.load(folder / "fold_0/reference.pth", weights_only=True)
+    model.network.load_state_dict(weights)
+    cases = open_cases(model).training
+    samples = look_at(model, cases, cases.identifiers, (0.0, 0.2, 0.5), CPU)
+    manifest = json.loads((folder / "fold_0/preferences/round_01/manifest.json").read_text())
+    assert len(samples) == (4 if configuration == "3d_fullres" else 4 * 12)
+    for sample in samples:
+        record = manifest["cases"][sample.case]["samples"][sample.number]
+        assert sample.dice.tolist() == pytest.approx(record["dice"], abs=1e-6)
+        if record["rejected"] is not None:
+            share = record["num_disagreeing"] / record["num_voxels"]
+            assert sample.disagreement[record["chosen"], record["rejected"]] == share
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", [STOCK, MAPO])
+def test_preview_prints_draws_and_leaves_results_and_data_as_they_are(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any, name: str
+) -> None:
+    folder = train(make_trainer, name)
+    before = contents(folder.parent, boxes / "preprocessed")
+    capsys.readouterr()
+    command = ["preview", "990", "3d_fullres", "0", "-tr", name, "--cases", "2", "-device", "cpu"]
+    assert main([*command, "--rates", "0", "0.2", "0.6", "-o", str(tmp_path / "new/out")]) == 0
+    assert contents(folder.parent, boxes / "preprocessed") == before
+    shown = capsys.readouterr().out
+    assert f"{DATASET}, 3d_fullres, fold 0, {name}, checkpoint_final.pth" in shown
+    assert "2 of 4 training cases: 2 samples with foreground\n" in shown
+    assert ("trained without MAPO's dropout" in shown) == (name == STOCK)
+    assert (tmp_path / "new/out/preview.png").stat().st_size > 10_000
+    written = json.loads((tmp_path / "new/out/preview.json").read_text())
+    assert written["rates"] == [0, 0.2, 0.6]
+    assert [sample["case"] for sample in written["samples"]] == ["case_0", "case_2"]
+    plain, *_ = (np.median([sample["dice"] for sample in written["samples"]], axis=0)).tolist()
+    assert re.search(rf"^0 +{plain:.3f} .* 100%$", shown, flags=re.MULTILINE)
+    default = written["settings"]["default"]
+    assert f" {default['num_pairs']} of 2 samples would have a pair" in shown
+
+
+def test_slices_without_foreground_are_left_out(make_trainer: MakeTrainer, capsys: Any) -> None:
+    train(make_trainer, STOCK, "2d")
+    # each case has 12 slices, 9 of them with a box
+    command = ["preview", DATASET, "2d", "0", "-tr", STOCK, "--cases", "3", "-device", "cpu"]
+    assert main([*command, "--rates", "0", "0.3"]) == 0
+    assert (
+        "27 samples with foreground (9 slices without any are left out)" in capsys.readouterr().out
+    )
+
+
+def test_training_cases_are_the_trainers(make_trainer: MakeTrainer) -> None:
+    model = open_model(train(make_trainer, STOCK), 0, FINAL, CPU)
+    for fold in (0, 1, 7, "all"):  # 7: a random split, because there are two folds
+        training, _ = make_trainer(STOCK, fold=fold).get_tr_and_val_datasets()
+        opened = open_cases(replace(model, fold=fold)).training
+        assert opened.identifiers == list(training.identifiers)
+
+
+def test_what_is_missing_or_damaged_is_named_before_anything_is_computed(
+    make_trainer: MakeTrainer, boxes: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train(make_trainer, STOCK)
+    (folder / "fold_0/checkpoint_half.pth").write_bytes(b"half")
+    torch.save(
+        {"network_weights": {}, "current_epoch": 1}, folder / "fold_0/checkpoint_foreign.pth"
+    )
+
+    def explain(*arguments: str) -> str:
+        assert main(["preview", *arguments, "-device", "cpu"]) == 1
+        error: str = capsys.readouterr().err
+        assert "case/s" not in error
+        return error
+
+    model = (DATASET, "3d_fullres", "0", "-tr", STOCK)
+    assert f"There is: {folder.name}." in explain(*model[:3])
+    assert "Could not find a dataset with the ID 123" in explain("123", *model[1:])
+    assert "did not start with 'Dataset'" in explain("Boxes", *model[1:])
+    assert "There is none at all." in explain("Dataset989_None", *model[1:])
+    assert re.search(
+        r"Fold 3 is not in .*\. There is: fold_0\.", explain(*model[:2], "3", *model[3:])
+    )
+    best = explain(*model, "-chk", "checkpoint_worst.pth")
+    assert "checkpoint_worst.pth is missing. There is: checkpoint_best.pth" in best
+    for name in ("half", "foreign"):
+        damaged = explain(*model, "-chk", f"checkpoint_{name}.pth")
+        assert "To look at another checkpoint, name it with -chk." in damaged
+    assert "increasing rates from 0 to below 1 are needed" in explain(*model, "--rates", "0.1")
+    assert "Name another folder with -o" in explain(*model, "-o", str(folder / "plans.json"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(boxes / "nowhere"))
+    assert f"{DATASET} is not preprocessed for 3d_fullres" in explain(*model)
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert "nnUNet_preprocessed is not set" in explain(*model)
+
+
+def test_a_trainer_that_is_not_installed_is_named(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train(make_trainer, STOCK)
+    monkeypatch.setenv("nnUNet_extTrainer", "")
+    with pytest.raises(ModelError, match=f"Could not find requested nnunet trainer {STOCK}"):
+        open_model(folder, 0, FINAL, CPU)
+
+
+def test_a_missing_split_is_not_made_up(make_trainer: MakeTrainer, boxes: Path) -> None:
+    model = open_model(train(make_trainer, STOCK), 0, FINAL, CPU)
+    splits_file = boxes / "preprocessed" / DATASET / "splits_final.json"
+    content = splits_file.read_text()
+    try:
+        splits_file.unlink()
+        with pytest.raises(ModelError, match=r"splits_final\.json is missing: .* fold 0"):
+            open_cases(model)
+        assert not splits_file.exists()
+        splits_file.write_text(json.dumps([{"train": ["case_9"], "val": ["case_0"]}]))
+        with pytest.raises(InputError, match=r"not among the preprocessed cases: \['case_9'\]"):
+            open_cases(model)
+    finally:
+        splits_file.write_text(content)
+
+
+def test_cases_are_spaced_evenly() -> None:
+    assert space_evenly("abcdefgh", 3) == ["a", "c", "f"]
+    assert space_evenly("abc", 8) == ["a", "b", "c"]
