@@ -8,6 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunetv2_mapo.store import SampleRecord
+from nnunetv2_mapo.table import format_table
+
+
+@dataclass(frozen=True)
+class CandidateSummary:
+    """What became of the candidates of one dropout rate in a round.
+
+    Attributes:
+        dice_mean: Mean Dice over all samples.
+        dice_quartiles: Lower quartile, median and upper quartile.
+        num_chosen: Pairs in which this candidate is the chosen one.
+        num_rejected: Pairs in which it is the rejected one.
+    """
+
+    dice_mean: float
+    dice_quartiles: tuple[float, float, float]
+    num_chosen: int
+    num_rejected: int
 
 
 @dataclass(frozen=True)
@@ -22,6 +40,7 @@ class RoundSummary:
         dice_rejected: The same of the rejected ones.
         disagreement: Mean share of disagreement voxels of the pairs; NaN without pairs.
         gaps: Dice gap between best and worst candidate of each sample.
+        candidates: One of each dropout rate, in their order.
         num_mined: Cases that were mined now; the others were in the store.
         seconds: Duration of mining.
     """
@@ -33,6 +52,7 @@ class RoundSummary:
     dice_rejected: float
     disagreement: float
     gaps: list[float]
+    candidates: list[CandidateSummary]
     num_mined: int
     seconds: float
 
@@ -65,13 +85,60 @@ def summarize(
         ),
         disagreement=_mean([record.num_disagreeing / record.num_voxels for record in pairs]),
         gaps=[max(record.dice) - min(record.dice) for record in samples],
+        candidates=_summarize_candidates(samples),
         num_mined=num_mined,
         seconds=seconds,
     )
 
 
+def _summarize_candidates(samples: Sequence[SampleRecord]) -> list[CandidateSummary]:
+    pairs = [record for record in samples if record.rejected is not None]
+    summaries = []
+    for index, dice in enumerate(zip(*(record.dice for record in samples), strict=True)):
+        lower, median, upper = np.quantile(dice, (0.25, 0.5, 0.75)).tolist()
+        summaries.append(
+            CandidateSummary(
+                dice_mean=_mean(dice),
+                dice_quartiles=(lower, median, upper),
+                num_chosen=sum(record.chosen == index for record in pairs),
+                num_rejected=sum(record.rejected == index for record in pairs),
+            )
+        )
+    return summaries
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
+
+
+def tabulate_round(summary: RoundSummary, tau: float, rates: Sequence[float]) -> str:
+    """Table of a round's candidates, one line for each dropout rate, and what the pairs are like.
+
+    Args:
+        summary: The round.
+        tau: Least Dice gap of a pair.
+        rates: Dropout rate of each candidate.
+    """
+    header = ["rate", "mean Dice", "25 %", "median", "75 %", "chosen", "rejected"]
+    rows = [
+        [
+            f"{rate:g}",
+            *(f"{dice:.4f}" for dice in (each.dice_mean, *each.dice_quartiles)),
+            str(each.num_chosen),
+            str(each.num_rejected),
+        ]
+        for rate, each in zip(rates, summary.candidates, strict=True)
+    ]
+    share = summary.num_pairs / summary.num_samples
+    text = (
+        f"{format_table(header, rows)}\n"
+        f"Dice gap of a sample's best and worst candidate: median {np.median(summary.gaps):.4f}, "
+        f"at least tau = {tau}, which makes a pair, in {summary.num_pairs} of "
+        f"{summary.num_samples} samples ({share:.1%})"
+    )
+    if summary.num_pairs:
+        text += f"; the pairs disagree in {summary.disagreement:.2%} of their voxels"
+    return text
 
 
 def explain_no_pairs(summary: RoundSummary, tau: float, rates: Sequence[float]) -> str:

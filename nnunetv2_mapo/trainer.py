@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnunetv2_mapo.cases import labels_of, load_case
 from nnunetv2_mapo.checks import Checked
 from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable, read_checkpoint
@@ -26,7 +25,6 @@ from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_pr
 from nnunetv2_mapo.dropout import StochasticDropout, sample_rates
 from nnunetv2_mapo.files import WriteError
 from nnunetv2_mapo.guard import StepGuard
-from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
 from nnunetv2_mapo.mining import Miner, mine_round
 from nnunetv2_mapo.progress import STEP_KEYS, plot_progress, register_keys, round_values
@@ -34,7 +32,7 @@ from nnunetv2_mapo.randomness import untouched
 from nnunetv2_mapo.reference import REFERENCE, write_reference
 from nnunetv2_mapo.sampling import fit_windows_per_forward, full_resolution
 from nnunetv2_mapo.store import Round
-from nnunetv2_mapo.summary import RoundSummary, explain_no_pairs
+from nnunetv2_mapo.summary import RoundSummary, explain_no_pairs, tabulate_round
 from nnunetv2_mapo.weights import hash_weights
 
 __all__ = ["MAPOTrainer", "nnUNetTrainer_MAPO"]
@@ -72,12 +70,7 @@ class MAPOTrainer(Checked, Continuable):
         self.num_epochs = self.mapo.num_epochs(self.num_dimensions) or self.num_epochs
         self.schedule = self.mapo.schedule(self.num_epochs, self.num_dimensions)
         self.rates = self.mapo.rates(self.num_dimensions)
-        regions = self.label_manager.foreground_regions if self.label_manager.has_regions else None
-        self.labels = Labels(
-            self.label_manager.num_segmentation_heads,
-            regions and tuple(r if isinstance(r, tuple) else (r,) for r in regions),
-            self.label_manager.ignore_label,
-        )
+        self.labels = labels_of(self.label_manager)
         self.guard = StepGuard()
         super().initialize()
         self.dropout = StochasticDropout(
@@ -111,6 +104,7 @@ class MAPOTrainer(Checked, Continuable):
             self.initialize()
         self._check_earlier_training()
         register_keys(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
+        self.logger.update_config({"mapo": self.mapo.to_dict()})  # for W&B
         self.print_to_log_file(
             f"MAPO: {self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}"
         )
@@ -193,23 +187,15 @@ class MAPOTrainer(Checked, Continuable):
                 self.device,
             )
             self._summary = mine_round(
-                miner, lambda case: self._load_case(dataset, case), dataset.identifiers, mined,
-                self.mapo.seed, lambda message: self.print_to_log_file(f"MAPO: {message}"),
+                miner, lambda case: load_case(dataset, self.label_manager, case),
+                dataset.identifiers, mined, self.mapo.seed,
+                lambda message: self.print_to_log_file(f"MAPO: {message}"),
             )  # fmt: skip
-        self.print_to_log_file(f"MAPO: round {number}: {self._summary}")
+        table = tabulate_round(self._summary, self.mapo.tau, self.rates)
+        self.print_to_log_file(f"MAPO: round {number}: {self._summary}\n{table}")
         if self._summary.num_pairs == 0:
             self.print_to_log_file(explain_no_pairs(self._summary, self.mapo.tau, self.rates))
         return mined
-
-    def _load_case(self, dataset: Any, identifier: str) -> tuple[Tensor, NDArray[Any]]:
-        """Network input and ground truth of a whole case, as nnU-Net's validation makes them."""
-        data, segmentation, previous_stage, _ = dataset.load_case(identifier)
-        image = data[:]
-        if previous_stage is not None:
-            labels = self.label_manager.foreground_labels
-            one_hot = convert_labelmap_to_one_hot(previous_stage[:], labels, image.dtype)
-            image = np.vstack((image, one_hot))
-        return torch.from_numpy(np.array(image, dtype=np.float32)), segmentation[:]
 
     def _add_preferences(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Give the batch a `PreferenceTarget`; without preferences the batch stays as it is."""

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from nnunetv2_mapo.store import SampleRecord
-from nnunetv2_mapo.summary import explain_no_pairs, summarize
+from nnunetv2_mapo.summary import CandidateSummary, explain_no_pairs, summarize, tabulate_round
 
 RECORDS = {
     "a": [
@@ -32,6 +32,36 @@ def test_summary_by_hand():
         "2 pairs / 3 samples, Dice plain 0.5000, of the pairs chosen 0.7500, rejected 0.2500, "
         "disagreement 20.00% of the voxels; 1 cases mined in 2.5 s"
     )
+
+
+def test_candidates_of_each_rate_by_hand():
+    # Dice of the three samples, sorted: 0.25 0.5 0.75; 0 0.25 1; 0.25 0.25 0.5. With three values
+    # the quartiles lie halfway between the middle one and its neighbours.
+    assert summarize(RECORDS, num_mined=3, seconds=0.0).candidates == [
+        CandidateSummary(0.5, (0.375, 0.5, 0.625), num_chosen=1, num_rejected=0),
+        CandidateSummary(pytest.approx(1.25 / 3), (0.125, 0.25, 0.625), 1, 1),
+        CandidateSummary(pytest.approx(1.0 / 3), (0.25, 0.25, 0.375), 0, 1),
+    ]
+
+
+def test_table_of_a_round_has_a_line_for_each_rate_and_one_for_the_pairs():
+    summary = summarize(RECORDS, num_mined=3, seconds=0.0)
+    assert tabulate_round(summary, tau=0.5, rates=(0.0, 0.125, 0.25)).splitlines() == [
+        "rate   mean Dice    25 %  median    75 %  chosen  rejected",
+        "-----  ---------  ------  ------  ------  ------  --------",
+        "0         0.5000  0.3750  0.5000  0.6250       1         0",
+        "0.125     0.4167  0.1250  0.2500  0.6250       1         1",
+        "0.25      0.3333  0.2500  0.2500  0.3750       0         1",
+        "Dice gap of a sample's best and worst candidate: median 0.5000, at least tau = 0.5, which "
+        "makes a pair, in 2 of 3 samples (66.7%); the pairs disagree in 20.00% of their voxels",
+    ]
+
+
+def test_table_of_a_round_without_pairs_says_nothing_of_their_voxels():
+    summary = summarize({"a": RECORDS["a"][1:]}, num_mined=1, seconds=0.0)
+    table = tabulate_round(summary, tau=0.1, rates=(0.0, 0.1, 0.2))
+    assert table.endswith("in 0 of 1 samples (0.0%)")
+    assert [line.split()[-2:] for line in table.splitlines()[2:5]] == [["0", "0"]] * 3
 
 
 def test_summary_without_pairs_has_nan_for_what_only_pairs_have():
