@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnunetv2_mapo.files import write_atomically
 from nnunetv2_mapo.schedule import Stage
@@ -32,6 +32,29 @@ MINING_KEYS = (
     "mining/disagreement",
 )
 PLOT = "progress_mapo.png"
+_SHADE = "#0b64b0"  # of a round
+
+
+class Panel(NamedTuple):
+    """Logged values that are drawn together.
+
+    Attributes:
+        label: Of the vertical axis.
+        keys: Of the logged values.
+    """
+
+    label: str
+    keys: tuple[str, ...]
+
+
+PANELS = (
+    Panel("loss", ("loss/supervised", "loss/dpo")),
+    Panel("reward", ("rewards/chosen", "rewards/rejected", "rewards/margins")),
+    Panel(
+        "Dice", ("mean_fg_dice", "mining/dice_plain", "mining/dice_chosen", "mining/dice_rejected")
+    ),
+    Panel("share", ("rewards/accuracies", "mining/disagreement")),
+)
 
 
 def register_keys(logged: dict[str, list[Any]], num_epochs_done: int) -> None:
@@ -75,22 +98,9 @@ def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: lis
     axes = figure.subplots(4, 1, sharex=True)
     # A layout engine would draw everything twice, in every epoch.
     figure.subplots_adjust(left=0.08, right=0.79, bottom=0.04, top=0.99, hspace=0.08)
-    panels = (
-        ("loss", ("loss/supervised", "loss/dpo")),
-        ("reward", ("rewards/chosen", "rewards/rejected", "rewards/margins")),
-        (
-            "Dice",
-            ("mean_fg_dice", "mining/dice_plain", "mining/dice_chosen", "mining/dice_rejected"),
-        ),
-        ("share", ("rewards/accuracies", "mining/disagreement")),
-    )
-    for axis, (label, keys) in zip(axes, panels, strict=True):
-        _shade_stages(axis, stages)
-        for key in keys:
-            axis.plot(logged[key], label=key, marker=".", linewidth=1.2)
-        axis.set_ylabel(label)
+    for axis, panel in zip(axes, PANELS, strict=True):
+        draw_panel(axis, panel, logged, stages)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    axes[1].axhline(0, color="grey", linewidth=0.6)
     _write_pairs(axes[2], logged["mining/pairs"], stages)
     axes[-1].set_xlabel("epoch")
     picture = io.BytesIO()
@@ -98,11 +108,28 @@ def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: lis
     write_atomically(folder / PLOT, picture.getvalue())
 
 
-def _shade_stages(axis: Axes, stages: list[Stage]) -> None:
-    for stage in stages:
-        shade = "0.96" if stage.round == 0 else ("#dbe9f6", "#eef4fb")[stage.round % 2]
-        axis.axvspan(stage.first_epoch - 0.5, stage.end_epoch - 0.5, color=shade, zorder=0)
+def draw_panel(
+    axis: Axes, panel: Panel, logged: Mapping[str, Sequence[Any]], stages: Sequence[Stage]
+) -> None:
+    """Draw the values of a panel over the epochs, the rounds shaded.
+
+    Args:
+        axis: To draw on.
+        panel: Which values; keys that are not logged, as by a stock trainer, are left out.
+        logged: Logged values by key, one for each epoch.
+        stages: Warm-up and rounds.
+    """
+    for stage in stages[1:]:
+        opacity = (0.16, 0.08)[stage.round % 2]  # transparent: the page behind may be dark
+        axis.axvspan(stage.first_epoch - 0.5, stage.end_epoch - 0.5, color=_SHADE, alpha=opacity,
+                     linewidth=0, zorder=0)  # fmt: skip
     axis.set_xlim(-0.5, stages[-1].end_epoch - 0.5)
+    for key in panel.keys:
+        if key in logged:
+            axis.plot(logged[key], label=key, marker=".", linewidth=1.2)
+    if panel.label == "reward":
+        axis.axhline(0, color="grey", linewidth=0.6)
+    axis.set_ylabel(panel.label)
 
 
 def _write_pairs(axis: Axes, pairs: Sequence[float], stages: list[Stage]) -> None:

@@ -26,6 +26,7 @@ SUMMARY = RoundSummary(
     dice_rejected=0.4,
     disagreement=0.02,
     gaps=[0.1],
+    candidates=[],
     num_mined=5,
     seconds=1.0,
 )

@@ -1,0 +1,122 @@
+"""`nnUNetv2_mapo compare`: methods on the same cases, with what can and cannot be concluded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunetv2_mapo.cli.nnunet import CommandError
+
+if TYPE_CHECKING:
+    from nnunetv2_mapo.compared import Method
+    from nnunetv2_mapo.comparison import MetricComparison
+    from nnunetv2_mapo.comparison_text import ComparisonText
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command `compare`."""
+    text = (
+        "Compares methods on the same cases: mean, standard deviation and median of each metric, "
+        "difference of each case to the first method, 95 % bootstrap interval of its mean, "
+        "Wilcoxon signed-rank test with Holm's correction, wins, ties and losses, and what each "
+        "training cost. Reads what nnUNetv2_mapo evaluate wrote, or else nnU-Net's own Dice and "
+        "IoU. Prints Markdown."
+    )
+    parser = commands.add_parser(
+        "compare", help="compare trainings or segmentations of the same cases", description=text
+    )
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="two or more, the baseline first: model folders TRAINER__PLANS__CONFIGURATION of "
+        "nnUNet_results, or folders of segmentations that were evaluated",
+    )
+    parser.add_argument(
+        "-f", nargs="+", metavar="FOLD", help="folds of the models to compare (default: all)"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="metrics to compare (default: all); fewer, chosen beforehand, need a smaller "
+        "correction",
+    )
+    parser.add_argument(
+        "-o",
+        type=Path,
+        metavar="DIR",
+        help="folder for comparison.md, comparison.html and comparison.json",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Compare, print Markdown, write the files.
+
+    Raises:
+        CommandError: The folders cannot be compared, or the files not be written.
+    """
+    folders = [folder.expanduser() for folder in arguments.folders]
+    if len(folders) < 2:
+        message = "A comparison needs two folders or more, the baseline first."
+        raise CommandError(message)
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        message = f"There is no folder {', '.join(missing)}."
+        raise CommandError(message)
+    from nnunetv2_mapo.compared import (
+        ComparisonError,
+        compare_methods,
+        note_sources,
+        read_methods,
+    )
+    from nnunetv2_mapo.comparison_text import describe_comparison, format_markdown
+
+    try:
+        methods = read_methods(folders, arguments.f)
+        comparisons = compare_methods(methods, arguments.metrics)
+    except ComparisonError as error:
+        raise CommandError(str(error)) from error
+    text = describe_comparison(comparisons, methods, note_sources(methods, folders, arguments.f))
+    print(format_markdown(text, with_cases=False))
+    if arguments.o is not None:
+        write_files(arguments.o.expanduser(), text, comparisons, methods)
+
+
+def write_files(
+    folder: Path,
+    text: ComparisonText,
+    comparisons: Sequence[MetricComparison],
+    methods: Sequence[Method],
+) -> None:
+    """Write the comparison as Markdown, HTML and JSON.
+
+    Raises:
+        CommandError: The folder cannot be written to.
+    """
+    from nnunetv2_mapo.comparison_page import comparison_to_dict, render_comparison
+    from nnunetv2_mapo.comparison_text import format_markdown
+    from nnunetv2_mapo.files import WriteError, write_atomically
+    from nnunetv2_mapo.page import write_page
+
+    content = comparison_to_dict(text, comparisons, methods)
+    baseline, *others = text.methods
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        markdown = format_markdown(text, with_cases=True)
+        write_atomically(folder / "comparison.md", f"{markdown}\n".encode())
+        write_page(
+            folder / "comparison.html",
+            "comparison.html",
+            title=f"{', '.join(others)} compared with {baseline}",
+            comparison=render_comparison(text, comparisons),
+        )
+        write_atomically(folder / "comparison.json", json.dumps(content, indent=1).encode())
+    except (OSError, WriteError) as error:
+        message = f"The comparison cannot be written: {error}. Name another folder with -o."
+        raise CommandError(message) from error
+    print(f"\nWritten: comparison.md, comparison.html and comparison.json in {folder}")

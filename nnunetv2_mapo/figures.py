@@ -1,0 +1,117 @@
+"""Figures of the report: learning curves, and what mining found in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from nnunetv2_mapo.progress import Panel, draw_panel
+from nnunetv2_mapo.schedule import Stage
+
+_SIZE = (5.2, 3.1)  # inches: on a phone the text is about as large as the page's
+_FILL = "#56b4e9"
+_MARK = "#d55e00"
+_BETTER = "#0072b2"
+
+
+def draw_curves(
+    panel: Panel, logged: Mapping[str, Sequence[Any]], stages: Sequence[Stage]
+) -> Figure:
+    """Logged values over the epochs, the rounds shaded; arguments as of `draw_panel`."""
+    figure, axis = _make_figure()
+    draw_panel(axis, panel, logged, stages)
+    axis.set_xlabel("epoch")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    return figure
+
+
+def draw_dice_per_rate(dice: NDArray[np.float64], rates: Sequence[float]) -> Figure:
+    """Dice of the candidates of every training sample for each dropout rate, as box plots.
+
+    Args:
+        dice: Shape `(samples, K)`.
+        rates: Dropout rate of each candidate, K of them.
+    """
+    figure, axis = _make_figure()
+    boxes = axis.boxplot(
+        dice,
+        patch_artist=True,
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "grey"},
+        medianprops={"color": _MARK, "linewidth": 1.5},
+    )
+    for box in boxes["boxes"]:
+        box.set(facecolor=_FILL, alpha=0.6)
+    axis.set_xticks(range(1, len(rates) + 1), [f"{rate:g}" for rate in rates], fontsize="small")
+    axis.set(xlabel="dropout rate", ylabel="Dice of the candidate")
+    return figure
+
+
+def draw_gaps(gaps: Sequence[float], tau: float) -> Figure:
+    """Histogram of the Dice gaps between the best and the worst candidate of each sample.
+
+    Args:
+        gaps: One of each training sample.
+        tau: Least gap of a pair.
+    """
+    figure, axis = _make_figure()
+    top = max(tau, *gaps) * 1.02
+    axis.hist(gaps, bins=np.linspace(0, top, 25).tolist(), color=_FILL, alpha=0.6)
+    axis.axvline(tau, color=_MARK, linewidth=1.5)
+    axis.text(tau, 0.98, f" τ = {tau:g}", va="top", transform=axis.get_xaxis_transform())
+    axis.set(xlabel="Dice gap, best to worst candidate", ylabel="training samples")
+    return figure
+
+
+def draw_disagreement(shares: Sequence[float]) -> Figure:
+    """Histogram of the share of disagreement voxels of each pair.
+
+    Args:
+        shares: In [0, 1], one of each pair.
+    """
+    figure, axis = _make_figure()
+    axis.hist(100 * np.array(shares), bins=25, color=_FILL, alpha=0.6)
+    axis.set(xlabel="disagreement, % of the voxels", ylabel="pairs")
+    return figure
+
+
+def _make_figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def draw_paired_dots(
+    values: Sequence[tuple[float, float]],
+    gains: Sequence[float],
+    names: tuple[str, str],
+    title: str,
+) -> Figure:
+    """Both values of each case as two dots with a line, coloured by which is better.
+
+    Args:
+        values: Of the baseline and of the method, for each case.
+        gains: Above 0 where the method is better, below 0 where it is worse.
+        names: Of the baseline and the method.
+        title: Of the values' axis.
+    """
+    figure, axis = _make_figure()
+    outcomes = (("better", _BETTER, "-"), ("worse", _MARK, "--"), ("equal", "grey", ":"))
+    for (name, colour, style), sign in zip(outcomes, (1, -1, 0), strict=True):
+        lines = [pair for pair, gain in zip(values, gains, strict=True) if np.sign(gain) == sign]
+        label = f"{name} in {len(lines)}"
+        for number, pair in enumerate(lines):
+            axis.plot(
+                (0, 1), pair, style, marker="o", markersize=3, linewidth=0.9, alpha=0.7,
+                color=colour, label=label if number == 0 else None,
+            )  # fmt: skip
+    axis.set_xticks((0, 1), names)
+    axis.set(xlim=(-0.3, 1.3), ylabel=title)
+    if values:
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    return figure

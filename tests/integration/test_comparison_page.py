@@ -1,0 +1,27 @@
+"""The page of `nnUNetv2_mapo compare` in a browser."""
+
+from pathlib import Path
+
+import pytest
+from browser import SIZES, find_faults, needs_chromium, opened
+from test_compare import HIGHER, RISING, write_metrics
+
+from nnunetv2_mapo.cli import main
+
+
+@needs_chromium
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_of_three_methods_fits_phone_and_desktop(tmp_path: Path, size: str) -> None:
+    folders = {"nnUNetTrainer": RISING, "nnUNetTrainer_MAPO": HIGHER}
+    folders["nnUNetTrainer_MAPO_NoPreference"] = RISING
+    for name, dice in folders.items():
+        write_metrics(tmp_path / name, dice)
+    names = [str(tmp_path / name) for name in folders]
+    assert main(["compare", *names, "-o", str(tmp_path)]) == 0
+    with opened(tmp_path / "comparison.html", size) as page:
+        assert find_faults(page) == []
+        assert page.locator("svg").count() == 7 * 2
+        cases = page.locator("details").first
+        cases.locator("summary").click()
+        assert cases.locator("tbody tr").count() == 8
+        assert find_faults(page) == []
