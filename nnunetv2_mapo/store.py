@@ -170,6 +170,43 @@ class Round:
         (self.folder / MANIFEST).unlink(missing_ok=True)
 
 
+class MinedRound(NamedTuple):
+    """What the manifest of a round says.
+
+    Attributes:
+        folder: The round's folder.
+        origin: What made it, see `Round.origin`.
+        cases: Records of each case.
+    """
+
+    folder: Path
+    origin: dict[str, Any]
+    cases: dict[str, list[SampleRecord]]
+
+
+def read_rounds(fold: Path) -> list[MinedRound]:
+    """Mined rounds of a fold in their order, those that are not complete left out.
+
+    Args:
+        fold: nnU-Net's folder of the fold.
+
+    Raises:
+        StoreError: A manifest is damaged.
+    """
+    rounds = []
+    for path in sorted((fold / PREFERENCES).glob(f"round_*/{MANIFEST}")):
+        content = read_sealed(path)
+        if content is None:
+            message = f"{path} is damaged. Delete it: its round is then left out."
+            raise StoreError(message)
+        cases = {
+            case: [SampleRecord(**sample) for sample in each["samples"]]
+            for case, each in content["cases"].items()
+        }
+        rounds.append(MinedRound(path.parent, content["origin"], cases))
+    return rounds
+
+
 def _file_stem(identifier: str) -> str:
     """Name of a case's files; one that would lead out of the folder or be too long is hashed."""
     is_a_name = Path(identifier).name == identifier and "\0" not in identifier

@@ -13,7 +13,7 @@ from nnunetv2_mapo.cli.nnunet import CommandError, NNUNet, find_command, shorten
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference" / "command-line.md"
-COMMANDS = [[], ["demo"]]
+COMMANDS = [[], ["demo"], ["preview"], ["evaluate"], ["compare"], ["report"]]
 
 
 def print_help(command, capsys):
@@ -47,12 +47,13 @@ def test_version_is_the_package_s(capsys):
     assert capsys.readouterr().out.split() == ["nnunetv2-mapo", __version__]
 
 
-@pytest.mark.parametrize("arguments", ["", "-h", "demo -h"])
+@pytest.mark.parametrize("arguments", ["", *(" ".join([*command, "-h"]) for command in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom nnunetv2_mapo.cli import main\n"
         f"try: main({arguments.split()})\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'nnunetv2', 'matplotlib', 'numpy', 'SimpleITK'} & set(sys.modules)\n"
+        "heavy = {'torch', 'nnunetv2', 'monai', 'matplotlib', 'numpy', 'scipy', 'SimpleITK'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -116,6 +117,28 @@ def test_folder_that_cannot_be_made_is_refused(tmp_path, capsys):
     assert "Name another folder with --output" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["1", "2d", "five"], "argument FOLD: 'five' is not valid: 0, 1, 2 ... or all"),
+        (["1", "2d", "0", "--cases", "0"], "argument --cases: '0' is not valid"),
+        (["1", "2d", "0", "-device", "tpu"], "invalid choice: 'tpu'"),
+        (["1", "2d"], "the following arguments are required: FOLD"),
+    ],
+)
+def test_preview_refuses_what_it_does_not_know(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["preview", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_preview_refuses_rates_that_mapo_would_refuse(capsys):
+    for rates in (["0"], ["0", "1"], ["0.1", "0.2"], ["0", "0.2", "0.1"]):
+        assert main(["preview", "1", "2d", "0", "--rates", *rates]) == 1
+        assert "increasing rates from 0 to below 1 are needed" in capsys.readouterr().err
+
+
 def test_missing_command_is_named(monkeypatch):
     with pytest.raises(CommandError, match="nnUNetv2_dance is not installed"):
         find_command("nnUNetv2_dance")
@@ -152,20 +175,8 @@ def test_output_of_training_becomes_one_line_for_each_epoch():
     ]
 
 
-def test_table_aligns_names_left_and_numbers_right():
-    from nnunetv2_mapo.cli.report import format_table
-
-    table = format_table(["stage", "Dice"], [["warm-up", "0.5"], ["final", "0.75"]])
-    assert table.splitlines() == [
-        "stage    Dice",
-        "-------  ----",
-        "warm-up   0.5",
-        "final    0.75",
-    ]
-
-
 def test_cases_with_the_largest_gap_come_first_and_cases_without_a_pair_not_at_all():
-    from nnunetv2_mapo.cli.report import find_largest_gaps
+    from nnunetv2_mapo.cli.demo_results import find_largest_gaps
     from nnunetv2_mapo.store import SampleRecord
 
     cases = {

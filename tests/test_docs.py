@@ -18,6 +18,7 @@ import nnunetv2_mapo
 from nnunetv2_mapo import MAPOConfig, MAPOTrainer
 from nnunetv2_mapo.cli import build_parser
 from nnunetv2_mapo.config import GRANULARITIES, LIKELIHOODS, STARTS
+from nnunetv2_mapo.metrics import METRICS
 from nnunetv2_mapo.progress import MINING_KEYS, PLOT, STEP_KEYS
 from nnunetv2_mapo.reference import REFERENCE
 from nnunetv2_mapo.store import MANIFEST, PREFERENCES, SampleRecord
@@ -200,6 +201,11 @@ def test_every_entry_of_a_record_is_documented():
     text = (REFERENCE_PAGES / "files.md").read_text(encoding="utf-8")
     missing = [field.name for field in fields(SampleRecord) if f"`{field.name}`" not in text]
     assert not missing
+
+
+def test_every_metric_is_documented():
+    documented = [name for name in rows(REFERENCE_PAGES / "metrics.md") if name in METRICS]
+    assert documented == list(METRICS)
 
 
 # Links and named code -----------------------------------------------------------------------------

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_mapo.store import Round, SampleRecord, stack_preferences
+from nnunetv2_mapo.store import (
+    Round,
+    SampleRecord,
+    StoreError,
+    read_rounds,
+    stack_preferences,
+)
 
 ORIGIN = {
     "round": 1,
@@ -246,6 +252,22 @@ def test_an_unreadable_manifest_is_as_good_as_none(mined, content):
     (mined.folder / "manifest.json").write_text(content)
     assert mined.find_foreign() == []
     assert mined.find_finished(["case"]).records == {"case": [RECORD]}
+
+
+def test_rounds_are_read_from_their_manifests_and_incomplete_ones_left_out(tmp_path):
+    for number in (2, 10, 1):
+        folder = tmp_path / "preferences" / f"round_{number:02d}"
+        some_round = Round(folder, {"round": number})
+        some_round.write_case("case", some_stack(), [RECORD], (4, 4))
+        if number != 10:
+            some_round.write_manifest({"case": [RECORD]})
+    found = read_rounds(tmp_path)
+    assert [mined.origin for mined in found] == [{"round": 1}, {"round": 2}]
+    assert found[0].cases == {"case": [RECORD]}
+    assert read_rounds(tmp_path / "nowhere") == []
+    (tmp_path / "preferences" / "round_02" / "manifest.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"round_02.*is damaged"):
+        read_rounds(tmp_path)
 
 
 def test_a_round_pickles_for_spawned_workers(mined):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_mapo import __version__
-from nnunetv2_mapo.cli import demo
+from nnunetv2_mapo.cli import compare, demo, evaluate, preview, report
 from nnunetv2_mapo.cli.nnunet import CommandError
 
 # Help must answer at once: nothing that this module imports may import torch, nnU-Net or numpy.
@@ -24,6 +24,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nnunetv2-mapo {__version__}")
     commands = parser.add_subparsers(title="sub-commands", metavar="COMMAND")
     demo.add_parser(commands)
+    preview.add_parser(commands)
+    evaluate.add_parser(commands)
+    compare.add_parser(commands)
+    report.add_parser(commands)
     return parser
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from nnunetv2_mapo.cli import report
+from nnunetv2_mapo.cli import demo_results
 from nnunetv2_mapo.cli.demo_folder import DATASET, DATASET_ID, TRAINER, DemoFolder
 from nnunetv2_mapo.cli.nnunet import NNUNet
 from nnunetv2_mapo.cli.phantom import write_dataset
+from nnunetv2_mapo.store import read_rounds
 
 TRAINERS = '''"""Trainers of `nnUNetv2_mapo demo`; nnU-Net finds them through nnUNet_extTrainer."""
 
@@ -111,16 +112,17 @@ class DemoRun:
         """How large it is."""
         return SIZES[self.folder.configuration]
 
-    def run(self) -> report.Results:
+    def run(self) -> demo_results.Results:
         """Run every step."""
         self.write_data()
         self.plan()
         self.train()
-        shown = report.find_largest_gaps(report.read_rounds(self.folder.fold)[0], num_cases=4)
+        mined = read_rounds(self.folder.fold)[0]
+        shown = demo_results.find_largest_gaps(mined.cases, num_cases=4)
         self.predict(shown)
-        summaries = {stage: self.evaluate(stage) for stage in report.STAGES}
+        summaries = {stage: self.evaluate(stage) for stage in demo_results.STAGES}
         self.draw_pictures(shown)
-        return report.read_results(self.folder.fold, summaries)
+        return demo_results.read_results(self.folder.fold, summaries)
 
     def write_data(self) -> None:
         """Write the phantom and the demo's trainers."""
@@ -198,16 +200,16 @@ class DemoRun:
         folder, ending = self.folder, self.size.file_ending
         training_cases = folder.predictions / "training_cases"
         pairs = [
-            report.pair_panels(folder.raw, folder.fold, training_cases, case, ending)
+            demo_results.pair_panels(folder.raw, folder.fold, training_cases, case, ending)
             for case in shown
         ]
         tests = [
-            report.test_panels(folder.raw, folder.predictions, f"test_{number:03d}", ending)
+            demo_results.test_panels(folder.raw, folder.predictions, f"test_{number:03d}", ending)
             for number in range(4)
         ]
         if pairs:
-            report.draw(folder.pictures / "pairs.png", report.PAIR_COLUMNS, pairs)
-        report.draw(folder.pictures / "test_cases.png", report.TEST_COLUMNS, tests)
+            demo_results.draw(folder.pictures / "pairs.png", demo_results.PAIR_COLUMNS, pairs)
+        demo_results.draw(folder.pictures / "test_cases.png", demo_results.TEST_COLUMNS, tests)
 
 
 def find_device() -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]  # scipy has no types
+from scipy.ndimage import gaussian_filter
 from skimage import io
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
