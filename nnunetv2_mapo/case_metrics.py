@@ -18,6 +18,7 @@ from nnunetv2.evaluation.evaluate_predictions import (
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
@@ -135,6 +136,12 @@ def evaluate_case(files: CaseFiles, task: Task) -> dict[str, dict[str, float]]:
     """
     reference = read_segmentation(files.reference, task.reader)
     prediction = read_segmentation(files.prediction, task.reader)
+    if (
+        issubclass(task.reader, Tiff3DIO)
+        and not Path(files.reference).with_suffix(".json").exists()
+    ):
+        # nnU-Net copies the ground truth to gt_segmentations without the file of its spacing.
+        reference = reference._replace(spacing=prediction.spacing)
     _require_same_geometry(files, prediction, reference)
     shape, grid = find_grid(reference, in_pixels=task.in_pixels)
     ignored = None
@@ -179,7 +186,7 @@ def _require_same_geometry(
     message = (
         f"{files.prediction} has the {what} {theirs[0]}, but its ground truth {files.reference} "
         f"has {theirs[1]}: evaluate predictions in the geometry of the ground truth, as "
-        "nnUNetv2_predict writes them."
+        "nnUNetv2_predict writes them, or name another ground truth with -gt."
     )
     raise EvaluationError(message)
 

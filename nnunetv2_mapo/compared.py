@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from nnunetv2_mapo.comparison import Direction, MetricComparison, compare
-from nnunetv2_mapo.evaluation import (
+from nnunetv2_mapo.case_metrics import EvaluationError
+from nnunetv2_mapo.evaluation import Evaluation, merge_evaluations
+from nnunetv2_mapo.evaluation_files import (
     METRICS_JSON,
-    Evaluation,
-    EvaluationError,
-    merge_evaluations,
+    SUMMARY_JSON,
     read_evaluation,
-    title_of,
+    read_summary,
 )
 from nnunetv2_mapo.history import History, HistoryError, read_history
-from nnunetv2_mapo.metrics import METRICS
 
-SUMMARY_JSON = "summary.json"
 _NOT_COMPARED = "versions"  # of every package; what measures is named by the other entries
 Results = Mapping[str, Path]  # fold, or "" of a folder of segmentations -> folder of its results
 
@@ -60,7 +53,16 @@ def read_methods(folders: Sequence[Path], wanted: Sequence[str] | None = None) -
         ComparisonError: The folders, their folds, classes or metrics cannot be compared.
     """
     results = find_results(folders, wanted)
-    name = METRICS_JSON if not find_without_metrics(results.values()) else SUMMARY_JSON
+    name = METRICS_JSON
+    if find_without_metrics(results.values()):
+        name = SUMMARY_JSON
+        paths = [path for found in results.values() for path in found.values()]
+        if lacks := [str(path) for path in paths if not (path / SUMMARY_JSON).is_file()]:
+            message = (
+                f"{', '.join(lacks)} has only {METRICS_JSON}, which others do not have. Make it: "
+                f"{_list_commands(results)}"
+            )
+            raise ComparisonError(message)
     names = name_methods(folders)
     methods = [
         Method(title, _read_folds(found, name), _read_histories(found))
@@ -77,7 +79,7 @@ def find_results(folders: Sequence[Path], wanted: Sequence[str] | None) -> dict[
         ComparisonError: There are none, or the folds are not the same.
     """
     found = {folder: _find_folds(folder) for folder in folders}
-    if len(found) < len(folders):
+    if len({folder.resolve() for folder in folders}) < len(folders):
         message = "A folder is given twice: give each method once."
         raise ComparisonError(message)
     for folder, results in found.items():
@@ -107,12 +109,15 @@ def find_results(folders: Sequence[Path], wanted: Sequence[str] | None) -> dict[
 
 def _find_folds(folder: Path) -> Results:
     names = (METRICS_JSON, SUMMARY_JSON)
-    folds = {
-        path.name.removeprefix("fold_"): path / "validation"
+    # A fold itself holds them where nnUNetv2_mapo evaluate was given another folder.
+    places: dict[str, tuple[Path, ...]] = {
+        path.name.removeprefix("fold_"): (path / "validation", path)
         for path in sorted(folder.glob("fold_*"))
-    } or {"": folder}
+    } or {"": (folder,)}
     return {
-        fold: path for fold, path in folds.items() if any((path / name).is_file() for name in names)
+        fold: next(path for path in paths if any((path / name).is_file() for name in names))
+        for fold, paths in places.items()
+        if any((path / name).is_file() for path in paths for name in names)
     }
 
 
@@ -125,7 +130,8 @@ def find_without_metrics(results: Iterable[Results]) -> list[Path]:
 
 def name_methods(folders: Sequence[Path]) -> list[str]:
     """Shortest names that tell the folders apart: trainer, folder, whole path."""
-    paths = [folder.absolute() for folder in folders]
+    # resolve() would follow links, and the name of a link is the one that was given
+    paths = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100
     candidates = ([path.name.split("__")[0] for path in paths], [path.name for path in paths])
     for names in candidates:
         if len(set(names)) == len(names):
@@ -147,46 +153,23 @@ def _read_folds(results: Results, name: str) -> Evaluation:
         raise ComparisonError(str(error)) from error
 
 
-def read_summary(path: Path) -> Evaluation:
-    """Read nnU-Net's `summary.json`: Dice and IoU.
-
-    Raises:
-        ComparisonError: It is missing or damaged.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        values = {
-            _case_of(entry["prediction_file"]): {
-                key: {name: float(metrics[name]) for name in ("Dice", "IoU")}
-                for key, metrics in entry["metrics"].items()
-            }
-            for entry in content["metric_per_case"]
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = (
-            f"{path} is not nnU-Net's summary of an evaluation ({type(error).__name__}: {error}). "
-            "Make it anew with nnUNetv2_train … --val or nnUNetv2_evaluate_folder."
-        )
-        raise ComparisonError(message) from error
-    return Evaluation(values, provenance={})
-
-
-def _case_of(file: str) -> str:
-    name = re.split(r"[\\/]", file)[-1]  # of a path of any operating system
-    return name.removesuffix(".gz").rpartition(".")[0]
-
-
 def _check_fresh(folder: Path, evaluation: Evaluation) -> None:
     """Refuse metrics of segmentations that nnU-Net has made anew since.
 
     Raises:
-        ComparisonError: The Dice in `metrics.json` is not that in `summary.json`.
+        ComparisonError: `metrics.json` lacks a case of `summary.json`, or has another Dice.
     """
     if not (folder / SUMMARY_JSON).is_file():
         return
     for case, classes in read_summary(folder / SUMMARY_JSON).values.items():
+        if case not in evaluation.values:
+            message = (
+                f"{folder / METRICS_JSON} lacks {case}, which {SUMMARY_JSON} has. Run "
+                "nnUNetv2_mapo evaluate again."
+            )
+            raise ComparisonError(message)
         for key, metrics in classes.items():
-            mine = evaluation.values.get(case, {}).get(key, metrics)
+            mine = evaluation.values[case].get(key, metrics)
             if not math.isclose(mine["Dice"], metrics["Dice"], abs_tol=1e-6) and not (
                 math.isnan(mine["Dice"]) and math.isnan(metrics["Dice"])
             ):
@@ -243,81 +226,6 @@ def _read_histories(results: Results) -> dict[str, History | None]:
     return histories
 
 
-def list_directions(evaluation: Evaluation, wanted: Sequence[str] | None = None) -> list[Direction]:
-    """Metrics of an evaluation in which methods can be better or worse.
-
-    Args:
-        evaluation: Of any of the methods.
-        wanted: Names of `METRICS`; None: all that are there.
-
-    Raises:
-        ComparisonError: A wanted one is not there.
-    """
-    first = next(iter(next(iter(evaluation.values.values())).values()))
-    there = [name for name in METRICS if name in first]
-    if missing := [name for name in wanted or () if name not in there]:
-        message = (
-            f"There is no metric {', '.join(missing)} in what was evaluated: {', '.join(there)}. "
-            "nnUNetv2_mapo evaluate makes the others."
-        )
-        raise ComparisonError(message)
-    return [_direct(name, evaluation.provenance) for name in there if name in (wanted or there)]
-
-
-def _direct(name: str, provenance: dict[str, str]) -> Direction:
-    higher_is_better = METRICS[name].higher_is_better
-    title = title_of(name, provenance)
-    if higher_is_better is None:  # its sign tells the direction: the size is what can be better
-        return Direction(name, f"absolute {title}", higher_is_better=False)
-    return Direction(name, title, higher_is_better)
-
-
-def average_classes(evaluation: Evaluation, metric: str) -> dict[str, float]:
-    """Value of each case: mean over the classes that have one, sizes of signed metrics.
-
-    Args:
-        evaluation: Metrics of every case and class.
-        metric: Name of `METRICS`.
-
-    Returns:
-        NaN for a case in which no class has a value.
-    """
-    is_signed = METRICS[metric].higher_is_better is None
-    cases = {}
-    for case, classes in evaluation.values.items():
-        values = np.array([metrics[metric] for metrics in classes.values()])
-        values = values[~np.isnan(values)]
-        cases[case] = (
-            float(np.mean(np.abs(values) if is_signed else values)) if len(values) else math.nan
-        )
-    return cases
-
-
-def compare_methods(
-    methods: Sequence[Method], wanted: Sequence[str] | None = None
-) -> list[MetricComparison]:
-    """Compare methods with the first one.
-
-    Args:
-        methods: Two or more.
-        wanted: Names of `METRICS`; None: all that are there.
-
-    Raises:
-        ComparisonError: The methods do not have the same cases, or a metric is not there.
-    """
-    directions = list_directions(methods[0].evaluation, wanted)
-    values = {
-        method.name: {
-            each.metric: average_classes(method.evaluation, each.metric) for each in directions
-        }
-        for method in methods
-    }
-    try:
-        return compare(values, directions)
-    except ValueError as error:
-        raise ComparisonError(str(error)) from error
-
-
 def note_sources(
     methods: Sequence[Method], folders: Sequence[Path], folds: Sequence[str] | None
 ) -> list[str]:
@@ -329,9 +237,14 @@ def note_sources(
     provenance = methods[0].evaluation.provenance
     if provenance:
         return [*notes, f"{provenance['implementation']}; NSD within {provenance['tolerance']}."]
-    commands = "; ".join(
+    commands = _list_commands(results)
+    return [*notes, f"Dice and IoU only, from nnU-Net's summary.json. For all metrics: {commands}"]
+
+
+def _list_commands(results: Mapping[Path, Results]) -> str:
+    """Commands that evaluate the folders without a `metrics.json`."""
+    return "; ".join(
         f"nnUNetv2_mapo evaluate {folder}" + ("" if any(found) else " -gt GROUND_TRUTH")
         for folder, found in results.items()
         if find_without_metrics([found])
     )
-    return [*notes, f"Dice and IoU only, from nnU-Net's summary.json. For all metrics: {commands}"]

@@ -84,6 +84,11 @@ class Difference:
     num_losses: int
     verdict: Verdict
 
+    @property
+    def num_differing(self) -> int:
+        """Cases that the test uses: it leaves ties out."""
+        return self.num_wins + self.num_losses
+
 
 @dataclass(frozen=True)
 class MetricComparison:
@@ -229,6 +234,16 @@ def wilcoxon_p(differences: Sequence[float]) -> float:
     return float(stats.wilcoxon(nonzero).pvalue) if nonzero else 1.0
 
 
+def subtract_rank_sums(differences: Sequence[float]) -> float:
+    """Rank sum of the positive differences minus that of the negative ones, as in Wilcoxon's test.
+
+    Returns:
+        Above 0 where the test speaks for positive differences; 0 without any difference.
+    """
+    nonzero = np.array([difference for difference in differences if difference != 0])
+    return float((np.sign(nonzero) * stats.rankdata(np.abs(nonzero))).sum())
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction of p values for their number.
 
@@ -263,19 +278,30 @@ def _describe_difference(
         num_wins=sum(gain > 0 for gain in gains),
         num_ties=sum(gain == 0 for gain in gains),
         num_losses=sum(gain < 0 for gain in gains),
-        verdict=judge(interval, p_adjusted, higher_is_better=direction.higher_is_better),
+        verdict=judge(
+            interval,
+            p_adjusted,
+            subtract_rank_sums(values),
+            higher_is_better=direction.higher_is_better,
+        ),
     )
 
 
-def judge(interval: tuple[float, float], p_adjusted: float, *, higher_is_better: bool) -> Verdict:
-    """Verdict on a method: a difference is shown where test and interval both say so.
+def judge(
+    interval: tuple[float, float], p_adjusted: float, rank_sums: float, *, higher_is_better: bool
+) -> Verdict:
+    """Verdict on a method: a difference is shown where test and interval agree on its direction.
+
+    They disagree where many small losses meet a few large wins: the test sees the losses, the
+    interval of the mean the wins.
 
     Args:
         interval: 95 % interval of the mean difference, method minus baseline.
         p_adjusted: After the correction for all tests.
+        rank_sums: Direction of the test, see `subtract_rank_sums`.
         higher_is_better: Of the metric.
     """
     low, high = interval
-    if p_adjusted < LEVEL and (low > 0 or high < 0):
+    if p_adjusted < LEVEL and ((low > 0 and rank_sums > 0) or (high < 0 and rank_sums < 0)):
         return "better" if (low > 0) == higher_is_better else "worse"
     return "no difference shown"

@@ -61,16 +61,16 @@ def describe_comparison(
     baseline, *others = [method.name for method in methods]
     found = [(each, name, each.differences[name]) for each in comparisons for name in others]
     num_tests = sum(not math.isnan(difference.p) for _, _, difference in found)
-    num_cases = max(len(difference.cases) for _, _, difference in found)
+    most = max((difference for _, _, difference in found), key=lambda each: each.num_differing)
     return ComparisonText(
         methods=[baseline, *others],
-        conclusion=explain_num_cases(num_cases, num_tests),
+        conclusion=explain_num_cases(len(most.cases), most.num_differing, num_tests),
         verdicts=[
-            explain_verdict(name, baseline, each.direction, difference)
+            explain_verdict(name, baseline, each.direction, difference, num_tests)
             for each, name, difference in found
         ],
         scores=_tabulate_scores(comparisons),
-        differences=_tabulate_differences(found, baseline),
+        differences=_tabulate_differences(found, num_tests),
         costs=_tabulate_costs(methods),
         cases=[(f"{name} minus {baseline}", _tabulate_cases(comparisons, name)) for name in others],
         notes=[
@@ -83,7 +83,9 @@ def describe_comparison(
     )
 
 
-def explain_verdict(method: str, baseline: str, direction: Direction, found: Difference) -> str:
+def explain_verdict(
+    method: str, baseline: str, direction: Direction, found: Difference, num_tests: int
+) -> str:
     """One sentence: the verdict, never without its interval and the number of cases."""
     num_cases = len(found.cases)
     if num_cases == 0:
@@ -92,37 +94,64 @@ def explain_verdict(method: str, baseline: str, direction: Direction, found: Dif
     said = f"no difference between {method} and {baseline} shown"
     if found.verdict != "no difference shown":
         said = f"{method} is {found.verdict} than {baseline}"
-        said = f"a hint that {said}" if num_cases < FEW_CASES else said
+        said = f"a hint that {said}" if found.num_differing < FEW_CASES else said
+    ties = explain_ties(found, num_tests)
     return (
         f"{direction.title}: {said}; mean difference {found.mean:+.4f}, 95 % interval {low:+.4f} "
-        f"to {high:+.4f}, corrected p {format_p(found.p_adjusted)}, {_count_cases(num_cases)}."
+        f"to {high:+.4f}, corrected p {format_p(found.p_adjusted)}, {_count_cases(num_cases)}"
+        f"{ties and f', {ties}'}."
     )
 
 
-def explain_num_cases(num_cases: int, num_tests: int) -> str:
+def name_verdict(found: Difference, num_tests: int) -> str:
+    """The verdict in a few words, for a table."""
+    is_hint = found.verdict != "no difference shown" and found.num_differing < FEW_CASES
+    ties = explain_ties(found, num_tests)
+    return f"{'hint: ' if is_hint else ''}{found.verdict}{ties and f' ({ties})'}"
+
+
+def explain_ties(found: Difference, num_tests: int) -> str:
+    """How few cases differ where ties leave the test too few; else nothing."""
+    if found.num_ties == 0 or find_smallest_p(found.num_differing) * num_tests < LEVEL:
+        return ""
+    return f"only {found.num_differing} of {_count_cases(len(found.cases))} differ"
+
+
+def find_smallest_p(num_differing: int) -> float:
+    """Smallest p that the Wilcoxon test can give.
+
+    All differences of one sign are 2 of 2 ** n equally likely patterns of signs.
+    """
+    return min(1.0, 2 * 0.5**num_differing)
+
+
+def explain_num_cases(num_cases: int, num_differing: int, num_tests: int) -> str:
     """One sentence: whether this many cases can conclude anything.
 
     Args:
         num_cases: Pairs of values.
+        num_differing: Those that are no ties: the test uses them alone.
         num_tests: Tests that the correction counts.
     """
-    # All differences of one sign are 2 of 2 ** n equally likely patterns of signs.
-    smallest = 2 / 2**num_cases
+    cases, differ = _count_cases(num_cases), ""
+    if num_differing < num_cases:
+        cases, differ = f"{cases}, of which {num_differing} differ", " differ"
+    smallest = find_smallest_p(num_differing)
     corrected = min(1.0, smallest * num_tests)
     if corrected >= LEVEL:
         test, p = (
-            ("test", min(1.0, smallest))
+            ("test", smallest)
             if smallest >= LEVEL
             else (f"test that is corrected for {num_tests}", corrected)
         )
         return (
-            f"Too few cases to conclude anything: with {_count_cases(num_cases)}, the smallest p "
-            f"that a {test} can give is {p:.2g}, whatever the differences; {LEVEL} is asked for."
+            f"Too few cases{differ} to conclude anything: with {cases}, the smallest p that a "
+            f"{test} can give is {p:.2g}, whatever the differences; {LEVEL} is asked for."
         )
-    if num_cases < FEW_CASES:
-        return f"{_count_cases(num_cases)}: too few to conclude, read the result as a hint."
+    if num_differing < FEW_CASES:
+        return f"{cases}: too few to conclude, read the result as a hint."
     return (
-        f"{_count_cases(num_cases)}: enough for the test to show a difference that most of them "
+        f"{cases}: enough for the test to show a difference that most of them "
         "share. Where none is shown, the interval says how large it may be all the same."
     )
 
@@ -152,21 +181,21 @@ def _tabulate_scores(comparisons: Sequence[MetricComparison]) -> Table:
 
 
 def _tabulate_differences(
-    found: Sequence[tuple[MetricComparison, str, Difference]], baseline: str
+    found: Sequence[tuple[MetricComparison, str, Difference]], num_tests: int
 ) -> Table:
-    header = ["metric", f"method minus {baseline}", "mean", "95 % interval", "p", "corrected p"]
-    header += ["wins / ties / losses", "cases left out", "verdict"]
+    header = ["metric", "method minus baseline", "verdict", "mean", "95 % interval", "p"]
+    header += ["corrected p", "wins / ties / losses", "left out"]
     rows = [
         [
             f"{each.direction.title} ({'↑' if each.direction.higher_is_better else '↓'})",
             name,
+            name_verdict(difference, num_tests),
             f"{difference.mean:+.4f}",
             "{:+.4f} to {:+.4f}".format(*difference.interval),
             f"{difference.p:.2g}",
             f"{difference.p_adjusted:.2g}",
             f"{difference.num_wins} / {difference.num_ties} / {difference.num_losses}",
             str(difference.num_undefined),
-            difference.verdict,
         ]
         for each, name, difference in found
     ]
@@ -220,6 +249,7 @@ def format_markdown(text: ComparisonText, *, with_cases: bool) -> str:
         f"**{text.conclusion}**",
         "\n".join(f"- {verdict}" for verdict in text.verdicts),
         format_markdown_table(text.scores),
+        f"Differences to {baseline}:",
         format_markdown_table(text.differences),
         format_markdown_table(text.costs),
         *text.notes,

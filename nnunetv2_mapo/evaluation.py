@@ -1,21 +1,14 @@
-"""Metrics of every case and class of a folder of segmentations, and their files on disk.
-
-`metrics.json` has the structure and the keys of nnU-Net's `summary.json`; `metrics.csv` one row for
-each case and class.
-"""
+"""Metrics of every case and class of a folder of segmentations."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +24,8 @@ from nnunetv2_mapo.case_metrics import (
     evaluate_case,
     make_task,
 )
-from nnunetv2_mapo.files import write_atomically
 from nnunetv2_mapo.metrics import METRICS
 
-__all__ = [
-    "METRICS",
-    "METRICS_CSV",
-    "METRICS_JSON",
-    "CaseFiles",
-    "Evaluation",
-    "EvaluationError",
-    "evaluate_folder",
-    "merge_evaluations",
-    "read_evaluation",
-    "tabulate_means",
-    "title_of",
-    "write_evaluation",
-]
-
-METRICS_JSON = "metrics.json"
-METRICS_CSV = "metrics.csv"
 Values = dict[str, dict[str, dict[str, float]]]
 
 
@@ -223,7 +198,7 @@ def _evaluate_cases(
         return
     pool = ProcessPoolExecutor(
         min(num_processes, len(files)),
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=get_context("spawn"),
         initializer=torch.set_num_threads,  # one thread each, or they starve each other
         initargs=(1,),
     )
@@ -245,7 +220,7 @@ def merge_evaluations(parts: Mapping[str, Evaluation]) -> Evaluation:
         parts: Evaluations by name, made in the same way.
 
     Raises:
-        EvaluationError: A case is in two of them.
+        EvaluationError: A case is in two of them, or they are not of the same classes.
     """
     owners: dict[str, str] = {}
     for name, part in parts.items():
@@ -258,81 +233,31 @@ def merge_evaluations(parts: Mapping[str, Evaluation]) -> Evaluation:
                 raise EvaluationError(message)
             owners[case] = name
     first = next(iter(parts.values()))
+    values = {case: parts[owners[case]].values[case] for case in sorted(owners)}
+    check_values(values)
     return Evaluation(
-        values={case: parts[owners[case]].values[case] for case in sorted(owners)},
+        values=values,
         provenance=first.provenance,
         files={case: file for part in parts.values() for case, file in part.files.items()},
         class_names=first.class_names,
     )
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write `metrics.json` and `metrics.csv`, each complete or not at all.
+def check_values(values: Values) -> None:
+    """Refuse values that are not of the same classes and metrics in every case.
 
     Raises:
-        WriteError: The disk is full.
-        OSError: The folder cannot be made.
+        EvaluationError: They are not, or there are none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "foreground_mean": evaluation.foreground_mean(),
-        "mean": evaluation.mean(),
-        "metric_per_case": [
-            {"case": case, "metrics": metrics, **_file_entries(evaluation.files.get(case))}
-            for case, metrics in evaluation.values.items()
-        ],
-        "class_names": evaluation.class_names,
-        "provenance": evaluation.provenance,
+    if not values or not all(values.values()):
+        message = "It has no case, or a case without a class."
+        raise EvaluationError(message)
+    contents = {
+        case: {key: set(metrics) for key, metrics in classes.items()}
+        for case, classes in values.items()
     }
-    write_atomically(folder / METRICS_CSV, _format_csv(evaluation).encode())
-    write_atomically(folder / METRICS_JSON, json.dumps(content, indent=1).encode())
-
-
-def _file_entries(files: CaseFiles | None) -> dict[str, str]:
-    if files is None:
-        return {}
-    return {"reference_file": files.reference, "prediction_file": files.prediction}
-
-
-def _format_csv(evaluation: Evaluation) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    titles = [title_of(name, evaluation.provenance) for name in METRICS]
-    writer.writerow(["case", "class", "class name", *titles])
-    for case, classes in evaluation.values.items():
-        for key, metrics in classes.items():
-            name = evaluation.class_names.get(key, "")
-            writer.writerow([case, key, name, *(metrics[metric] for metric in METRICS)])
-    return text.getvalue()
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """Read a `metrics.json`.
-
-    Args:
-        path: The file or its folder.
-
-    Raises:
-        EvaluationError: It is missing, damaged or something else.
-    """
-    if path.is_dir():
-        path /= METRICS_JSON
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        cases = {entry["case"]: entry for entry in content["metric_per_case"]}
-        return Evaluation(
-            values={case: entry["metrics"] for case, entry in cases.items()},
-            provenance=content["provenance"],
-            files={
-                case: CaseFiles(entry["reference_file"], entry["prediction_file"])
-                for case, entry in cases.items()
-                if "reference_file" in entry
-            },
-            class_names=content["class_names"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = (
-            f"{path} is not a file of nnUNetv2_mapo evaluate ({type(error).__name__}: {error}). "
-            "Make it with nnUNetv2_mapo evaluate."
-        )
-        raise EvaluationError(message) from error
+    first, *others = contents
+    for case in others:
+        if contents[case] != contents[first]:
+            message = f"Cases {first} and {case} do not have the same classes and metrics."
+            raise EvaluationError(message)

@@ -42,7 +42,7 @@ def complete_or_absent(path: Path, num_bytes: int) -> Iterator[Path]:
         message = (
             f"{path} could not be written ({error}). It needs about {_megabytes(num_bytes)}; "
             f"{_megabytes(_free_bytes(path))} are free there. What was written before is complete: "
-            "make space and run the command again, nnUNetv2_train with --c."
+            "make space and run the command again; a training goes on with --c."
         )
         raise WriteError(message) from error
     finally:

@@ -16,6 +16,8 @@ from nnunetv2_mapo.continuing import BEST, LATEST, read_checkpoint
 from nnunetv2_mapo.schedule import Stage
 
 FINAL = "checkpoint_final.pth"
+# What nnU-Net's debug.json calls it, and what it is.
+_ENVIRONMENT = {"torch_version": "torch", "cudnn_version": "cuDNN", "gpu_name": "GPU"}
 _EPOCH = re.compile(r": Epoch (\d+)\b")
 _MINED = re.compile(r"MAPO: round \d+: .* cases mined in ([\d.]+) s")
 
@@ -29,7 +31,6 @@ class History:
     """What a training, finished or not, cost and logged.
 
     Attributes:
-        trainer: Name of the trainer class.
         checkpoint: File that this was read from.
         num_epochs: Length of the training in epochs.
         num_epochs_done: Epochs that are in the checkpoint.
@@ -41,10 +42,10 @@ class History:
         logged: Values that nnU-Net and MAPO logged, by key, one for each epoch.
         stages: Warm-up and rounds; a training without MAPO is one stage.
         reference_hash: Hash of the reference's weights; empty before the first round.
+        environment: Versions and hardware of the training, as far as nnU-Net wrote them down.
         config: Settings of MAPO, as of `MAPOConfig.to_dict`; None without MAPO.
     """
 
-    trainer: str
     checkpoint: Path
     num_epochs: int
     num_epochs_done: int
@@ -55,11 +56,17 @@ class History:
     logged: Mapping[str, Sequence[Any]]
     stages: list[Stage]
     reference_hash: str
+    environment: dict[str, str]
     config: dict[str, Any] | None
+
+    @property
+    def has_preferences(self) -> bool:
+        """Whether it has come to the preference stage."""
+        return len(self.stages) > 1 and self.num_epochs_done > self.stages[0].end_epoch
 
 
 def read_history(fold: Path) -> History:
-    """Read the history of a fold from its most advanced checkpoint and its logs.
+    """Read the history of a fold's latest training from its checkpoint and its logs.
 
     Args:
         fold: nnU-Net's folder of the fold.
@@ -74,7 +81,8 @@ def read_history(fold: Path) -> History:
     except (ValueError, KeyError) as error:
         raise HistoryError(str(error)) from error
     num_epochs_done = len(logged["epoch_end_timestamps"])
-    num_epochs = _read_num_epochs(fold, num_epochs_done)
+    debug = _read_debug(fold)
+    num_epochs = max(int(debug.get("num_epochs", 0)), num_epochs_done)
     logs = _read_logs(fold)
     mapo = checkpoint.get("mapo", {})
     config = mapo.get("config")
@@ -82,7 +90,6 @@ def read_history(fold: Path) -> History:
     num_dimensions = len(plans.patch_size)
     starts, ends = logged["epoch_start_timestamps"], logged["epoch_end_timestamps"]
     return History(
-        trainer=checkpoint["trainer_name"],
         checkpoint=path,
         num_epochs=num_epochs,
         num_epochs_done=num_epochs_done,
@@ -93,20 +100,28 @@ def read_history(fold: Path) -> History:
         logged=logged,
         stages=find_stages(config, num_epochs, num_dimensions),
         reference_hash=mapo.get("begun", {}).get("reference", ""),
+        environment={
+            title: debug[key]
+            for key, title in _ENVIRONMENT.items()
+            if debug.get(key, "None") != "None"
+        },
         config=config,
     )
 
 
 def find_checkpoint(fold: Path) -> Path:
-    """Most advanced checkpoint of a fold.
+    """Checkpoint of a fold that tells most of its latest training.
+
+    nnU-Net deletes the latest checkpoint when a training ends: where there is one beside a final
+    one, that is of an earlier training.
 
     Raises:
         HistoryError: There is none.
     """
-    for name in (FINAL, LATEST, BEST):
+    for name in (LATEST, FINAL, BEST):
         if (fold / name).is_file():
             return fold / name
-    message = f"{fold} has no checkpoint ({FINAL}, {LATEST}, {BEST}): nothing was trained there."
+    message = f"{fold} has no checkpoint ({LATEST}, {FINAL}, {BEST}): nothing was trained there."
     raise HistoryError(message)
 
 
@@ -119,24 +134,28 @@ def find_stages(config: dict[str, Any] | None, num_epochs: int, num_dimensions: 
     return settings.schedule(num_epochs, num_dimensions).stages
 
 
-def _read_num_epochs(fold: Path, num_epochs_done: int) -> int:
-    """Length of the training from nnU-Net's `debug.json`; without it what is done."""
+def _read_debug(fold: Path) -> dict[str, str]:
+    """nnU-Net's `debug.json`: what the trainer was like when it started; empty if missing."""
     try:
-        return max(
-            int(json.loads((fold / "debug.json").read_text())["num_epochs"]), num_epochs_done
-        )
-    except (OSError, ValueError, KeyError):
-        return num_epochs_done
+        content: dict[str, str] = json.loads((fold / "debug.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
 
 
 def _read_logs(fold: Path) -> list[str]:
     """Logs in which an epoch began, since the training last started anew; one of each start."""
     logs: list[str] = []
-    for path in sorted(fold.glob("training_log_*.txt")):  # their names hold the time
+    for path in sorted(fold.glob("training_log_*.txt"), key=_time_of):
         log = path.read_text(errors="replace")
         if epoch := _EPOCH.search(log):  # none in the log of a validation
             logs = [log] if int(epoch[1]) == 0 else [*logs, log]
     return logs
+
+
+def _time_of(log: Path) -> list[int]:
+    """Year, month, day … in the name of a log, which nnU-Net does not pad with zeros."""
+    return [int(number) for number in re.findall(r"\d+", log.name)]
 
 
 def format_duration(seconds: float) -> str:

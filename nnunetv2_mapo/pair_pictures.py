@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.cases import load_case
-from nnunetv2_mapo.dropout import StochasticDropout
 from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.mining import Miner
 from nnunetv2_mapo.pictures import (
@@ -22,10 +23,9 @@ from nnunetv2_mapo.pictures import (
     paint_image,
     vote_variance,
 )
-from nnunetv2_mapo.randomness import seeded
 from nnunetv2_mapo.reference import REFERENCE, read_reference
-from nnunetv2_mapo.sampling import fit_windows_per_forward
-from nnunetv2_mapo.store import MinedRound, Round, SampleRecord
+from nnunetv2_mapo.remining import Remining, mine_like
+from nnunetv2_mapo.store import MinedRound, Round, SampleRecord, StoreError
 from nnunetv2_mapo.trained_model import TrainedModel
 
 DISAGREEMENT = COLOURS.index("#d55e00") + 1  # class that is painted in red
@@ -79,23 +79,28 @@ class PairPictures(NamedTuple):
 
 
 def choose_samples(cases: dict[str, list[SampleRecord]]) -> dict[str, Sample]:
-    """Samples whose pairs have the largest, the median and the smallest gap, as far as there are.
+    """Of each case the pair with the largest gap; of these the largest, median and smallest gap.
 
     Returns:
-        Samples by what they stand for; the gap's larger middle where the number is even.
+        Samples of different cases by what they stand for, as many as there are; the median is the
+        larger middle where the number is even.
     """
     samples = [
-        Sample(identifier, number, record)
+        max(
+            (Sample(identifier, number, record) for number, record in enumerate(records)),
+            key=lambda sample: sample.gap,
+        )
         for identifier, records in sorted(cases.items())
-        for number, record in enumerate(records)
-        if record.rejected is not None
     ]
-    samples.sort(key=lambda sample: sample.gap, reverse=True)
-    if not samples:
-        return {}
-    places = {"largest": 0, "median": (len(samples) - 1) // 2, "smallest": len(samples) - 1}
-    chosen = {f"{name} gap": samples[place] for name, place in places.items()}
-    return chosen if len(samples) >= len(places) else {"largest gap": samples[0]}
+    samples = sorted(
+        (sample for sample in samples if sample.record.rejected is not None),
+        key=lambda sample: sample.gap,
+        reverse=True,
+    )
+    chosen = {"largest gap": 0, "median gap": (len(samples) - 1) // 2, "smallest gap": -1}
+    if len(samples) < len(chosen):
+        return dict(zip(("largest gap", "smallest gap"), samples, strict=False))
+    return {name: samples[place] for name, place in chosen.items()}
 
 
 @dataclass(frozen=True)
@@ -118,26 +123,35 @@ class PairPainter:
         The variance of the candidates is shown where they can be found once more: in the round
         that the reference mined.
         """
-        candidates_of = self._find_miner(mined)
-        for name, sample in choose_samples(mined.cases).items():
-            image, _ = load_case(self.dataset, self.model.label_manager, sample.identifier)
-            stack = np.asarray(Round(mined.folder, {}).open_stack(sample.identifier)[:])
-            candidates = candidates_of(sample.identifier, image) if candidates_of else None
-            plane = sample.number
-            if len(self.model.configuration_manager.patch_size) == 3:
-                plane = find_slice(stack[1] != stack[2])
-            title = f"{sample.identifier}: {name}, {sample.gap:.3f}"
-            if stack.shape[1] > 1:
-                title += f", slice {plane + 1} of {stack.shape[1]}"
-            yield PairPictures(
-                title,
-                self._paint(
-                    sample.record,
-                    image[:, plane].numpy(),
-                    stack[:, plane],
-                    None if candidates is None else candidates[:, plane],
-                ),
-            )
+        with self._remine(mined) as remining:
+            for name, sample in choose_samples(mined.cases).items():
+                image, _ = load_case(self.dataset, self.model.label_manager, sample.identifier)
+                candidates = None
+                if remining is not None:
+                    work = partial(Miner.segment, image=image)
+                    candidates = remining.do(work, sample.identifier).cpu().numpy()
+                stack = read_stack(mined, sample.identifier)
+                yield self._paint_slice(name, sample, image.numpy(), stack, candidates)
+
+    def _paint_slice(
+        self,
+        name: str,
+        sample: Sample,
+        image: NDArray[np.float32],
+        stack: NDArray[np.int16],
+        candidates: NDArray[np.integer] | None,
+    ) -> PairPictures:
+        """Pictures of a sample's slice: in 3D of that in which the pair differs most."""
+        plane = sample.number
+        if len(self.model.configuration_manager.patch_size) == 3:
+            plane = find_slice(stack[1] != stack[2])
+        title = f"{sample.identifier}: {name}, {sample.gap:.3f}"
+        if stack.shape[1] > 1:
+            title += f", slice {plane + 1} of {stack.shape[1]}"
+        shown = None if candidates is None else candidates[:, plane]
+        return PairPictures(
+            title, self._paint(sample.record, image[:, plane], stack[:, plane], shown)
+        )
 
     def _paint(
         self,
@@ -149,8 +163,8 @@ class PairPainter:
         labels, spacing = self.model.labels, self.model.configuration_manager.spacing[-2:]
         truth, chosen, rejected = stack
         truth = labels.target_map(torch.from_numpy(truth)).numpy()
-        names = list(self.model.dataset_json["channel_names"].values())
-        is_colour = [name.lower()[:1] for name in names] == ["r", "g", "b"]
+        names = [name.lower()[:1] for name in self.model.channel_names]
+        is_colour = names == ["r", "g", "b"]
         painted = paint_image(image if is_colour else image[:1], spacing)
         differing = chosen != rejected
         pictures = [Picture(painted, "image")]
@@ -170,33 +184,35 @@ class PairPainter:
             pictures.append(Picture(heat, f"variance of the {len(candidates)} candidates"))
         return pictures
 
-    def _find_miner(self, mined: MinedRound) -> Any:
-        """Function that gives a case's candidates of a round; None if its policy is gone."""
+    @contextmanager
+    def _remine(self, mined: MinedRound) -> Iterator[Remining | None]:
+        """What mines a round once more; None if its policy, the network's weights, is gone."""
         settings, policy = mined.origin["settings"], mined.origin["policy"]
         fold = self.model.folder / f"fold_{self.model.fold}"
         weights = read_reference(fold / REFERENCE, policy, self.device)
         if weights is None:
-            return None
-        patch_size = self.model.configuration_manager.patch_size
-        rates = settings[f"rates_{len(patch_size)}d"]
-        seed = f"{settings['seed']}/{mined.origin['round']}"
+            yield None
+            return
+        self.model.network.load_state_dict(weights)
+        num_dimensions = len(self.model.configuration_manager.patch_size)
+        rates = settings[f"rates_{num_dimensions}d"]
+        number = mined.origin["round"]
+        with mine_like(self.model, settings, rates, self.device, number=number) as remining:
+            yield remining
 
-        def find_candidates(identifier: str, image: torch.Tensor) -> NDArray[np.integer]:
-            network, labels = self.model.network, self.model.labels
-            network.load_state_dict(weights)
-            dropout = StochasticDropout(network, labels.num_heads, settings["granularity"])
-            batch_size = self.model.configuration_manager.batch_size
-            windows = fit_windows_per_forward(len(rates), batch_size)
-            miner = Miner(network, dropout, labels, rates, settings["tau"], patch_size, windows,
-                          self.device)  # fmt: skip
-            try:
-                with seeded(f"{seed}/{identifier}", self.device):
-                    candidates: NDArray[np.integer] = miner.segment(image).cpu().numpy()
-            finally:
-                dropout.remove()
-            return candidates
 
-        return find_candidates
+def read_stack(mined: MinedRound, identifier: str) -> NDArray[np.int16]:
+    """Channels [segmentation, chosen, rejected] of a case.
+
+    Raises:
+        StoreError: Its file is missing or damaged.
+    """
+    stored = Round(mined.folder, mined.origin)
+    if identifier not in stored.find_finished([identifier]).records:
+        message = f"{stored.path(identifier)} is missing or damaged."
+        raise StoreError(message)
+    stack: NDArray[np.int16] = np.asarray(stored.open_stack(identifier)[:])
+    return stack
 
 
 def name_colours(model: TrainedModel) -> list[tuple[str, str]]:

@@ -76,15 +76,15 @@ class Preview:
         """Share of the samples that would have a pair."""
         return self.count_pairs(settings) / len(self.dice)
 
-    def median_disagreement(self, settings: Settings) -> float:
-        """Median share of disagreement voxels over the pairs; NaN without pairs."""
+    def median_disagreement(self, settings: Settings) -> float | None:
+        """Median share of disagreement voxels over the pairs; None without pairs."""
         used = self.stand_ins(settings.rates)
         shares = []
         for dice, disagreement in zip(self.dice[:, used], self.disagreement, strict=True):
             pair = select_pair(dice.tolist(), settings.tau)
             if pair.rejected is not None:
                 shares.append(disagreement[used[pair.chosen], used[pair.rejected]])
-        return float(np.median(shares)) if shares else math.nan
+        return float(np.median(shares)) if shares else None
 
     def largest_useful_rate(self) -> float:
         """Largest rate up to which the median Dice stays a fair share of the plain one.

@@ -73,6 +73,7 @@ class FoldPart(NamedTuple):
 
     Attributes:
         fold: Number, or `"all"`.
+        has_preferences: Whether it has come to the preference stage.
         facts: Short numbers, as (name, value).
         curves: Learning curves.
         rounds: One part of each round; empty without preferences.
@@ -81,6 +82,7 @@ class FoldPart(NamedTuple):
     """
 
     fold: str
+    has_preferences: bool
     facts: list[tuple[str, str]]
     curves: list[Plot]
     rounds: list[RoundPart]
@@ -97,25 +99,23 @@ def describe_fold(
 ) -> FoldPart:
     """Part of a fold from what its training logged."""
     logged = history.logged
-    best = np.nanmax(logged["ema_fg_dice"]) if logged["ema_fg_dice"] else float("nan")
+    average = logged["ema_fg_dice"]
     facts = [
         ("epochs", str(history.num_epochs_done)),
         ("training", format_duration(history.training_s)),
-        ("best moving average of the pseudo Dice", f"{best:.3f}"),
+        ("best moving average of the pseudo Dice", f"{np.nanmax(average):.3f}"),
     ]
-    warmup_end = history.stages[0].end_epoch
-    if len(history.stages) > 1 and history.num_epochs_done > warmup_end:
-        before = np.nanmax(logged["ema_fg_dice"][:warmup_end])
+    if history.has_preferences:
+        warmup_end = history.stages[0].end_epoch
         facts.insert(1, ("of them warm-up", str(warmup_end)))
-        facts.append(("the same at the end of the warm-up", f"{before:.3f}"))
-    if rounds:
+        facts.append(("the same of the warm-up", f"{np.nanmax(average[:warmup_end]):.3f}"))
         facts.append(("mining", format_duration(history.mining_s)))
-    panels = [*_STOCK_PANELS, *(PANELS if rounds else ())]
+    panels = [*_STOCK_PANELS, *(PANELS if history.has_preferences else ())]
     curves = [
         Plot(figure_to_svg(draw_curves(panel, logged, history.stages)), _CAPTIONS[panel.label])
         for panel in panels
     ]
-    return FoldPart(fold, facts, curves, rounds, notes, legend)
+    return FoldPart(fold, history.has_preferences, facts, curves, rounds, notes, legend)
 
 
 def describe_round(
@@ -175,10 +175,14 @@ def list_settings(settings: dict[str, Any] | None) -> list[tuple[str, str, str]]
     ]
 
 
-def list_versions() -> list[tuple[str, str]]:
-    """Versions of what made the report."""
+def list_versions(history: History) -> list[tuple[str, str]]:
+    """What the training ran on, and versions of what made the report."""
     packages = ("nnunetv2-mapo", "nnunetv2", "torch", "monai", "numpy")
-    return [("Python", platform.python_version()), *((name, _version(name)) for name in packages)]
+    return [
+        *((f"{name}, training", value) for name, value in history.environment.items()),
+        *((f"{name}, this page", _version(name)) for name in packages),
+        ("Python, this page", platform.python_version()),
+    ]
 
 
 def _version(package: str) -> str:

@@ -65,6 +65,13 @@ class TrainedModel:
     mirroring_axes: tuple[int, ...] | None
     mapo: dict[str, Any] | None
 
+    @property
+    def channel_names(self) -> list[str]:
+        """Name of each channel of the image, in their order."""
+        # older data sets say "modality"; nnU-Net looks for that first
+        names = self.dataset_json.get("modality") or self.dataset_json["channel_names"]
+        return [str(name) for name in names.values()]
+
 
 def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
     """Folder of a model by what nnU-Net's commands call it.
@@ -102,8 +109,8 @@ def open_model(
         device: Where the network is to lie.
 
     Raises:
-        ModelError: The fold or the checkpoint is missing or damaged, or its trainer or the modules
-            of its network are not installed here.
+        ModelError: The fold, the checkpoint or the model's `dataset.json` or `plans.json` is
+            missing or damaged, or its trainer or the modules of its network are not installed here.
     """
     fold = int(fold) if str(fold).isdecimal() else fold
     path = _find_checkpoint(folder, fold, checkpoint)
@@ -120,6 +127,14 @@ def open_model(
             predictor.initialize_from_trained_model_folder(str(folder), (fold,), checkpoint)
         except (RuntimeError, ImportError, AssertionError, OSError) as error:
             message = f"{path} cannot be opened: {error}"
+            raise ModelError(message) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            message = (
+                f"{path} cannot be opened ({type(error).__name__}: {error}): dataset.json or "
+                f"plans.json in {folder} is damaged or not that of the training. Copy them anew "
+                "from the data set's folder in nnUNet_preprocessed: dataset.json, and the plans' "
+                "file as plans.json."
+            )
             raise ModelError(message) from error
     network = predictor.network
     if isinstance(network, OptimizedModule):
@@ -157,7 +172,8 @@ def open_cases(model: TrainedModel) -> Cases:
 
     Raises:
         InputError: The data set is not preprocessed, or the split is of other cases.
-        ModelError: The split or, in a cascade, the previous stage's segmentations are missing.
+        ModelError: The split is missing or damaged or, in a cascade, the previous stage's
+            segmentations are missing.
     """
     if not nnUNet_preprocessed.is_set():
         message = "The environment variable nnUNet_preprocessed is not set."
@@ -196,7 +212,14 @@ def _split(
         folder_with_segs_from_previous_stage=previous_stage,
         print_to_log_file=lambda *_: None,
     )
-    training, validation = nnUNetTrainer.do_split(trainer)
+    try:
+        training, validation = nnUNetTrainer.do_split(trainer)
+    except (ValueError, KeyError, TypeError) as error:
+        message = (
+            f"{splits_file} is damaged ({type(error).__name__}: {error}). It says which cases fold "
+            f"{model.fold} is trained on: restore the file that the model was trained with."
+        )
+        raise ModelError(message) from error
     return list(map(str, training)), list(map(str, validation))
 
 

@@ -279,4 +279,4 @@ class MAPOTrainer(Checked, Continuable):
 
 
 class nnUNetTrainer_MAPO(MAPOTrainer, nnUNetTrainer):  # type: ignore[misc]  # nnU-Net ships no types
-    """nnU-Net's trainer with MAPO and the settings that were measured to work best."""
+    """nnU-Net's trainer with MAPO; the settings are those of docs/method.md, first measurements."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_mapo.cases import load_case
+from nnunetv2_mapo.files import read_sealed, write_sealed
 from nnunetv2_mapo.trained_model import TrainedModel
+from nnunetv2_mapo.weights import hash_weights
 
 FOLDER = "validation_warmup"
+ORIGIN = "origin.json"
 
 
 def predict_validation(
     model: TrainedModel, weights: dict[str, Tensor], cases: Any, folder: Path, device: torch.device
 ) -> None:
     """Segment cases that are not in the folder yet, with nnU-Net's settings of its validation.
+
+    A segmentation appears when it is complete. Those of other weights are deleted first.
 
     Args:
         model: Its network gets the weights.
@@ -29,7 +35,11 @@ def predict_validation(
         folder: Where the segmentations go.
         device: Where the network lies.
     """
-    folder.mkdir(exist_ok=True)
+    origin, unfinished = {"weights": hash_weights(weights)}, folder / "unfinished"
+    if read_sealed(folder / ORIGIN) != origin:
+        shutil.rmtree(folder, ignore_errors=True)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    write_sealed(folder / ORIGIN, origin)
     predictor = nnUNetPredictor(
         tile_step_size=0.5, use_gaussian=True, use_mirroring=True,
         perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False,
@@ -46,5 +56,7 @@ def predict_validation(
         logits = predictor.predict_logits_from_preprocessed_data(image).cpu()
         export_prediction_from_logits(
             logits, properties, model.configuration_manager, model.plans_manager,
-            model.dataset_json, str(folder / identifier), False,
+            model.dataset_json, str(unfinished / identifier), False,
         )  # fmt: skip
+        (unfinished / f"{identifier}{ending}").replace(folder / f"{identifier}{ending}")
+    shutil.rmtree(unfinished)  # some formats have a file beside each segmentation

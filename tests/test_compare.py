@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import pytest
 import torch
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.compared import average_classes, name_methods, read_summary
-from nnunetv2_mapo.evaluation import Evaluation, write_evaluation
+from nnunetv2_mapo.compared import name_methods
+from nnunetv2_mapo.evaluation import Evaluation
+from nnunetv2_mapo.evaluation_files import read_summary, write_evaluation
+from nnunetv2_mapo.method_values import average_classes
 from nnunetv2_mapo.metrics import METRICS
 
 PROVENANCE = {
@@ -97,16 +101,19 @@ def test_chosen_metrics_need_a_smaller_correction(tmp_path, capsys):
 
 def test_files_hold_every_case_a_figure_and_the_numbers(tmp_path):
     models = [
-        make_model(tmp_path, name, {0: dice})
-        for name, dice in {"A": RISING, "B": HIGHER, "C": {**RISING, "case_0": math.nan}}.items()
+        make_model(tmp_path, name, {0: {**dice, "nothing": math.nan}})
+        for name, dice in {"A": RISING, "B": HIGHER, "C": RISING}.items()
     ]
     assert main(["compare", *models, "-o", str(tmp_path / "out")]) == 0
     markdown = (tmp_path / "out" / "comparison.md").read_text()
     assert "## C minus A, each case" in markdown
-    assert "|case_0|–|–|" in markdown.replace(" ", "")
+    assert "|nothing|–|–|" in markdown.replace(" ", "")
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert page.count("<svg") == 4  # two metrics, two methods
     assert "too few to conclude" in page
+    assert "hint: better" in page
+    assert "is better than" not in page  # the sentences are in the Markdown
+    assert "a hint that B is better than A" in markdown
     assert "better in 8" in page
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert content["methods"] == ["A", "B", "C"]
@@ -114,7 +121,7 @@ def test_files_hold_every_case_a_figure_and_the_numbers(tmp_path):
     assert dice["direction"]["metric"] == "Dice"
     assert dice["differences"]["B"]["num_wins"] == 8
     assert dice["differences"]["C"]["num_undefined"] == 1
-    assert dice["values"]["C"]["case_0"] is None
+    assert dice["values"]["C"]["nothing"] is None
     assert content["trainings"]["A"] == {"0": None}
 
 
@@ -155,7 +162,10 @@ def test_copies_are_equal_in_every_case(tmp_path, capsys):
 def test_one_case_concludes_nothing(tmp_path, capsys):
     models = [make_model(tmp_path, name, {0: {"a": 0.5}}) for name in ("A", "B")]
     assert main(["compare", *models, "-o", str(tmp_path / "out")]) == 0
-    assert "Too few cases to conclude anything: with 1 case" in capsys.readouterr().out
+    assert (
+        "Too few cases differ to conclude anything: with 1 case, of which 0 differ"
+        in capsys.readouterr().out
+    )
     json.loads((tmp_path / "out" / "comparison.json").read_text())
 
 
@@ -200,6 +210,33 @@ def test_other_tolerances_are_refused(tmp_path, capsys):
     )
 
 
+def test_metrics_that_lack_a_case_of_the_summary_are_refused(tmp_path, capsys):
+    for name in ("A", "B"):
+        write_metrics(tmp_path / name, RISING)
+    write_summary(tmp_path / "B", {**RISING, "case_8": 1.0})
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
+    assert "metrics.json lacks case_8, which summary.json has" in capsys.readouterr().err
+
+
+def test_metrics_that_were_written_elsewhere_are_found(tmp_path, capsys):
+    for name, dice in {"A": RISING, "B": HIGHER}.items():
+        write_metrics(tmp_path / name, dice)
+        write_metrics(tmp_path / name / "fold_0", dice)
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
+    printed = capsys.readouterr().out
+    assert "Final validation of fold 0." in printed
+    assert "8 / 0 / 0" in printed
+
+
+def test_without_a_common_file_the_command_that_makes_it_is_named(tmp_path, capsys):
+    write_metrics(tmp_path / "A", RISING)
+    second = make_model(tmp_path, "B", {0: HIGHER})
+    assert main(["compare", str(tmp_path / "A"), second]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'A'} has only metrics.json" in error
+    assert error.endswith(f"nnUNetv2_mapo evaluate {second}\n")
+
+
 def test_other_versions_of_packages_do_not_matter(tmp_path):
     write_metrics(tmp_path / "A", RISING, versions="numpy 1.26")
     write_metrics(tmp_path / "B", HIGHER, versions="numpy 2.0")
@@ -222,6 +259,9 @@ def test_metrics_of_segmentations_that_were_made_anew_are_refused(tmp_path, caps
         (["A"], "needs two folders or more"),
         (["A", "nowhere"], "There is no folder"),
         (["A", "A"], "A folder is given twice"),
+        (["A", "empty/../A"], "A folder is given twice"),
+        (["A", "nothing"], "It has no case"),
+        (["A", "mixed"], "do not have the same classes"),
         (["A", "empty"], "has neither metrics.json nor summary.json"),
         (["A", "damaged"], "is not nnU-Net's summary of an evaluation"),
     ],
@@ -230,9 +270,38 @@ def test_folders_that_cannot_be_compared_are_explained(tmp_path, capsys, names, 
     write_summary(tmp_path / "A", RISING)
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()
+    write_summary(tmp_path / "nothing", {})
+    write_summary(tmp_path / "mixed", {"a": 0.5})
+    content = json.loads((tmp_path / "mixed" / "summary.json").read_text())
+    other = {"prediction_file": "b.png", "metrics": {"2": {"Dice": 1, "IoU": 1}}}
+    content["metric_per_case"].append(other)
+    (tmp_path / "mixed" / "summary.json").write_text(json.dumps(content))
     (tmp_path / "damaged" / "summary.json").write_text('{"metric_per_case": [1]}')
     assert main(["compare", *(str(tmp_path / name) for name in names)]) == 1
     assert expected in capsys.readouterr().err
+
+
+def test_output_in_an_old_code_page_has_no_arrows(tmp_path, monkeypatch):
+    for name in ("A", "B"):
+        write_summary(tmp_path / name, RISING)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
+    stream.flush()
+    assert "Dice (?)" in stream.buffer.getvalue().decode("cp1252")
+
+
+def test_files_are_written_even_if_nobody_reads_what_is_printed(tmp_path, monkeypatch):
+    class ClosedPipe(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    for name in ("A", "B"):
+        write_summary(tmp_path / name, RISING)
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    with pytest.raises(BrokenPipeError):
+        main(["compare", str(tmp_path / "A"), str(tmp_path / "B"), "-o", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "comparison.json").is_file()
 
 
 def test_output_that_cannot_be_written_is_explained(tmp_path, capsys):
@@ -246,6 +315,7 @@ def test_output_that_cannot_be_written_is_explained(tmp_path, capsys):
 def test_names_are_as_short_as_tells_the_methods_apart():
     same = ["r/D1/T__p__2d", "r/D1/T__p__3d_fullres"]
     assert name_methods([Path("T__p__2d"), Path("S__p__2d")]) == ["T", "S"]
+    assert name_methods([Path("T__p__2d/fold_0/.."), Path("S__p__2d")]) == ["T", "S"]
     assert name_methods([Path(path) for path in same]) == ["T__p__2d", "T__p__3d_fullres"]
     paths = [Path("/r/D1/T__p__2d"), Path("/r/D2/T__p__2d")]
     assert name_methods(paths) == [str(path) for path in paths]
@@ -260,11 +330,41 @@ def test_a_case_has_the_mean_of_its_classes_and_the_size_of_signed_metrics():
         "b": {"1": measure(math.nan, math.nan), "2": measure(0.25, 0.0)},
         "c": {"1": measure(math.nan, 0.0), "2": measure(math.nan, 0.0)},
     }
-    evaluation = Evaluation(values, {})
-    assert average_classes(evaluation, "Dice") == pytest.approx(
-        {"a": 0.75, "b": 0.25, "c": math.nan}, nan_ok=True
-    )
-    assert average_classes(evaluation, "volume_error") == {"a": 1.5, "b": 0.0, "c": 0.0}
+    both = {"A": Evaluation(values, {}), "B": Evaluation(values, {})}
+    for cases in average_classes(both, "Dice").values():
+        assert cases == pytest.approx({"a": 0.75, "b": 0.25, "c": math.nan}, nan_ok=True)
+    for cases in average_classes(both, "volume_error").values():
+        assert cases == {"a": 1.5, "b": 0.0, "c": 0.0}
+
+
+def test_a_class_that_only_one_method_leaves_empty_counts_as_right_for_it():
+    # Class 1 is not in the reference; B finds some of it. Class 2 is 0.5 or 3 mm off in both.
+    empty = dict.fromkeys(METRICS, math.nan)
+    false_positive = {**empty, "Dice": 0.0, "ASD": 9.0, "volume_error": 2.0}
+    other = {**empty, "Dice": 0.5, "ASD": 3.0, "volume_error": -1.0, "relative_volume_error": -0.2}
+    evaluations = {
+        name: Evaluation({"a": {"1": first, "2": other}}, {})
+        for name, first in {"A": empty, "B": false_positive}.items()
+    }
+
+    def average(metric: str) -> list[float]:
+        return [cases["a"] for cases in average_classes(evaluations, metric).values()]
+
+    assert average("Dice") == [(1 + 0.5) / 2, (0 + 0.5) / 2]
+    assert average("ASD") == [(0 + 3) / 2, (9 + 3) / 2]
+    assert average("volume_error") == [(0 + 1) / 2, (2 + 1) / 2]
+    assert average("relative_volume_error") == [0.2, 0.2]  # not defined without a reference
+
+
+def test_a_false_positive_in_a_case_without_reference_is_a_loss(tmp_path):
+    write_summary(tmp_path / "A", {**RISING, "empty": math.nan})
+    write_summary(tmp_path / "B", {**RISING, "empty": 0.0})
+    folders = [str(tmp_path / name) for name in ("A", "B")]
+    assert main(["compare", *folders, "-o", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    dice = content["metrics"][0]["differences"]["B"]
+    assert (dice["num_losses"], dice["num_undefined"]) == (1, 0)
+    assert dice["cases"]["empty"] == -1
 
 
 @pytest.mark.parametrize(

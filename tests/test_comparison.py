@@ -14,6 +14,7 @@ from nnunetv2_mapo.comparison import (
     holm,
     judge,
     subtract,
+    subtract_rank_sums,
     summarize_values,
     wilcoxon_p,
 )
@@ -112,22 +113,44 @@ def test_holm_does_not_count_tests_that_were_not_made():
 
 
 @pytest.mark.parametrize(
-    ("interval", "p", "higher_is_better", "verdict"),
+    ("interval", "p", "rank_sums", "higher_is_better", "verdict"),
     [
-        ((0.1, 0.2), 0.01, True, "better"),
-        ((0.1, 0.2), 0.01, False, "worse"),
-        ((-0.2, -0.1), 0.01, True, "worse"),
-        ((-0.2, -0.1), 0.01, False, "better"),
-        ((-0.1, 0.2), 0.01, True, "no difference shown"),
-        ((0.1, 0.2), 0.05, True, "no difference shown"),
-        ((NAN, NAN), 0.01, True, "no difference shown"),
-        ((0.1, 0.2), NAN, True, "no difference shown"),
+        ((0.1, 0.2), 0.01, 9, True, "better"),
+        ((0.1, 0.2), 0.01, 9, False, "worse"),
+        ((-0.2, -0.1), 0.01, -9, True, "worse"),
+        ((-0.2, -0.1), 0.01, -9, False, "better"),
+        ((0.1, 0.2), 0.01, -9, True, "no difference shown"),
+        ((-0.2, -0.1), 0.01, 9, False, "no difference shown"),
+        ((-0.1, 0.2), 0.01, 9, True, "no difference shown"),
+        ((0.1, 0.2), 0.05, 9, True, "no difference shown"),
+        ((NAN, NAN), 0.01, 9, True, "no difference shown"),
+        ((0.1, 0.2), NAN, 9, True, "no difference shown"),
     ],
 )
 def test_a_difference_is_shown_where_test_and_interval_say_so(
-    interval, p, higher_is_better, verdict
+    interval, p, rank_sums, higher_is_better, verdict
 ):
-    assert judge(interval, p, higher_is_better=higher_is_better) == verdict
+    assert judge(interval, p, rank_sums, higher_is_better=higher_is_better) == verdict
+
+
+def test_rank_sums_by_hand():
+    # Sizes 1, 2, 2, 5 have the ranks 1, 2.5, 2.5, 4: 2.5 + 4 - 1 - 2.5.
+    assert subtract_rank_sums([2.0, -1.0, 0.0, -2.0, 5.0]) == 3
+    assert subtract_rank_sums([0.0]) == subtract_rank_sums([]) == 0
+
+
+def test_many_small_losses_and_a_few_large_wins_are_no_difference():
+    # Ranks 1 to 60 are losses, 61 to 75 wins: 1830 against 1020, z = -405 / 189.4 = -2.14. The
+    # mean is about (15 * 0.3 - 60 * 0.003) / 75 = 0.058.
+    losses = [-0.0001 * number for number in range(1, 61)]
+    wins = [0.3 + 0.001 * number for number in range(15)]
+    dice = name_cases([0.5] * 75)
+    changed = name_cases([0.5 + change for change in losses + wins])
+    [found] = compare({"A": {"Dice": dice}, "B": {"Dice": changed}}, [DICE])
+    difference = found.differences["B"]
+    assert difference.p_adjusted == pytest.approx(0.032, abs=1e-3)
+    assert difference.interval[0] > 0
+    assert difference.verdict == "no difference shown"
 
 
 def test_comparison_of_three_methods_by_hand():

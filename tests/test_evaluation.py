@@ -13,21 +13,15 @@ import pytest
 import SimpleITK
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, load_summary_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
 from nnunetv2_mapo import evaluation as module
-from nnunetv2_mapo.case_metrics import Segmentation, Task, find_grid
+from nnunetv2_mapo.case_metrics import CaseFiles, EvaluationError, Segmentation, Task, find_grid
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.evaluation import (
-    METRICS,
-    CaseFiles,
-    Evaluation,
-    EvaluationError,
-    evaluate_folder,
-    merge_evaluations,
-    read_evaluation,
-    write_evaluation,
-)
+from nnunetv2_mapo.evaluation import Evaluation, evaluate_folder, merge_evaluations
+from nnunetv2_mapo.evaluation_files import read_evaluation, write_evaluation
+from nnunetv2_mapo.metrics import METRICS
 
 CLASSES = {
     "file_ending": ".nii.gz",
@@ -168,6 +162,22 @@ def test_a_2d_file_has_its_spacing_and_counts_as_1_mm_thick(tmp_path):
     assert metrics["volume_error"] == pytest.approx(2.0 * 1.5 * 1.0 / 1000)
 
 
+def test_a_3d_tiff_without_spacing_takes_that_of_its_prediction(tmp_path):
+    reference, prediction = np.zeros((2, 5, 6, 7))
+    reference[1, 1, 1] = prediction[2, 1, 1] = 1
+    for part, labels in (("gt", reference), ("predictions", prediction)):
+        (tmp_path / part).mkdir()
+        properties = {"spacing": (3.0, 1.0, 0.5)}
+        Tiff3DIO().write_seg(labels, str(tmp_path / part / "a.tif"), properties)
+    (tmp_path / "gt" / "a.json").unlink()  # as nnU-Net's preprocessing leaves it
+    tiff = {**CLASSES, "file_ending": ".tif"}
+    found = evaluate(tmp_path / "predictions", tmp_path / "gt", tiff)
+    assert found.values["a"]["1"]["ASD"] == 3
+    (tmp_path / "predictions" / "a.json").rename(tmp_path / "gt" / "a.json")
+    with pytest.raises(EvaluationError, match=r"has the spacing \(1.0, 1.0, 1.0\).* with -gt"):
+        evaluate(tmp_path / "predictions", tmp_path / "gt", tiff)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_single_slice_is_2d_but_keeps_its_thickness(axis):
     shape = tuple(1 if each == axis else 4 for each in range(3))
@@ -290,9 +300,28 @@ def test_csv_has_a_row_for_each_case_and_class(tmp_path):
                      (("1", "organ"), ("2", "lesion"))]  # fmt: skip
     assert float(rows[3]["ASD [mm]"]) == found.values["case_1"]["2"]["ASD"]
     assert float(rows[0]["volume_error [ml]"]) == found.values["case_0"]["1"]["volume_error"]
+    assert {row["implementation"] for row in rows} == {found.provenance["implementation"]}
+    assert {row["tolerance"] for row in rows} == {"1.0 mm"}
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"metric_per_case": [{}]}'])
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{}],
+        [],
+        [{"case": "a", "metrics": {}}],
+        [{"case": "a", "metrics": [1]}],
+        [{"case": case, "metrics": {label: {"Dice": 1}}} for case, label in ("a1", "b2")],
+    ],
+)
+def test_entries_that_evaluate_does_not_write_are_refused(entries, tmp_path):
+    content = {"metric_per_case": entries, "provenance": {}, "class_names": {}}
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(EvaluationError, match=r"metrics.json is not .* nnUNetv2_mapo evaluate"):
+        read_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]"])
 def test_another_json_file_is_refused(content, tmp_path):
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(EvaluationError, match=r"metrics.json is not .* nnUNetv2_mapo evaluate"):
@@ -306,6 +335,13 @@ def test_folds_are_merged_and_a_case_in_two_is_refused():
     assert merged.foreground_mean()["Dice"] == 0.5
     with pytest.raises(EvaluationError, match="Case b is in both fold_0 and fold_2"):
         merge_evaluations({**folds, "fold_2": make_evaluation(b=0.1)})
+
+
+def test_folds_of_other_classes_are_not_merged():
+    folds = {"fold_0": make_evaluation(a=0.5), "fold_1": make_evaluation(b=0.5)}
+    folds["fold_1"].values["b"]["2"] = folds["fold_1"].values["b"]["1"]
+    with pytest.raises(EvaluationError, match="a and b do not have the same classes"):
+        merge_evaluations(folds)
 
 
 def test_nan_is_left_out_of_means_but_a_class_without_values_is_nan():
@@ -328,9 +364,11 @@ def model(tmp_path, monkeypatch):
     for fold in (0, 1):
         validation = folder / f"fold_{fold}" / "validation"
         validation.mkdir(parents=True)
-        (validation / "summary.json").touch()
-        for number in (2 * fold, 2 * fold + 1):
-            name = f"case_{number}.nii.gz"
+        names = [f"case_{number}.nii.gz" for number in (2 * fold, 2 * fold + 1)]
+        metrics = {"1": {"Dice": 0.5, "IoU": 0.4}}
+        cases = [{"prediction_file": f"/there/{name}", "metrics": metrics} for name in names]
+        (validation / "summary.json").write_text(json.dumps({"metric_per_case": cases}))
+        for name in names:
             (tmp_path / "predictions" / name).rename(validation / name)
     (folder / "dataset.json").write_text(json.dumps(CLASSES))
     return folder
@@ -339,7 +377,8 @@ def model(tmp_path, monkeypatch):
 def test_a_model_folder_is_evaluated_by_fold_and_as_a_whole(model, capsys):
     assert main(["evaluate", str(model), "-np", "1"]) == 0
     table = capsys.readouterr().out
-    for text in ("Surfaces: MONAI ", "ASD [mm]", "fold_1\n", "fold_0, fold_1\nmean of 4 cases",
+    assert table.count("Surfaces: MONAI ") == 3  # with each table
+    for text in ( "ASD [mm]", "fold_1\n", "fold_0, fold_1\nmean of 4 cases",
                  "1 organ", "2 lesion", "foreground mean"):  # fmt: skip
         assert text in table
     folds = [read_evaluation(model / f"fold_{fold}" / "validation") for fold in (0, 1)]
@@ -375,6 +414,22 @@ def test_a_fold_without_finished_validation_is_left_out_only_if_asked(model, cap
     assert "--val, or leave it out with --chill" in error
     assert main(["evaluate", str(model), "-np", "1", "--chill"]) == 0
     assert list(read_evaluation(model).values) == ["case_0", "case_1"]
+
+
+def test_a_fold_whose_prediction_is_missing_is_no_mean_over_fewer_cases(model, capsys):
+    (model / "fold_1" / "validation" / "case_3.nii.gz").unlink()
+    assert main(["evaluate", str(model), "-np", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "fold_1/validation lacks case_3, which its summary.json has" in error
+    assert not list(model.rglob("metrics.json"))
+    assert main(["evaluate", str(model), "-np", "1", "--chill"]) == 0
+    assert list(read_evaluation(model).values) == ["case_0", "case_1", "case_2"]
+
+
+def test_the_data_set_of_a_folder_with_dots_is_that_of_the_folder_it_means(model, monkeypatch):
+    monkeypatch.chdir(model / "fold_0")
+    assert main(["evaluate", "..", "-np", "1"]) == 0
+    assert len(read_evaluation(model).values) == 4
 
 
 def test_a_folder_of_predictions_takes_the_dataset_json_in_it(tmp_path, capsys):

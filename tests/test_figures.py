@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from nnunetv2_mapo.figures import (
     draw_curves,
@@ -66,13 +67,19 @@ def test_disagreement_is_in_percent(shares):
 def test_each_case_is_a_line_coloured_by_the_outcome():
     values = [(0.5, 0.75), (0.5, 0.25), (0.75, 1.0)]
     (axis,) = draw_paired_dots(values, [0.25, -0.25, 0.25], ("A", "B"), "Dice").axes
-    drawn = sorted((line.get_color(), *line.get_ydata()) for line in axis.lines)
-    assert drawn == [("#0072b2", 0.5, 0.75), ("#0072b2", 0.75, 1.0), ("#d55e00", 0.5, 0.25)]
+    better, better_dots, worse, worse_dots = axis.collections  # not one artist for each case
+    drawn = [[segment.tolist() for segment in each.get_segments()] for each in (better, worse)]
+    assert drawn == [[[[0, 0.5], [1, 0.75]], [[0, 0.75], [1, 1.0]]], [[[0, 0.5], [1, 0.25]]]]
+    assert [to_hex(each.get_color()[0]) for each in (better, worse)] == ["#0072b2", "#d55e00"]
+    assert better_dots.get_offsets().tolist() == [[0, 0.5], [1, 0.75], [0, 0.75], [1, 1.0]]
+    assert worse_dots.get_offsets().tolist() == [[0, 0.5], [1, 0.25]]
+    low, high = axis.get_ylim()
+    assert low < 0.25 < 1.0 < high
     legend = [text.get_text() for text in axis.get_legend().get_texts()]
     assert legend == ["better in 2", "worse in 1"]
 
 
 def test_no_case_is_an_empty_figure():
     (axis,) = draw_paired_dots([], [], ("A", "B"), "Dice").axes
-    assert len(axis.lines) == 0
+    assert len(axis.collections) == 0
     assert axis.get_legend() is None

@@ -44,23 +44,25 @@ def test_a_break_between_two_epochs_is_not_training(tmp_path):
     history = read_history(tmp_path)
     assert history.training_s == 10 + 10 + 15
     assert history.num_epochs_done == history.num_epochs == 3
-    assert history.trainer == "nnUNetTrainer_MAPO"
     assert history.logged["mean_fg_dice"] == [0.1, 0.2, 0.3]
     assert history.config == SETTINGS
 
 
 def test_a_training_under_way_has_its_whole_length_and_stages(tmp_path):
     write_checkpoint(tmp_path, "checkpoint_latest.pth")
-    (tmp_path / "debug.json").write_text(json.dumps({"num_epochs": "8"}))
+    (tmp_path / "debug.json").write_text(
+        json.dumps({"num_epochs": "8", "torch_version": "2.9", "gpu_name": "None"})
+    )
     history = read_history(tmp_path)
     assert (history.num_epochs_done, history.num_epochs) == (3, 8)
     assert history.stages == [Stage(0, 0, 2), Stage(1, 2, 5), Stage(2, 5, 8)]
+    assert history.environment == {"torch": "2.9"}
 
 
-def test_the_most_advanced_checkpoint_is_read(tmp_path):
-    for name in ("checkpoint_best.pth", "checkpoint_latest.pth"):
-        write_checkpoint(tmp_path, name)
-    assert read_history(tmp_path).checkpoint.name == "checkpoint_latest.pth"
+def test_a_latest_checkpoint_is_of_the_latest_training_and_a_final_one_of_an_earlier(tmp_path):
+    for name in ("best", "final", "latest"):
+        write_checkpoint(tmp_path, f"checkpoint_{name}.pth")
+        assert read_history(tmp_path).checkpoint.name == f"checkpoint_{name}.pth"
 
 
 LINE = "2026-01-01 00:00:00.0: {}\n"
@@ -68,7 +70,7 @@ LINE = "2026-01-01 00:00:00.0: {}\n"
 
 def write_log(fold: Path, number: int, *texts: str) -> None:
     lines = [LINE.format(text) for text in texts]
-    (fold / f"training_log_{number}.txt").write_text("".join(lines))
+    (fold / f"training_log_2025_{8 + number}_1_9_00_00.txt").write_text("".join(lines))
 
 
 def mined(number: int, seconds: float) -> str:

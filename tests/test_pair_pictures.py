@@ -14,22 +14,31 @@ def record(gap: float) -> SampleRecord:
 NO_PAIR = SampleRecord([0.5, 0.49], 0, None, 0, 10)
 
 
-def test_largest_median_and_smallest_gap_are_chosen():
-    cases = {"a": [record(0.2), NO_PAIR], "b": [record(0.4)], "c": [record(0.1)]}
+def test_largest_median_and_smallest_gap_of_different_cases_are_chosen():
+    cases = {
+        "a": [record(0.2), NO_PAIR],
+        "b": [record(0.3), record(0.4), record(0.35)],
+        "c": [record(0.1)],
+        "d": [NO_PAIR],
+    }
     chosen = choose_samples(cases)
     assert {name: (s.identifier, s.number) for name, s in chosen.items()} == {
-        "largest gap": ("b", 0),
+        "largest gap": ("b", 1),
         "median gap": ("a", 0),
         "smallest gap": ("c", 0),
     }
     assert [round(sample.gap, 6) for sample in chosen.values()] == [0.4, 0.2, 0.1]
 
 
-def test_of_two_pairs_only_the_larger_gap_is_chosen():
-    chosen = choose_samples({"a": [record(0.2)], "b": [NO_PAIR, record(0.4)]})
+def test_of_two_cases_both_are_chosen_and_of_one_it_alone():
+    cases = {"a": [record(0.2)], "b": [NO_PAIR, record(0.4)]}
+    chosen = choose_samples(cases)
     assert [(name, s.identifier, s.number) for name, s in chosen.items()] == [
-        ("largest gap", "b", 1)
+        ("largest gap", "b", 1),
+        ("smallest gap", "a", 0),
     ]
+    del cases["b"]
+    assert list(choose_samples(cases)) == ["largest gap"]
 
 
 def test_without_a_pair_nothing_is_chosen():

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
-import math
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch import nn
 
 from nnunetv2_mapo import MAPOConfig, nnUNetTrainer_MAPO
+from nnunetv2_mapo.cli.preview_report import SampleView, Seen
+from nnunetv2_mapo.files import WriteError
+from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.preview import Preview, Settings, format_trainer, recommend
+from nnunetv2_mapo.trained_model import TrainedModel
 
 RATES = (0.0, 0.1, 0.2, 0.4)
 # Gaps up to rate 0.1: 0, 0.25, 0.125, 0.25; up to 0.2: 0.125, 0.25, 0.25, 0.5
@@ -62,7 +69,7 @@ def test_disagreement_is_the_median_over_the_pairs():
     # sample 2: 0, 3; sample 3: 0, 3. Shares 2·3, 3·3, 4·3 %
     settings = Settings((0.0, 0.2, 0.4), tau=0.5)
     assert make_preview().median_disagreement(settings) == pytest.approx(0.09)
-    assert math.isnan(make_preview().median_disagreement(Settings((0.0, 0.1), tau=0.5)))
+    assert make_preview().median_disagreement(Settings((0.0, 0.1), tau=0.5)) is None
 
 
 # Recommendation -----------------------------------------------------------------------------------
@@ -117,3 +124,65 @@ def test_printed_trainer_is_python_with_the_recommended_settings(num_dimensions)
 
 def test_granularity_of_the_default_is_not_printed():
     assert "granularity" not in format_trainer(Settings((0.0, 0.1), 0.1), 2, "element")
+
+
+# What is said and written ------------------------------------------------------------------------
+
+
+def make_model(granularity: str = "element", **dataset_json: object) -> TrainedModel:
+    """A 2D model that was trained with MAPO."""
+    return TrainedModel(
+        network=nn.Identity(),
+        labels=Labels(num_heads=2),
+        trainer_name="nnUNetTrainer_MAPO",
+        configuration="2d",
+        plans_manager=None,
+        configuration_manager=SimpleNamespace(patch_size=(8, 8)),
+        label_manager=None,
+        dataset_json=dataset_json,
+        folder=Path("Dataset001_One/nnUNetTrainer_MAPO__nnUNetPlans__2d"),
+        fold=0,
+        mirroring_axes=None,
+        mapo=MAPOConfig(granularity=granularity).to_dict(),
+    )
+
+
+def see(model: TrainedModel, *dice: float) -> Seen:
+    """One sample with the Dice of two candidates, at the default rates."""
+    sample = SampleView("case", 0, True, np.array(dice), np.array([[0, 0.5], [0.5, 0]]))
+    return Seen(
+        model, "checkpoint_final.pth", 1, 1, (0.0, 0.1), [sample], Settings((0.0, 0.1), 0.1)
+    )
+
+
+def test_default_is_trained_as_it_is_only_with_the_dropout_that_was_looked_at():
+    same, other = (str(see(make_model(kind), 0.8, 0.65)) for kind in ("element", "channel"))
+    assert "train with nnUNetTrainer_MAPO as it is" in same
+    assert "MAPOConfig" not in same
+    assert "as it is" not in other
+    assert "To train with the default ones" in other
+    assert "granularity='channel'" in other
+
+
+def test_file_without_pairs_is_json_and_replaces_an_older_one_at_once(tmp_path, monkeypatch):
+    seen = see(make_model(), 0.8, 0.8)
+    path = seen.write(tmp_path)
+    content = path.read_bytes()
+    written = json.loads(content, parse_constant=pytest.fail)  # called for NaN
+    assert written["settings"]["default"]["num_pairs"] == 0
+    assert written["settings"]["default"]["median_disagreement"] is None
+
+    def fill_the_disk(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(WriteError, match="No space left"):
+        seen.write(tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_channels_may_have_the_name_of_older_data_sets():
+    assert make_model(channel_names={"0": "T1", "1": "T2"}).channel_names == ["T1", "T2"]
+    assert make_model(modality={"0": "CT"}).channel_names == ["CT"]

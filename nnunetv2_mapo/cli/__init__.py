@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from nnunetv2_mapo import __version__
 from nnunetv2_mapo.cli import compare, demo, evaluate, preview, report
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, 1 after an error that is explained on stderr, 130 after Ctrl-C. argparse
         itself exits with 2 where the command line is wrong.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # Windows writes files in cp1252, which has no ↑
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if not hasattr(parsed, "run"):

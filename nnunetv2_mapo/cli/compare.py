@@ -56,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compare, print Markdown, write the files.
+    """Compare, write the files, print Markdown.
 
     Raises:
         CommandError: The folders cannot be compared, or the files not be written.
@@ -70,11 +70,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise CommandError(message)
     from nnunetv2_mapo.compared import (
         ComparisonError,
-        compare_methods,
         note_sources,
         read_methods,
     )
     from nnunetv2_mapo.comparison_text import describe_comparison, format_markdown
+    from nnunetv2_mapo.method_values import compare_methods
 
     try:
         methods = read_methods(folders, arguments.f)
@@ -82,9 +82,11 @@ def run(arguments: argparse.Namespace) -> None:
     except ComparisonError as error:
         raise CommandError(str(error)) from error
     text = describe_comparison(comparisons, methods, note_sources(methods, folders, arguments.f))
+    if arguments.o is not None:  # before printing, which a closed pipe can end
+        write_files(arguments.o.expanduser(), text, comparisons, methods)
     print(format_markdown(text, with_cases=False))
     if arguments.o is not None:
-        write_files(arguments.o.expanduser(), text, comparisons, methods)
+        print(f"\nWritten: comparison.md, comparison.html and comparison.json in {arguments.o}")
 
 
 def write_files(
@@ -119,4 +121,3 @@ def write_files(
     except (OSError, WriteError) as error:
         message = f"The comparison cannot be written: {error}. Name another folder with -o."
         raise CommandError(message) from error
-    print(f"\nWritten: comparison.md, comparison.html and comparison.json in {folder}")

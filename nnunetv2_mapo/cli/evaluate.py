@@ -107,7 +107,8 @@ def run(arguments: argparse.Namespace) -> None:
     print("Importing nnU-Net and MONAI ...", flush=True)
     from nnunetv2.configuration import default_num_processes
 
-    from nnunetv2_mapo.evaluation import EvaluationError, evaluate_folder
+    from nnunetv2_mapo.case_metrics import EvaluationError
+    from nnunetv2_mapo.evaluation import evaluate_folder
     from nnunetv2_mapo.files import WriteError
 
     def evaluate(folder: Folder) -> Evaluation:
@@ -121,6 +122,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
     try:
+        if not arguments.chill:
+            check_folds(folders, dataset_json["file_ending"])
         evaluate_all(folders, output, evaluate)
     except (EvaluationError, WriteError) as error:
         raise CommandError(str(error)) from error
@@ -139,13 +142,12 @@ def evaluate_all(
         output: Where the metrics of all folds go.
         evaluate: Evaluates a folder.
     """
-    from nnunetv2_mapo.evaluation import merge_evaluations, write_evaluation
+    from nnunetv2_mapo.evaluation import merge_evaluations
+    from nnunetv2_mapo.evaluation_files import write_evaluation
 
     folds = {}
-    for number, folder in enumerate(folders):
+    for folder in folders:
         evaluation = evaluate(folder)
-        if number == 0:
-            print(format_provenance(evaluation.provenance))
         print(f"\n{format_evaluation(folder.name, evaluation)}", flush=True)
         write_evaluation(evaluation, folder.output)
         print(f"Written: metrics.json and metrics.csv in {folder.output}")
@@ -189,11 +191,37 @@ def find_folders(predictions: Path, output: Path, *, chill: bool) -> list[Folder
         Folder(
             fold.name,
             fold / "validation",
-            fold / "validation" if output == predictions else output / fold.name,
+            fold / "validation"
+            if output.resolve() == predictions.resolve()
+            else output / fold.name,
             is_fold=True,
         )
         for fold in finished
     ]
+
+
+def check_folds(folders: Sequence[Folder], ending: str) -> None:
+    """Refuse folds that do not have every prediction that nnU-Net validated.
+
+    Args:
+        folders: Folds, or a folder of segmentations, which has no list of its cases.
+        ending: Of the files.
+
+    Raises:
+        CommandError: Predictions are missing.
+        ComparisonError: The `summary.json` of a fold is damaged.
+    """
+    from nnunetv2_mapo.evaluation_files import read_summary
+
+    for folder in (folder for folder in folders if folder.is_fold):
+        cases = read_summary(folder.predictions / "summary.json").values
+        if lacks := [c for c in cases if not (folder.predictions / f"{c}{ending}").is_file()]:
+            message = (
+                f"{folder.predictions} lacks {', '.join(lacks)}, which its summary.json has. "
+                "Predict them with nnUNetv2_train DATASET CONFIGURATION FOLD -tr TRAINER --val, or "
+                "evaluate the others alone with --chill."
+            )
+            raise CommandError(message)
 
 
 def find_references(predictions: Path, given: Path | None, *, is_model: bool) -> Path:
@@ -214,7 +242,9 @@ def find_references(predictions: Path, given: Path | None, *, is_model: bool) ->
         if not preprocessed:
             message = "nnUNet_preprocessed is not set: set it, or give the ground truth with -gt."
             raise CommandError(message)
-        references = Path(preprocessed) / predictions.absolute().parent.name / "gt_segmentations"
+        # resolve() would follow links, and the name of a link is the one that counts
+        model = Path(os.path.abspath(predictions))  # noqa: PTH100
+        references = Path(preprocessed) / model.parent.name / "gt_segmentations"
     if not references.is_dir():
         message = f"There is no ground truth in {references}. Give its folder with -gt."
         raise CommandError(message)
@@ -247,7 +277,7 @@ def format_provenance(provenance: dict[str, str]) -> str:
 
 
 def format_evaluation(name: str, evaluation: Evaluation) -> str:
-    """Table of the means of each class and of the foreground."""
+    """Table of the means of each class and of the foreground, and what computed them."""
     from nnunetv2_mapo.evaluation import tabulate_means
 
     table = format_table(*tabulate_means(evaluation))
@@ -256,4 +286,5 @@ def format_evaluation(name: str, evaluation: Evaluation) -> str:
             f"\nOne mask is empty and the other is not {num_empty} times: Dice and NSD are 0 "
             "there, ASD and HD95 the image's diagonal."
         )
+    table += f"\n{format_provenance(evaluation.provenance)}"
     return f"{name}\n{table}" if name else table

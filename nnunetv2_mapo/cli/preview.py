@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )  # fmt: skip
     parser.add_argument(
         "--rates", type=float, nargs="+", metavar="RATE",
-        help="dropout rates to look at, increasing from 0 (default: 0 to 0.5, with MAPO's own)",
+        help="dropout rates to look at besides MAPO's own, increasing from 0 (default: 0 to 0.5)",
     )  # fmt: skip
     parser.add_argument(
         "-device", choices=DEVICES, help="where to compute (default: cuda if there is one, or cpu)"

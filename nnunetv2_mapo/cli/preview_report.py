@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.files import write_atomically
 from nnunetv2_mapo.preview import ENOUGH_PAIRS, Preview, Settings, format_trainer, recommend
 from nnunetv2_mapo.table import format_table
 from nnunetv2_mapo.trained_model import TrainedModel
@@ -120,19 +121,20 @@ class Seen:
             num_pairs = self.preview.count_pairs(settings)
             line = f"With the {name} settings (rates to {settings.rates[-1]:g}, tau {settings.tau})"
             line += f" {num_pairs} of {len(self.preview.dice)} samples would have a pair"
-            if num_pairs:
-                share = self.preview.median_disagreement(settings)
+            share = self.preview.median_disagreement(settings)
+            if share is not None:
                 line += f"; chosen and rejected differ in {share:.2%} of the voxels (median)"
             lines.append(f"{line}.")
-        *_, best = self.settings.values()
-        if len(self.settings) == 1:
+        *_, (name, best) = self.settings.items()
+        default = MAPOConfig().granularity
+        granularity = self.model.mapo["granularity"] if self.model.mapo else default
+        if name == "default" and granularity == default:
             lines.append("They will do: train with nnUNetTrainer_MAPO as it is.")
         else:
             dimensions = len(self.model.configuration_manager.patch_size)
-            granularity = (self.model.mapo or MAPOConfig().to_dict())["granularity"]
             lines += [
                 "",
-                "To train with the recommended ones, save this in a folder that nnUNet_extTrainer "
+                f"To train with the {name} ones, save this in a folder that nnUNet_extTrainer "
                 "names, and use -tr nnUNetTrainer_MAPO_Previewed:",
                 "",
                 format_trainer(best, dimensions, granularity),
@@ -169,7 +171,11 @@ class Seen:
         return [f"Note: {note}" for note in notes]
 
     def write(self, folder: Path) -> Path:
-        """Write all the numbers as JSON; gives the file."""
+        """Write all the numbers as JSON; gives the file.
+
+        Raises:
+            WriteError: The disk is full, or something else keeps the file from being written.
+        """
         content: dict[str, Any] = {
             "model": str(self.model.folder),
             "fold": self.model.fold,
@@ -195,7 +201,7 @@ class Seen:
                 for name, settings in self.settings.items()
             },
         }
-        (folder / NUMBERS).write_text(json.dumps(content, indent=1))
+        write_atomically(folder / NUMBERS, json.dumps(content, indent=1).encode())
         return folder / NUMBERS
 
 

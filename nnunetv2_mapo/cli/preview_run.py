@@ -18,10 +18,10 @@ from nnunetv2_mapo.checks import InputError
 from nnunetv2_mapo.cli.nnunet import CommandError
 from nnunetv2_mapo.cli.preview_report import SampleView, Seen, draw
 from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.dropout import StochasticDropout
-from nnunetv2_mapo.mining import Miner, OutOfMemoryError, within_memory
+from nnunetv2_mapo.files import WriteError
+from nnunetv2_mapo.mining import Miner, OutOfMemoryError
 from nnunetv2_mapo.preview import Settings
-from nnunetv2_mapo.sampling import fit_windows_per_forward
+from nnunetv2_mapo.remining import mine_like
 from nnunetv2_mapo.selection import candidate_disagreement
 from nnunetv2_mapo.trained_model import (
     ModelError,
@@ -49,7 +49,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
         cases = open_cases(model).training
         chosen = space_evenly(sorted(cases.identifiers), arguments.cases)
         settings = default_settings(model)
-        rates = arguments.rates or sorted({*RATES, *settings.rates})
+        rates = sorted({*(arguments.rates or RATES), *settings.rates})
         samples = look_at(model, cases, chosen, rates, device)
         if not any(sample.has_foreground for sample in samples):
             message = f"None of {chosen} has foreground: look at more of them with --cases."
@@ -85,7 +85,7 @@ def write(seen: Seen, folder: Path) -> None:
     try:
         for path in (seen.write(folder), draw(seen, folder)):
             print(f"Written: {path}")
-    except OSError as error:
+    except (OSError, WriteError) as error:
         message = f"Cannot write to {folder} ({error}). Name another folder with -o."
         raise CommandError(message) from error
 
@@ -143,29 +143,13 @@ def look_at(
         OutOfMemoryError: There is not enough memory for a single window.
     """
     config = {**MAPOConfig().to_dict(), **(model.mapo or {})}
-    dropout = StochasticDropout(model.network, model.labels.num_heads, config["granularity"])
-    miner = Miner(
-        model.network,
-        dropout,
-        model.labels,
-        rates,
-        config["tau"],
-        model.configuration_manager.patch_size,
-        fit_windows_per_forward(len(rates), model.configuration_manager.batch_size),
-        device,
-    )
     samples = []
-    try:
+    with mine_like(model, config, rates, device, log=tqdm.write) as remining:
         for identifier in tqdm(identifiers, desc="preview", unit="case"):
             image, segmentation = load_case(cases, model.label_manager, identifier)
             truth = torch.from_numpy(segmentation[0])
-            miner, views = within_memory(
-                miner, partial(_view_case, identifier=identifier, image=image, truth=truth),
-                f"{config['seed']}/1/{identifier}", tqdm.write,
-            )  # fmt: skip
-            samples += views
-    finally:
-        dropout.remove()
+            view = partial(_view_case, identifier=identifier, image=image, truth=truth)
+            samples += remining.do(view, identifier)
     return samples
 
 

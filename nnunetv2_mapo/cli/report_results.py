@@ -13,7 +13,6 @@ from nnunetv2_mapo.compared import (
     ComparisonError,
     Method,
     check_same,
-    compare_methods,
     note_sources,
     read_methods,
 )
@@ -24,9 +23,10 @@ from nnunetv2_mapo.evaluation import (
     evaluate_folder,
     merge_evaluations,
     tabulate_means,
-    write_evaluation,
 )
+from nnunetv2_mapo.evaluation_files import write_evaluation
 from nnunetv2_mapo.history import HistoryError, find_checkpoint, read_history
+from nnunetv2_mapo.method_values import compare_methods
 from nnunetv2_mapo.page import render_part
 from nnunetv2_mapo.reference import REFERENCE, read_reference
 from nnunetv2_mapo.trained_model import open_cases, open_model
@@ -36,14 +36,14 @@ WARMUP = "after the warm-up"
 
 
 def render_results(
-    folder: Path, others: Sequence[Path], folds: Sequence[str], device: torch.device | None
+    folder: Path, others: Sequence[Path], folds: Sequence[str] | None, device: torch.device | None
 ) -> Markup:
     """HTML of a model's results.
 
     Args:
         folder: Model folder.
         others: Model folders to compare with, the baseline first.
-        folds: Folds that count.
+        folds: Folds that count; None: all whose validation is finished, but not `all`.
         device: Where the weights after the warm-up are validated; None: they are not compared.
 
     Raises:
@@ -57,7 +57,9 @@ def render_results(
     header, rows = tabulate_means(evaluation)
     if device is not None:
         tolerance = find_tolerance(folder, evaluation)
-        parts = {fold: validate_warmup(folder, fold, tolerance, device) for fold in folds}
+        parts = {
+            fold: validate_warmup(folder, fold, tolerance, device) for fold in methods[-1].histories
+        }
         methods.insert(-1, Method(WARMUP, merge_evaluations(parts), {}))
         check_same(methods)
     comparison = None

@@ -11,14 +11,14 @@ import torch
 from markupsafe import Markup
 from tqdm import tqdm
 
+from nnunetv2_mapo.case_metrics import EvaluationError
 from nnunetv2_mapo.checks import InputError
 from nnunetv2_mapo.cli.nnunet import CommandError
 from nnunetv2_mapo.cli.preview_run import choose_device
 from nnunetv2_mapo.cli.report_results import render_results
 from nnunetv2_mapo.compared import ComparisonError
-from nnunetv2_mapo.evaluation import EvaluationError
 from nnunetv2_mapo.files import WriteError
-from nnunetv2_mapo.history import HistoryError, find_checkpoint, read_history
+from nnunetv2_mapo.history import History, HistoryError, read_history
 from nnunetv2_mapo.page import write_page
 from nnunetv2_mapo.pair_pictures import PairPainter, name_colours
 from nnunetv2_mapo.report import (
@@ -43,14 +43,14 @@ def run_report(arguments: argparse.Namespace) -> None:
         CommandError: Something is missing or damaged.
     """
     run = ReportRun(
-        folder=arguments.model.expanduser().absolute(),
-        others=[other.expanduser().absolute() for other in arguments.compare],
+        folder=arguments.model.expanduser().resolve(),
+        others=[other.expanduser().resolve() for other in arguments.compare],
         compares_warmup=arguments.warmup,
         device=choose_device(arguments.device),
     )
     output = (arguments.o or run.folder / "report.html").expanduser().absolute()
     try:
-        run.write(output, run.find_folds(arguments.f))
+        run.write(output, arguments.f)
     except ERRORS as error:
         raise CommandError(str(error)) from error
     print(f"Written: {output}")
@@ -72,13 +72,18 @@ class ReportRun:
     compares_warmup: bool
     device: torch.device
 
-    def find_folds(self, wanted: list[str] | None) -> list[str]:
-        """Folds to show.
+    def read_histories(self, wanted: list[str] | None) -> dict[str, History]:
+        """Trainings of the folds to show; folds that cannot be read are named and left out.
+
+        Args:
+            wanted: Folds that must be shown; None: all that there are.
 
         Raises:
             CommandError: There is none, or not the wanted one.
+            HistoryError: A wanted one cannot be read.
         """
-        found = sorted(path.name.removeprefix("fold_") for path in self.folder.glob("fold_*"))
+        paths = sorted(path for path in self.folder.glob("fold_*") if path.is_dir())
+        found = [path.name.removeprefix("fold_") for path in paths]
         if not found or self.folder.name.count("__") != 2:
             message = (
                 f"{self.folder} is not the folder of a model: it is named "
@@ -90,14 +95,37 @@ class ReportRun:
                 f"{self.folder} has no fold {', '.join(missing)}. There is: {', '.join(found)}."
             )
             raise CommandError(message)
-        return wanted or found
+        histories = {}
+        for fold in wanted or found:
+            if history := self._read_history(fold, is_wanted=wanted is not None or len(found) == 1):
+                histories[fold] = history
+        if not histories:
+            message = f"None of the folds {', '.join(found)} of {self.folder} can be read."
+            raise CommandError(message)
+        return histories
 
-    def write(self, output: Path, folds: list[str]) -> None:
-        """Write the page with these folds."""
+    def _read_history(self, fold: str, *, is_wanted: bool) -> History | None:
+        try:
+            return read_history(self.folder / f"fold_{fold}")
+        except HistoryError as error:
+            if is_wanted:
+                raise
+            print(f"Fold {fold} is left out: {error}")
+            return None
+
+    def write(self, output: Path, wanted: list[str] | None) -> None:
+        """Write the page.
+
+        Args:
+            output: HTML file.
+            wanted: Folds to show; None: all that there are.
+        """
+        histories = self.read_histories(wanted)
         trainer, plans, configuration = self.folder.name.split("__")
-        results, no_results = self.find_results(folds)
-        parts = [self.describe_fold(fold) for fold in tqdm(folds, desc="report", unit="fold")]
-        config = read_history(self.folder / f"fold_{folds[0]}").config
+        results, no_results = self.find_results(wanted)
+        progress = tqdm(histories.items(), desc="report", unit="fold")
+        parts = [self.describe_fold(fold, history) for fold, history in progress]
+        first = next(iter(histories.values()))
         write_page(
             output,
             "report.html",
@@ -110,48 +138,46 @@ class ReportRun:
             results=results,
             no_results=no_results,
             folds=parts,
-            settings=list_settings(config),
-            versions=list_versions(),
+            settings=list_settings(first.config),
+            versions=list_versions(first),
         )
 
-    def find_results(self, folds: list[str]) -> tuple[Markup | None, str]:
+    def find_results(self, wanted: list[str] | None) -> tuple[Markup | None, str]:
         """Results part of the page, or why there is none."""
         device = self.device if self.compares_warmup else None
         try:
-            return render_results(self.folder, self.others, folds, device), ""
+            return render_results(self.folder, self.others, wanted, device), ""
         except ComparisonError as error:
             if self.others or self.compares_warmup:
                 raise
             return None, f"There are no results: {error}"
 
-    def describe_fold(self, fold: str) -> FoldPart:
+    def describe_fold(self, fold: str, history: History) -> FoldPart:
         """Part of a fold."""
-        path = self.folder / f"fold_{fold}"
-        history, mined = read_history(path), read_rounds(path)
-        notes = []
+        mined = read_rounds(self.folder / f"fold_{fold}")
+        notes, pictures, legend = [], {}, []
         if history.num_epochs_done < history.num_epochs:
             done = f"{history.num_epochs_done} of {history.num_epochs} epochs"
-            notes.append(f"This training is not finished: {done} are in {history.checkpoint.name}.")
-        painter = None
+            notes.append(
+                f"Only {done} are in {history.checkpoint.name}: the training is not finished, or "
+                "its final checkpoint was deleted."
+            )
         if mined:
             try:
-                painter = self._open_painter(fold)
-            except (ModelError, InputError) as error:
+                painter = self._open_painter(fold, history)
+                for each in (mined[0], *mined[1:][-1:]):  # the first and the last round
+                    pictures[each.folder] = list(painter.paint(each))
+                legend = name_colours(painter.model)
+            except (ModelError, InputError, StoreError, OSError, RuntimeError) as error:
                 notes.append(f"There are no pictures of pairs: {error}")
-        elif history.num_epochs_done > history.stages[0].end_epoch:
+        elif history.has_preferences:
             notes.append("No round is in the folder preferences: not mined yet, or deleted.")
         rounds = [
-            describe_round(
-                each,
-                history.num_dimensions,
-                painter.paint(each) if painter and each in (mined[0], mined[-1]) else (),
-            )
+            describe_round(each, history.num_dimensions, pictures.get(each.folder, []))
             for each in mined
         ]
-        legend = name_colours(painter.model) if painter else []
         return describe_fold(fold, history, rounds, notes, legend)
 
-    def _open_painter(self, fold: str) -> PairPainter:
-        checkpoint = find_checkpoint(self.folder / f"fold_{fold}").name
-        model = open_model(self.folder, fold, checkpoint, self.device)
+    def _open_painter(self, fold: str, history: History) -> PairPainter:
+        model = open_model(self.folder, fold, history.checkpoint.name, self.device)
         return PairPainter(model, open_cases(model).training, self.device)

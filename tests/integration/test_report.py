@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from browser import SIZES, find_faults, needs_chromium, opened
 from test_training import stop_in_epoch
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.evaluation import read_evaluation
-from nnunetv2_mapo.pair_pictures import PairPainter
+from nnunetv2_mapo.evaluation_files import read_evaluation
+from nnunetv2_mapo.mining import Miner
+from nnunetv2_mapo.pair_pictures import PairPainter, read_stack
 from nnunetv2_mapo.reference import read_reference
-from nnunetv2_mapo.store import Round, read_rounds
+from nnunetv2_mapo.store import read_rounds
 from nnunetv2_mapo.trained_model import open_cases, open_model
 from nnunetv2_mapo.warmup_validation import predict_validation
 
@@ -75,18 +77,20 @@ def test_candidates_behind_the_variance_are_those_that_were_mined(
     cases = open_cases(model).training
     first, second = read_rounds(folder / "fold_0")
     painter = PairPainter(model, cases, CPU)
-    find_candidates = painter._find_miner(first)
     compared = 0
-    for identifier, [record] in first.cases.items():
-        if record.rejected is not None:
-            image = torch.from_numpy(np.asarray(cases.load_case(identifier)[0][:]))
-            candidates = find_candidates(identifier, image)
-            _, chosen, rejected = Round(first.folder, {}).open_stack(identifier)[:]
-            assert np.array_equal(candidates[record.chosen], chosen)
-            assert np.array_equal(candidates[record.rejected], rejected)
-            compared += 1
+    with painter._remine(first) as remining:
+        assert remining is not None
+        for identifier, [record] in first.cases.items():
+            if record.rejected is not None:
+                image = torch.from_numpy(np.asarray(cases.load_case(identifier)[0][:]))
+                candidates = remining.do(partial(Miner.segment, image=image), identifier).numpy()
+                _, chosen, rejected = read_stack(first, identifier)
+                assert np.array_equal(candidates[record.chosen], chosen)
+                assert np.array_equal(candidates[record.rejected], rejected)
+                compared += 1
     assert compared
-    assert painter._find_miner(second) is None  # its policy was not kept
+    with painter._remine(second) as remining:
+        assert remining is None  # its policy was not kept
 
 
 @needs_chromium
@@ -132,7 +136,8 @@ def finished_report(reports: Path, make_trainer: MakeTrainer) -> Path:
 
 def test_a_stock_training_has_curves_and_no_rounds(make_trainer: MakeTrainer) -> None:
     page = report(train(make_trainer, STOCK))
-    assert "Learning curves" in page
+    assert ">mean_fg_dice</text>" in page
+    assert ">rewards/margins</text>" not in page
     assert "<h3>Round" not in page
     assert "knows nothing of MAPO" in page
 
@@ -141,7 +146,7 @@ def test_an_unfinished_training_says_so(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(MAPO)
     stop_in_epoch(trainer, epoch=4)
     page = report(Path(trainer.output_folder_base))
-    assert re.search(r"not finished: \d of 6 epochs are in checkpoint_latest.pth", page)
+    assert re.search(r"Only \d of 6 epochs are in checkpoint_latest.pth", page)
     assert "<h3>Round 1</h3>" in page
 
 
@@ -157,7 +162,21 @@ def test_without_preferences_or_preprocessed_data_the_rest_is_shown(
     shutil.rmtree(folder / "fold_0/preferences")
     page = report(folder)
     assert "No round is in the folder preferences: not mined yet, or deleted." in page
-    assert "Learning curves" in page
+    assert ">rewards/margins</text>" in page  # logged, not stored with the pairs
+
+
+def test_a_damaged_pair_and_an_unreadable_fold_do_not_cost_the_page(
+    make_trainer: MakeTrainer, capsys: Any
+) -> None:
+    folder = train(make_trainer, MAPO)
+    for path in (folder / "fold_0/preferences/round_01").glob("*.b2nd"):
+        path.write_bytes(path.read_bytes()[:-1])
+    (folder / "fold_1").mkdir()
+    (folder / "fold_0.zip").write_bytes(b"")
+    page = report(folder)
+    assert re.search(r"There are no pictures of pairs: .*\.b2nd is missing or damaged", page)
+    assert "<h3>Round 2</h3>" in page
+    assert "Fold 1 is left out" in capsys.readouterr().out
 
 
 def test_what_is_no_model_folder_is_refused(
@@ -191,7 +210,7 @@ def test_results_are_compared_with_another_training_and_with_the_warm_up(
     assert methods == ["after the warm-up", MAPO]
     warmup = folder / "fold_0/validation_warmup"
     assert sorted(path.name for path in warmup.iterdir()) == [
-        "case_4.nii.gz", "case_5.nii.gz", "metrics.csv", "metrics.json",
+        "case_4.nii.gz", "case_5.nii.gz", "metrics.csv", "metrics.json", "origin.json",
     ]  # fmt: skip
     mean = read_evaluation(warmup).foreground_mean()["Dice"]
     assert f"{mean:.4f} ± " in page  # one number of a case: the mean over its classes
@@ -213,7 +232,7 @@ def test_validation_of_other_weights_is_nnunets_own(
     cases = open_cases(model).validation
     final = model.network.state_dict()
     predict_validation(model, final, cases, tmp_path / "again", CPU)
-    written = sorted((tmp_path / "again").iterdir())
+    written = sorted((tmp_path / "again").glob("*.nii.gz"))
     assert [path.name for path in written] == ["case_4.nii.gz", "case_5.nii.gz"]
     for path in written:
         assert path.read_bytes() == (folder / "fold_0/validation" / path.name).read_bytes()
@@ -221,5 +240,6 @@ def test_validation_of_other_weights_is_nnunets_own(
         folder / "fold_0/reference.pth", read_rounds(folder / "fold_0")[0].origin["policy"], CPU
     )
     assert reference is not None
-    predict_validation(model, reference, cases, tmp_path / "reference", CPU)
-    assert written[0].read_bytes() != (tmp_path / "reference" / written[0].name).read_bytes()
+    before = written[0].read_bytes()
+    predict_validation(model, reference, cases, tmp_path / "again", CPU)  # of other weights: anew
+    assert written[0].read_bytes() != before

@@ -59,7 +59,7 @@ def test_a_full_disk_is_named_and_the_training_goes_on_once_there_is_space(
         with pytest.raises(WriteError) as error:
             trainer.run_training()
     folder = Path(trainer.output_folder)
-    for part in (str(folder), file, "MB are free there", "go on with --c"):
+    for part in (str(folder), file, "MB are free there", "goes on with --c"):
         assert part in str(error.value)
     assert not list(folder.rglob(file))
     assert not list(folder.rglob("*.unfinished"))

@@ -75,7 +75,7 @@ def test_preview_prints_draws_and_leaves_results_and_data_as_they_are(
     assert ("trained without MAPO's dropout" in shown) == (name == STOCK)
     assert (tmp_path / "new/out/preview.png").stat().st_size > 10_000
     written = json.loads((tmp_path / "new/out/preview.json").read_text())
-    assert written["rates"] == [0, 0.2, 0.6]
+    assert written["rates"] == [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.6]  # and the default's
     assert [sample["case"] for sample in written["samples"]] == ["case_0", "case_2"]
     plain, *_ = (np.median([sample["dice"] for sample in written["samples"]], axis=0)).tolist()
     assert re.search(rf"^0 +{plain:.3f} .* 100%$", shown, flags=re.MULTILINE)
@@ -137,6 +137,20 @@ def test_what_is_missing_or_damaged_is_named_before_anything_is_computed(
     assert "nnUNet_preprocessed is not set" in explain(*model)
 
 
+@pytest.mark.parametrize("name", ["dataset.json", "plans.json"])
+def test_damaged_files_of_the_model_folder_are_named(
+    make_trainer: MakeTrainer, capsys: Any, name: str
+) -> None:
+    folder = train(make_trainer, STOCK)
+    content = (folder / name).read_text()
+    for damaged in (content[: len(content) // 2], "{}", "[]", "null"):
+        (folder / name).write_text(damaged)
+        assert main(["preview", DATASET, "3d_fullres", "0", "-tr", STOCK, "-device", "cpu"]) == 1
+        error = capsys.readouterr().err
+        assert f"dataset.json or plans.json in {folder} is damaged" in error
+        assert "Copy them anew from the data set's folder in nnUNet_preprocessed" in error
+
+
 def test_a_trainer_that_is_not_installed_is_named(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +172,10 @@ def test_a_missing_split_is_not_made_up(make_trainer: MakeTrainer, boxes: Path) 
         splits_file.write_text(json.dumps([{"train": ["case_9"], "val": ["case_0"]}]))
         with pytest.raises(InputError, match=r"not among the preprocessed cases: \['case_9'\]"):
             open_cases(model)
+        for damaged in (content[: len(content) // 2], "[{}]", "null"):
+            splits_file.write_text(damaged)
+            with pytest.raises(ModelError, match=r"splits_final\.json is damaged .* restore"):
+                open_cases(model)
     finally:
         splits_file.write_text(content)
 

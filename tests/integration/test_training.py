@@ -233,11 +233,11 @@ def test_mining_continues_with_the_cases_that_are_missing(
 ) -> None:
     mine, mined_before, mined_after = Miner.mine, [], []
 
-    def mine_two(self: Miner, *arguments: Any) -> Any:
+    def mine_two(self: Miner, **arguments: Any) -> Any:
         if len(mined_before) == 2:
             raise StopHereError
         mined_before.append(self)
-        return mine(self, *arguments)
+        return mine(self, **arguments)
 
     monkeypatch.setattr(Miner, "mine", mine_two)
     stopped = make_trainer()
@@ -245,9 +245,9 @@ def test_mining_continues_with_the_cases_that_are_missing(
         stopped.run_training()
     assert len(list(Path(stopped.output_folder).glob("preferences/round_01/*.b2nd"))) == 2
 
-    def mine_rest(self: Miner, *arguments: Any) -> Any:
+    def mine_rest(self: Miner, **arguments: Any) -> Any:
         mined_after.append(self)
-        return mine(self, *arguments)
+        return mine(self, **arguments)
 
     monkeypatch.setattr(Miner, "mine", mine_rest)
     trainer = make_trainer(continue_training=True)

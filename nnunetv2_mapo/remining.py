@@ -1,0 +1,79 @@
+"""Candidates of a trained model as a round of a training would find them; nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from nnunetv2_mapo.dropout import StochasticDropout
+from nnunetv2_mapo.mining import Miner, within_memory
+from nnunetv2_mapo.sampling import fit_windows_per_forward
+from nnunetv2_mapo.trained_model import TrainedModel
+
+T = TypeVar("T")
+
+
+@dataclass
+class Remining:
+    """Mines cases with the seed of a round; to be used inside the `with` block of `mine_like`.
+
+    Attributes:
+        miner: With fewer windows in a forward pass from where memory ran out.
+        seed: Of the round, `SEED/ROUND`.
+        log: Takes what a user should know.
+    """
+
+    miner: Miner
+    seed: str
+    log: Callable[[str], None]
+
+    def do(self, work: Callable[[Miner], T], identifier: str) -> T:
+        """Do something with the miner and the seed of a case, such as `Miner.segment`.
+
+        Args:
+            work: What to do.
+            identifier: The case.
+
+        Raises:
+            OutOfMemoryError: There is not enough memory for a single window.
+        """
+        self.miner, result = within_memory(
+            self.miner, work, f"{self.seed}/{identifier}", self.log
+        )  # fmt: skip
+        return result
+
+
+@contextmanager
+def mine_like(
+    model: TrainedModel,
+    settings: Mapping[str, Any],
+    rates: Sequence[float],
+    device: torch.device,
+    *,
+    number: int = 1,
+    log: Callable[[str], None] = print,
+) -> Iterator[Remining]:
+    """Give a model's network MAPO's dropout inside a `with` block, and what mines with it.
+
+    Args:
+        model: Its network's weights are the policy.
+        settings: As of `MAPOConfig.to_dict`; used are `granularity`, `tau` and `seed`.
+        rates: Dropout rate of each candidate.
+        device: Where the network lies.
+        number: Of the round, from 1.
+        log: Takes what a user should know.
+    """
+    plan, labels = model.configuration_manager, model.labels
+    dropout = StochasticDropout(model.network, labels.num_heads, settings["granularity"])
+    windows = fit_windows_per_forward(len(rates), plan.batch_size)
+    miner = Miner(
+        model.network, dropout, labels, rates, settings["tau"], plan.patch_size, windows, device
+    )
+    try:
+        yield Remining(miner, f"{settings['seed']}/{number}", log)
+    finally:
+        dropout.remove()
