@@ -1,4 +1,4 @@
-"""MAPO with the settings that were measured to work best."""
+"""MAPO with its default settings."""
 
 from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
 
