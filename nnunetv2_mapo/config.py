@@ -56,6 +56,11 @@ class MAPOConfig:
         num_epochs_3d: The same in 3D configurations.
         adam_learning_rate: Fixed learning rate, > 0, of the paper's optimisers (Adam in 2D, AdamW
             in 3D); None keeps the base trainer's optimiser and schedule.
+        fine_tune: Start from a finished checkpoint, the base trainer's own of the same fold or the
+            one that `nnUNet_mapo_checkpoint` names, instead of random weights.
+        num_epochs_factor: Length of the training as a multiple of the base trainer's number of
+            epochs, > 0, at least 2 epochs; `num_epochs_2d` and `num_epochs_3d` come first.
+        learning_rate_factor: Factor, > 0, on the base trainer's initial learning rate.
     """
 
     rates_2d: tuple[float, ...] = RATES_2D
@@ -75,6 +80,9 @@ class MAPOConfig:
     num_epochs_2d: int | None = None
     num_epochs_3d: int | None = None
     adam_learning_rate: float | None = None
+    fine_tune: bool = False
+    num_epochs_factor: float = 1.0
+    learning_rate_factor: float = 1.0
 
     def validate(self) -> None:
         """Check every field.
@@ -91,6 +99,7 @@ class MAPOConfig:
             *_check_number("lambda_supervised", self.lambda_supervised, ">= 0", lambda v: v >= 0),
             *_check_choice("likelihood", self.likelihood, LIKELIHOODS),
             *_check_bool("preference_dropout", self.preference_dropout),
+            *_check_bool("fine_tune", self.fine_tune),
             *_check_choice("start_from", self.start_from, STARTS),
             *_check_count("num_rounds", self.num_rounds, 0),
             *_check_count("seed", self.seed, 0),
@@ -100,10 +109,17 @@ class MAPOConfig:
         for name, least in (("warmup_epochs", 1), ("num_epochs_2d", 2), ("num_epochs_3d", 2)):
             if getattr(self, name) is not None:
                 problems += _check_count(name, getattr(self, name), least)
+        for name in ("num_epochs_factor", "learning_rate_factor"):
+            problems += _check_number(name, getattr(self, name), "> 0", lambda v: v > 0)
         if self.adam_learning_rate is not None:
             problems += _check_number(
                 "adam_learning_rate", self.adam_learning_rate, "> 0", lambda v: v > 0
             )
+            if self.learning_rate_factor != 1:
+                problems.append(
+                    f"learning_rate_factor={self.learning_rate_factor!r} is not valid: it is of "
+                    "the base trainer's learning rate, which adam_learning_rate replaces."
+                )
         if problems:
             message = "Invalid MAPOConfig:\n  " + "\n  ".join(problems)
             raise ValueError(message)
@@ -112,9 +128,12 @@ class MAPOConfig:
         """Candidate rates of a 2D or 3D configuration."""
         return self.rates_2d if num_dimensions == 2 else self.rates_3d
 
-    def num_epochs(self, num_dimensions: int) -> int | None:
-        """Length of the training in epochs; None keeps the base trainer's."""
-        return self.num_epochs_2d if num_dimensions == 2 else self.num_epochs_3d
+    def num_epochs(self, num_dimensions: int, base: int) -> int:
+        """Length of the training in epochs, where the base trainer has `base` epochs."""
+        explicit = self.num_epochs_2d if num_dimensions == 2 else self.num_epochs_3d
+        if explicit is None and self.num_epochs_factor != 1:
+            return max(2, round(self.num_epochs_factor * base))
+        return explicit or base
 
     def schedule(self, num_epochs: int, num_dimensions: int) -> Schedule:
         """Schedule of a training of `num_epochs` epochs of a 2D or 3D configuration.

@@ -54,6 +54,7 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     _begun = Begun()
     _saved_config: dict[str, Any] | None = None
     _random_state: dict[str, Any] | None = None
+    _fine_tuned: dict[str, Any] | None = None
 
     def save_checkpoint(self, filename: str) -> None:
         """The base trainer's checkpoint plus the key `mapo`, complete or not at all.
@@ -72,6 +73,7 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
                 "begun": asdict(self._begun),
                 "random_state": read_state(self.device),
                 "weights": hash_weights(checkpoint["network_weights"]),
+                "base": self._fine_tuned,
             }
             torch.save(checkpoint, unfinished)
 
@@ -107,7 +109,7 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             raise ValueError(message) from error
         saved = checkpoint.get("mapo", {"config": None, "begun": {}})
         self._saved_config, self._begun = saved["config"], Begun(**saved["begun"])
-        self._random_state = saved.get("random_state")
+        self._random_state, self._fine_tuned = saved.get("random_state"), saved.get("base")
 
     def _restore_random_state(self) -> None:
         """Go on with the random numbers of the checkpoint that was loaded, once."""
@@ -231,8 +233,18 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             dist.barrier()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+_ADVICE = (
+    "Delete or move it: training with --c then takes the next of checkpoint_final.pth, "
+    "checkpoint_latest.pth and checkpoint_best.pth, or starts anew."
+)
+
+
+def read_checkpoint(path: Path, advice: str = _ADVICE) -> dict[str, Any]:
     """Read a checkpoint of nnU-Net; its tensors stay on the disk until they are used.
+
+    Args:
+        path: The file.
+        advice: What to do if it cannot be used.
 
     Raises:
         ValueError: It is damaged, or something else.
@@ -248,10 +260,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle may raise anything
         reason = f"{type(error).__name__}: {error}"
     if reason:
-        message = (
-            f"{path} is damaged or no checkpoint of an nnU-Net training ({reason}). Delete or move "
-            "it: training with --c then takes the next of checkpoint_final.pth, "
-            "checkpoint_latest.pth and checkpoint_best.pth, or starts anew."
-        )
+        message = f"{path} is damaged or no checkpoint of an nnU-Net training ({reason}). {advice}"
         raise ValueError(message)
     return checkpoint

@@ -51,8 +51,9 @@ def _combine(name: str, base_name: str, variant_name: str | None) -> type:
     if variant is None or issubclass(base, MAPOTrainer):
         message = (
             f"{name} asks for the variant {variant_name} of MAPO, but there is no trainer "
-            f"{_PLAIN}_{variant_name}. This package has {_PLAIN}_NoPreference and {_PLAIN}_Paper; "
-            "a variant of your own is a class in a folder that nnUNet_extTrainer names."
+            f"{_PLAIN}_{variant_name}. This package has {_PLAIN}_FineTune, {_PLAIN}_NoPreference, "
+            f"{_PLAIN}_FineTune_NoPreference and {_PLAIN}_Paper; a variant of your own is a class "
+            "in a folder that nnUNet_extTrainer names."
         )
         raise RuntimeError(message)
     own = set(vars(variant)) - {"mapo", "__module__", "__doc__", "__qualname__", "__firstlineno__"}

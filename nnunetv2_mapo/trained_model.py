@@ -115,11 +115,10 @@ def open_model(
     fold = int(fold) if str(fold).isdecimal() else fold
     path = _find_checkpoint(folder, fold, checkpoint)
     try:
-        content = read_checkpoint(path)
+        content = read_checkpoint(path, "Name another checkpoint with -chk.")
         trainer_name, origin = content["trainer_name"], content["init_args"]
     except (ValueError, KeyError) as error:
-        message = f"{error} To look at another checkpoint, name it with -chk."
-        raise ModelError(message) from error
+        raise ModelError(str(error)) from error
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # old trainers, for nnU-Net to say
         predictor = nnUNetPredictor(device=device)

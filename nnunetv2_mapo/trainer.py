@@ -24,6 +24,7 @@ from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable, read_chec
 from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_preferences
 from nnunetv2_mapo.dropout import StochasticDropout, sample_rates
 from nnunetv2_mapo.files import WriteError
+from nnunetv2_mapo.fine_tuning import FineTunable
 from nnunetv2_mapo.guard import StepGuard
 from nnunetv2_mapo.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
 from nnunetv2_mapo.mining import Miner, mine_round
@@ -38,7 +39,7 @@ from nnunetv2_mapo.weights import hash_weights
 __all__ = ["MAPOTrainer", "nnUNetTrainer_MAPO"]
 
 
-class MAPOTrainer(Checked, Continuable):
+class MAPOTrainer(Checked, Continuable, FineTunable):
     """Mixin that trains with MAPO: `class X_MAPO(MAPOTrainer, X)` for any trainer X of nnU-Net.
 
     Attributes:
@@ -51,6 +52,7 @@ class MAPOTrainer(Checked, Continuable):
     _mined: Round | None = None
     _summary: RoundSummary | None = None
     num_epochs: int
+    initial_lr: float
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
         """Check the settings before nnU-Net makes anything."""
@@ -67,7 +69,8 @@ class MAPOTrainer(Checked, Continuable):
     def initialize(self) -> None:
         """Build everything as the base trainer does, then hook dropout into its network."""
         self.num_dimensions = len(self.configuration_manager.patch_size)
-        self.num_epochs = self.mapo.num_epochs(self.num_dimensions) or self.num_epochs
+        self.num_epochs = self.mapo.num_epochs(self.num_dimensions, self.num_epochs)
+        self.initial_lr *= self.mapo.learning_rate_factor
         self.schedule = self.mapo.schedule(self.num_epochs, self.num_dimensions)
         self.rates = self.mapo.rates(self.num_dimensions)
         self.labels = labels_of(self.label_manager)
@@ -100,8 +103,11 @@ class MAPOTrainer(Checked, Continuable):
     def on_train_start(self) -> None:
         """Check the data and what is continued, then start as the base trainer does."""
         self._check_data()
+        base = self._find_base()
         if not self.was_initialized:
             self.initialize()
+        if base is not None:
+            self._start_from_base(base)
         self._check_earlier_training()
         register_keys(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
         self.logger.update_config({"mapo": self.mapo.to_dict()})  # for W&B

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, uint8
 
@@ -24,6 +24,14 @@ def hash_shapes(weights: Mapping[str, Tensor]) -> str:
     return hash_json([[name, *tensor.shape] for name, tensor in weights.items()])
 
 
+def match_names(theirs: Mapping[str, Tensor], mine: Collection[str]) -> dict[str, Tensor]:
+    """Weights by the names that a network has, without a prefix `module.` that it does not know."""
+    return {
+        name if name in mine else name.removeprefix("module."): tensor
+        for name, tensor in theirs.items()
+    }
+
+
 def compare_shapes(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> list[str]:
     """First few differences in names and shapes, one line each.
 
@@ -32,10 +40,7 @@ def compare_shapes(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> 
             nnU-Net removes it.
         mine: Weights of the network that is to take them.
     """
-    theirs = {
-        name if name in mine else name.removeprefix("module."): tensor
-        for name, tensor in theirs.items()
-    }
+    theirs = match_names(theirs, mine)
     lines = [f"it has no {name}" for name in mine if name not in theirs]
     lines += [f"the network has no {name}" for name in theirs if name not in mine]
     lines += [

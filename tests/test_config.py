@@ -26,6 +26,9 @@ INVALID = {
     "num_epochs_2d": [0, 1, 300.0, True],
     "num_epochs_3d": [1, -5, "1300"],
     "adam_learning_rate": [0.0, -1e-4, math.nan, math.inf, True, "1e-4"],
+    "fine_tune": [0, 1, "checkpoint.pth", None],
+    "num_epochs_factor": [0, -0.1, math.nan, math.inf, True, "0.1", None],
+    "learning_rate_factor": [0.0, -1, math.nan, math.inf, False, None],
 }
 VALID = {
     "rates_2d": [(0, 0.5), [0.0, 0.1], (0.0, 0.999)],
@@ -45,6 +48,9 @@ VALID = {
     "num_epochs_2d": [None, 2],
     "num_epochs_3d": [None, 1300],
     "adam_learning_rate": [None, 1e-4, 1],
+    "fine_tune": [True, False],
+    "num_epochs_factor": [1e-9, 0.1, 2],
+    "learning_rate_factor": [1e-9, 0.1, 10],
 }
 CASES = [(name, value) for name, values in INVALID.items() for value in values]
 VALID_CASES = [(name, value) for name, values in VALID.items() for value in values]
@@ -114,9 +120,23 @@ def test_dimension_decides_between_the_two_settings_of_a_pair():
         warmup_fraction_3d=0.2,
     )
     assert (config.rates(2), config.rates(3)) == ((0.0, 0.1), (0.0, 0.2))
-    assert (config.num_epochs(2), config.num_epochs(3)) == (20, 30)
+    assert (config.num_epochs(2, 1000), config.num_epochs(3, 1000)) == (20, 30)
     assert config.schedule(10, 2).warmup_epochs == 5
     assert config.schedule(10, 3).warmup_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("factor", "base", "expected"), [(1.0, 1000, 1000), (0.1, 250, 25), (0.1, 5, 2), (2, 100, 200)]
+)
+def test_the_length_follows_the_base_trainer_s(factor, base, expected):
+    assert MAPOConfig(num_epochs_factor=factor).num_epochs(3, base) == expected
+    assert MAPOConfig(num_epochs_factor=factor, num_epochs_3d=7).num_epochs(3, base) == 7
+
+
+def test_a_learning_rate_factor_besides_a_fixed_learning_rate_is_refused():
+    config = MAPOConfig(adam_learning_rate=1e-4, learning_rate_factor=0.1)
+    with pytest.raises(ValueError, match=r"learning_rate_factor=0.1 is not valid: .* replaces"):
+        config.validate()
 
 
 def test_warmup_epochs_take_the_place_of_the_fractions():

@@ -4,6 +4,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,13 @@ PAPER = MAPOConfig(
     num_epochs_2d=300,
     num_epochs_3d=1300,
     adam_learning_rate=1e-4,
+)
+FINE_TUNE = MAPOConfig(
+    fine_tune=True,
+    num_epochs_factor=0.1,
+    learning_rate_factor=0.1,
+    warmup_fraction_2d=0.2,
+    warmup_fraction_3d=0.2,
 )
 
 
@@ -76,6 +84,13 @@ def test_without_the_plugin_nothing_of_it_is_found(monkeypatch):
         ("nnUNetTrainer_MAPO", "nnUNetTrainer", MAPOConfig()),
         ("nnUNetTrainer_MAPO_NoPreference", "nnUNetTrainer", MAPOConfig(num_rounds=0)),
         ("nnUNetTrainer_MAPO_Paper", "nnUNetTrainer", PAPER),
+        ("nnUNetTrainer_MAPO_FineTune", "nnUNetTrainer", FINE_TUNE),
+        ("nnUNetTrainerDA5_MAPO_FineTune", "nnUNetTrainerDA5", FINE_TUNE),
+        (
+            "nnUNetTrainerDA5_MAPO_FineTune_NoPreference",
+            "nnUNetTrainerDA5",
+            replace(FINE_TUNE, num_rounds=0),
+        ),
         ("nnUNetTrainerDA5_MAPO", "nnUNetTrainerDA5", MAPOConfig()),
         ("nnUNetTrainer_5epochs_MAPO", "nnUNetTrainer_5epochs", MAPOConfig()),
         ("nnUNet_Primus_M_Trainer_MAPO", "nnUNet_Primus_M_Trainer", MAPOConfig()),

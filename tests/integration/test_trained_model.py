@@ -128,7 +128,7 @@ def test_what_is_missing_or_damaged_is_named_before_anything_is_computed(
     assert "checkpoint_worst.pth is missing. There is: checkpoint_best.pth" in best
     for name in ("half", "foreign"):
         damaged = explain(*model, "-chk", f"checkpoint_{name}.pth")
-        assert "To look at another checkpoint, name it with -chk." in damaged
+        assert "Name another checkpoint with -chk." in damaged
     assert "increasing rates from 0 to below 1 are needed" in explain(*model, "--rates", "0.1")
     assert "Name another folder with -o" in explain(*model, "-o", str(folder / "plans.json"))
     monkeypatch.setenv("nnUNet_preprocessed", str(boxes / "nowhere"))

@@ -56,3 +56,9 @@ class nnUNetTrainer_MAPO_steady(nnUNetTrainer_MAPO):
     """No dropout in the preference stage: a step is a function of its batch."""
 
     mapo = MAPOConfig(**TINY, preference_dropout=False)
+
+
+class nnUNetTrainer_MAPO_tinytune(nnUNetTrainer_MAPO):
+    """Half the epochs, from the base trainer's finished checkpoint."""
+
+    mapo = MAPOConfig(**TINY, fine_tune=True, num_epochs_factor=0.5, learning_rate_factor=0.1)

@@ -1,0 +1,24 @@
+"""MAPO that starts from the base trainer's finished checkpoint, and its control."""
+
+from dataclasses import replace
+
+from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
+
+
+class nnUNetTrainer_MAPO_FineTune(nnUNetTrainer_MAPO):
+    """A tenth of the base trainer's epochs, at a tenth of its learning rate."""
+
+    mapo = MAPOConfig(
+        fine_tune=True,
+        num_epochs_factor=0.1,
+        learning_rate_factor=0.1,
+        warmup_fraction_2d=0.2,
+        warmup_fraction_3d=0.2,
+    )
+
+
+class nnUNetTrainer_MAPO_FineTune_NoPreference(nnUNetTrainer_MAPO):
+    """The same without preferences: its warm-up for all epochs."""
+
+    mapo = replace(nnUNetTrainer_MAPO_FineTune.mapo, num_rounds=0)
