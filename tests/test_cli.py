@@ -13,7 +13,7 @@ from nnunetv2_mapo.cli.nnunet import CommandError, NNUNet, find_command, shorten
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference" / "command-line.md"
-COMMANDS = [[], ["demo"], ["preview"], ["evaluate"], ["compare"], ["report"]]
+COMMANDS = [[], ["demo"], ["doctor"], ["preview"], ["evaluate"], ["compare"], ["report"]]
 
 
 def print_help(command, capsys):

@@ -8,23 +8,43 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from nnunetv2_mapo import __version__
-from nnunetv2_mapo.cli import compare, demo, evaluate, preview, report
+from nnunetv2_mapo.cli import compare, demo, doctor, evaluate, preview, report
+from nnunetv2_mapo.cli.completion import SHELLS, PrintCompletion
 from nnunetv2_mapo.cli.nnunet import CommandError
 
 # Help must answer at once: nothing that this module imports may import torch, nnU-Net or numpy.
+
+_DESCRIPTION = """\
+MAPO trains any network of nnU-Net v2 to prefer its better segmentations: it
+segments each training case several times with dropout, and learns from the
+difference between the best and the worst of them.
+"""
+_EPILOG = """\
+To train with MAPO, append _MAPO to the name of any trainer of nnU-Net:
+  nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainer_MAPO
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of `nnUNetv2_mapo` with every sub-command."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_mapo",
-        description="MAPO, preference optimisation for every segmentation network of nnU-Net v2.",
-        epilog="To train with MAPO, append _MAPO to the name of any trainer: "
-        "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainer_MAPO",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"nnunetv2-mapo {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        help="print what makes the TAB key complete this command, for: "
+        'eval "$(nnUNetv2_mapo --print-completion bash)"',
+    )
     commands = parser.add_subparsers(title="sub-commands", metavar="COMMAND")
+    # In the order in which a user meets them.
     demo.add_parser(commands)
+    doctor.add_parser(commands)
     preview.add_parser(commands)
     evaluate.add_parser(commands)
     compare.add_parser(commands)

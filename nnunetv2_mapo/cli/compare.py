@@ -26,7 +26,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "IoU. Prints Markdown."
     )
     parser = commands.add_parser(
-        "compare", help="compare trainings or segmentations of the same cases", description=text
+        "compare",
+        help="is one method better, by how much, is it certain?",
+        description=text,
+        epilog="example: nnUNetv2_mapo compare nnUNetTrainer__*__2d nnUNetTrainer_MAPO__*__2d",
     )
     parser.add_argument(
         "folders",

@@ -14,12 +14,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the sub-command `demo`."""
     text = (
         "Makes a small phantom data set and runs the whole method on it through nnU-Net's own "
-        "commands: planning, training (warm-up, then two rounds of mining and preference "
-        "optimisation), prediction and evaluation of test cases. Takes about 5 minutes on two "
-        "CPU cores; uses a GPU if PyTorch sees one."
+        "commands: planning, training (a warm-up, then two rounds, each of which collects pairs of "
+        "a better and a worse segmentation and learns from them), prediction and evaluation of "
+        "test cases. Takes about 5 minutes on two CPU cores; uses a GPU if PyTorch sees one."
     )
     parser = commands.add_parser(
-        "demo", help="run the whole method on a small phantom", description=text
+        "demo",
+        help="what does MAPO do? all of it on a phantom, 5 minutes",
+        description=text,
+        epilog="example: nnUNetv2_mapo demo --output mapo_demo",
     )
     parser.add_argument(
         "--configuration",

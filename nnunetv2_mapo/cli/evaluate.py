@@ -45,7 +45,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "the images. Prints the means, writes metrics.json and metrics.csv."
     )
     parser = commands.add_parser(
-        "evaluate", help="measure segmentations: Dice, surface distances, volumes", description=text
+        "evaluate",
+        help="how good are segmentations? Dice, distances, volumes",
+        description=text,
+        epilog="example: nnUNetv2_mapo evaluate PREDICTIONS -gt labelsTs",
     )
     parser.add_argument(
         "predictions",

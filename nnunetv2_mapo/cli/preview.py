@@ -16,11 +16,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     text = (
         "Looks at a trained model, with or without MAPO, or at one that still trains: segments a "
         "few of its training cases at many dropout rates and says how the Dice falls with the "
-        "rate, which share of the samples would have a preference pair at each tau, and which "
-        "rates and tau to train with. Trains nothing and writes nothing unless told to with -o."
+        "rate, which share of the samples would have a preference pair (two segmentations at least "
+        "tau apart in Dice) at each tau, and which rates and tau to train with. Trains nothing and "
+        "writes nothing unless told to with -o."
     )
     parser = commands.add_parser(
-        "preview", help="see which pairs a trained model would give", description=text
+        "preview",
+        help="are there pairs to learn from? asks a trained model",
+        description=text,
+        epilog="example: nnUNetv2_mapo preview 4 3d_fullres 0 -tr nnUNetTrainer",
     )
     parser.add_argument("dataset", metavar="DATASET", help="name or number of the data set")
     parser.add_argument("configuration", metavar="CONFIGURATION", help="such as 2d, 3d_fullres")

@@ -15,7 +15,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "model's folder; pictures need nnUNet_preprocessed too."
     )
     parser = commands.add_parser(
-        "report", help="write an HTML page that shows what a training did", description=text
+        "report",
+        help="what did a training do? one page, curves and pictures",
+        description=text,
+        epilog="example: nnUNetv2_mapo report nnUNetTrainer_MAPO__nnUNetPlans__3d_fullres",
     )
     parser.add_argument(
         "model",
