@@ -77,10 +77,14 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 def hash_file(path: Path) -> str | None:
     """SHA-256 of a file; None if it cannot be read."""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):  # checkpoints of many folds do not fit in memory
+                digest.update(block)
     except OSError:
         return None
+    return digest.hexdigest()
 
 
 def hash_json(content: Any) -> str:

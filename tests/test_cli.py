@@ -13,7 +13,8 @@ from nnunetv2_mapo.cli.nnunet import CommandError, NNUNet, find_command, shorten
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference" / "command-line.md"
-COMMANDS = [[], ["demo"], ["doctor"], ["preview"], ["evaluate"], ["compare"], ["report"]]
+NAMES = ("demo", "doctor", "preview", "evaluate", "compare", "report", "export")
+COMMANDS = [[], *([name] for name in NAMES)]
 
 
 def print_help(command, capsys):
@@ -137,6 +138,20 @@ def test_preview_refuses_rates_that_mapo_would_refuse(capsys):
     for rates in (["0"], ["0", "1"], ["0.1", "0.2"], ["0", "0.2", "0.1"]):
         assert main(["preview", "1", "2d", "0", "--rates", *rates]) == 1
         assert "increasing rates from 0 to below 1 are needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model"], "the following arguments are required: OUTPUT"),
+        (["model", "model.zip", "-f", "five"], "argument -f: 'five' is not valid: 0, 1, 2"),
+    ],
+)
+def test_export_refuses_what_it_does_not_know(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_missing_command_is_named(monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from nnunetv2_mapo import __version__
-from nnunetv2_mapo.cli import compare, demo, doctor, evaluate, preview, report
+from nnunetv2_mapo.cli import compare, demo, doctor, evaluate, export, preview, report
 from nnunetv2_mapo.cli.completion import SHELLS, PrintCompletion
 from nnunetv2_mapo.cli.nnunet import CommandError
 
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_parser(commands)
     compare.add_parser(commands)
     report.add_parser(commands)
+    export.add_parser(commands)
     return parser
 
 
