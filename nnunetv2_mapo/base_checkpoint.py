@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_mapo.continuing import read_checkpoint
-from nnunetv2_mapo.dropout import is_head
 from nnunetv2_mapo.weights import compare_shapes, hash_weights, match_names
 
 VARIABLE = "nnUNet_mapo_checkpoint"
@@ -20,6 +19,10 @@ HOW_TO_FIT = (
     "Use the trainer, plans and configuration that it was trained with; nnUNetv2_move_plans_"
     "between_datasets brings the plans to another data set, which is then preprocessed with them."
 )
+# nnU-Net's schemes that look at nothing but the image itself.
+_NORMALIZED_BY_THEMSELVES = {
+    "ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization",
+}  # fmt: skip
 
 
 class BaseError(ValueError):
@@ -39,6 +42,7 @@ class Base:
         plans: Content of its plans.
         dataset_json: Content of its `dataset.json`.
         weights: State dict of its network.
+        base: `origin` of what it was fine-tuned from itself; None if it was not.
     """
 
     path: Path
@@ -49,6 +53,7 @@ class Base:
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
     weights: Mapping[str, Tensor]
+    base: dict[str, Any] | None = None
 
     def origin(self) -> dict[str, Any]:
         """JSON form of where the weights come from."""
@@ -61,6 +66,7 @@ class Base:
             "fold": self.fold,
             "num_epochs": self.num_epochs,
             "weights": hash_weights(self.weights),
+            "base": self.base,
         }
 
 
@@ -87,6 +93,7 @@ def read_base(path: Path) -> Base:
             plans=arguments["plans"],
             dataset_json=arguments["dataset_json"],
             weights=content["network_weights"],
+            base=content.get("mapo", {}).get("base"),
         )
     except ValueError as error:
         raise BaseError(str(error)) from error
@@ -118,14 +125,16 @@ def _describe(plans: Any, configuration: Any) -> dict[str, Any]:
     schemes = configuration.normalization_schemes
     network = {"class": configuration.network_arch_class_name.rsplit(".", 1)[-1]}
     network |= configuration.network_arch_init_kwargs
-    # only CT images are normalised by the intensities of the whole data set
-    is_ct = any(scheme.startswith("CT") for scheme in schemes)
+    # others, such as CT's, may use the intensities of the whole data set
+    needs_intensities = not set(schemes) <= _NORMALIZED_BY_THEMSELVES
     return {
         "spacing": configuration.spacing,
         "normalization": schemes,
         "use_mask_for_norm": configuration.use_mask_for_norm,
         "transpose_forward": plans.transpose_forward,
-        "intensities": plans.foreground_intensity_properties_per_channel if is_ct else None,
+        "intensities": plans.foreground_intensity_properties_per_channel
+        if needs_intensities
+        else None,
         **{f"the network's {key}": value for key, value in network.items()},
     }
 
@@ -146,71 +155,61 @@ def have_same_heads(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
     return labels == own and (not has_regions or list(labels) == list(own))
 
 
-def find_leak(base: Base, dataset: str, fold: int | str, validation: Sequence[str]) -> str:
-    """Say why validation cases of this training may have been training cases of the base.
+def find_leak(base: Base, dataset: str, fold: int | str) -> str:
+    """Say why validation cases of a training may have been training cases of its base.
 
     Args:
-        base: The base.
-        dataset: Name of this training's data set.
+        base: The base; what it was fine-tuned from itself counts as well.
+        dataset: Name of the training's data set.
         fold: Its fold.
-        validation: Its validation cases.
 
     Returns:
-        Empty if they were not, or if this is another data set.
+        Empty if every model of that data set in the base's history was trained on the same fold.
     """
-    if base.plans["dataset_name"] != dataset or fold == "all":
-        return ""
-    if base.fold != fold:
-        return (
-            f"it is of fold {base.fold} of the same data set, so validation cases of fold {fold} "
-            "were among its training cases"
-        )
-    validated = read_validated_cases(base.path)
-    if validated is None:
-        return ""
-    if others := sorted(set(validation) - validated):
-        return (
-            f"{len(others)} validation cases of this fold, such as {others[0]}, were not when it "
-            "was trained, by its validation/summary.json: the split has changed since"
-        )
+    link: dict[str, Any] | None = base.origin()
+    while link is not None:
+        if link["dataset"] == dataset and link["fold"] != fold != "all":
+            return (
+                f"{link['path']} is of fold {link['fold']} of the same data set, so validation "
+                f"cases of fold {fold} were among its training cases"
+            )
+        link = link.get("base")
     return ""
 
 
-def read_validated_cases(checkpoint: Path) -> set[str] | None:
-    """Cases of the final validation beside a checkpoint; None if there was none."""
+def find_new_validation_cases(base: Base, validation: Iterable[str]) -> list[str] | None:
+    """Validation cases that were not so when the base was trained, by its own validation.
+
+    Returns:
+        Their identifiers; None if the base was not validated, so that it cannot be known.
+    """
+    ending = base.dataset_json["file_ending"]
     try:
-        summary = json.loads((checkpoint.parent / "validation/summary.json").read_bytes())
-        return {
-            Path(case["prediction_file"]).name.split(".")[0] for case in summary["metric_per_case"]
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        summary = json.loads((base.path.parent / "validation/summary.json").read_bytes())
+        files = [case["prediction_file"] for case in summary["metric_per_case"]]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    # written on any system: this splits at / and at \
+    validated = {PureWindowsPath(file).name.removesuffix(ending) for file in files}
+    return sorted(set(validation) - validated)
 
 
-def transfer(network: nn.Module, base: Base, num_outputs: int, *, with_heads: bool) -> None:
+def transfer(network: nn.Module, base: Base, without: Collection[str] = ()) -> None:
     """Load a base's weights into a network.
 
     Args:
         network: Not compiled, not wrapped.
         base: The base.
-        num_outputs: Number of segmentation heads of the network.
-        with_heads: Take the heads as well; else they stay as they are.
+        without: Names of weights that stay as they are.
 
     Raises:
-        BaseError: Names or shapes of the weights differ.
+        BaseError: Names or shapes of the others differ.
     """
     mine = network.state_dict()
-    heads = {
-        f"{name}.{parameter}"
-        for name, module in network.named_modules(remove_duplicate=False)
-        if is_head(module, num_outputs)
-        for parameter in module.state_dict()
-    }
-    kept = set() if with_heads else heads
     theirs = match_names(base.weights, mine)
     differences = compare_shapes(
-        {name: tensor for name, tensor in theirs.items() if name not in kept},
-        {name: tensor for name, tensor in mine.items() if name not in kept},
+        {name: tensor for name, tensor in theirs.items() if name not in without},
+        {name: tensor for name, tensor in mine.items() if name not in without},
     )
     if differences:
         message = (
@@ -218,4 +217,6 @@ def transfer(network: nn.Module, base: Base, num_outputs: int, *, with_heads: bo
             f"{HOW_TO_FIT}"
         )
         raise BaseError(message)
-    network.load_state_dict({name: mine[name] if name in kept else theirs[name] for name in mine})
+    network.load_state_dict(
+        {name: mine[name] if name in without else theirs[name] for name in mine}
+    )

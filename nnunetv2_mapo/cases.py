@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,13 @@ def labels_of(label_manager: Any) -> Labels:
         regions and tuple(r if isinstance(r, tuple) else (r,) for r in regions),
         label_manager.ignore_label,
     )
+
+
+def channels_of(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Name of each channel of the image, in their order, by the content of `dataset.json`."""
+    # older data sets say "modality"; nnU-Net looks for that first
+    names = dataset_json.get("modality") or dataset_json["channel_names"]
+    return [str(name) for name in names.values()]
 
 
 def load_case(dataset: Any, label_manager: Any, identifier: str) -> tuple[Tensor, NDArray[Any]]:

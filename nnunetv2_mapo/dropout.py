@@ -20,9 +20,10 @@ TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTransp
 def find_dropout_sites(network: nn.Module, num_outputs: int) -> dict[str, nn.Module]:
     """Modules whose output is dropped: every convolution and linear layer but the output heads.
 
-    In nnU-Net's blocks the sites are between convolution and norm, where its own `dropout_op` sits.
-    An attention module is a site as a whole, because it uses the weights of its last layer without
-    calling it.
+    A head is a layer that maps to the `num_outputs` segmentation heads voxel by voxel: a 1x1
+    convolution, a linear layer, or a transposed convolution without overlap. In nnU-Net's blocks
+    the sites are between convolution and norm, where its own `dropout_op` sits. An attention
+    module is a site as a whole, because it uses the weights of its last layer without calling it.
 
     Args:
         network: Any network, not compiled.
@@ -46,21 +47,14 @@ def find_dropout_sites(network: nn.Module, num_outputs: int) -> dict[str, nn.Mod
 
 
 def _is_site(module: nn.Module, num_outputs: int) -> bool:
-    kinds = (nn.MultiheadAttention, nn.Linear, *TRANSPOSED_CONVOLUTIONS, *CONVOLUTIONS)
-    return isinstance(module, kinds) and not is_head(module, num_outputs)
-
-
-def is_head(module: nn.Module, num_outputs: int) -> bool:
-    """Whether a layer maps to the `num_outputs` segmentation heads voxel by voxel.
-
-    Such are a 1x1 convolution, a linear layer, and a transposed convolution without overlap.
-    """
+    if isinstance(module, nn.MultiheadAttention):
+        return True
     if isinstance(module, nn.Linear):
-        return module.out_features == num_outputs
+        return module.out_features != num_outputs
     if isinstance(module, TRANSPOSED_CONVOLUTIONS):
-        return module.out_channels == num_outputs and module.kernel_size == module.stride
+        return module.out_channels != num_outputs or module.kernel_size != module.stride
     if isinstance(module, CONVOLUTIONS):
-        return module.out_channels == num_outputs and set(module.kernel_size) == {1}
+        return module.out_channels != num_outputs or set(module.kernel_size) != {1}
     return False
 
 

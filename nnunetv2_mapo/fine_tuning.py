@@ -6,6 +6,7 @@ leaves the heads out.
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from nnunetv2_mapo.base_checkpoint import (
     BaseError,
     compare_plans,
     find_leak,
+    find_new_validation_cases,
     have_same_heads,
     read_base,
     transfer,
 )
+from nnunetv2_mapo.cases import channels_of
 from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.randomness import untouched
 
 FINAL = "checkpoint_final.pth"
 _Base: Any = object  # to mypy, everything that a trainer inherits is Any
@@ -63,7 +67,8 @@ class FineTunable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
                 f"-pretrained_weights has no place here. Leave it out; {VARIABLE} can name a file."
             )
             raise BaseError(message)
-        base = read_base(Path(named).expanduser() if named else self._finished_base())
+        path = Path(named).expanduser().absolute() if named else self._finished_base()
+        base = read_base(path)
         self._refuse_leak(base, is_named=bool(named))
         return base
 
@@ -86,47 +91,97 @@ class FineTunable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         return path
 
     def _refuse_leak(self, base: Base, *, is_named: bool) -> None:
-        _, validation = self.do_split()
-        dataset = self.plans_manager.dataset_name
-        leak = find_leak(base, dataset, self.fold, list(map(str, validation)))
-        if leak and is_named and base.fold == self.fold:  # the user may know better
-            self.print_to_log_file(f"MAPO: WARNING: {base.path}: {leak}")
-        elif leak:
-            message = (
-                f"{base.path} must not be fine-tuned here: {leak}. The validation would be too "
-                f"good. Train the base for fold {self.fold} with this split, or fine-tune fold "
-                "'all', which has no validation cases of its own."
-            )
+        dataset, fold = self.plans_manager.dataset_name, self.fold
+        advice = (
+            "The validation would be too good. Train the base for this fold with this split, or "
+            "fine-tune fold 'all', which has no validation cases of its own."
+        )
+        if leak := find_leak(base, dataset, fold):
+            message = f"{base.path} must not be fine-tuned here: {leak}. {advice}"
             raise BaseError(message)
+        if base.plans["dataset_name"] != dataset or fold == "all":
+            return
+        others = find_new_validation_cases(base, map(str, self.do_split()[1]))
+        if others is None:
+            self.print_to_log_file(
+                f"MAPO: NOTICE: {base.path} was not validated, so whether splits_final.json is "
+                "still the one that it was trained with cannot be told"
+            )
+        elif others:
+            changed = (
+                f"{len(others)} validation cases of this fold, such as {others[0]}, were not when "
+                f"{base.path} was trained, by its validation/summary.json: the split has changed "
+                "since"
+            )
+            if not is_named:
+                message = f"{changed}. {advice}"
+                raise BaseError(message)
+            # who names the file may know that the cases are new
+            self.print_to_log_file(f"MAPO: WARNING: {changed}")
 
     def _start_from_base(self, base: Base) -> None:
         """Take the weights over.
 
         Raises:
-            BaseError: The base is of another network or of other plans.
+            BaseError: The base is of another network, of other plans or of other images.
         """
-        with_heads = have_same_heads(base.dataset_json, self.dataset_json)
-        transfer(self._plain_network(), base, self.labels.num_heads, with_heads=with_heads)
+        has_same_heads = have_same_heads(base.dataset_json, self.dataset_json)
+        heads = set() if has_same_heads else self._find_heads()
+        transfer(self._plain_network(), base, without=heads)
         differences = compare_plans(
             PlansManager(base.plans),
             self.plans_manager,
             (base.configuration, self.configuration_name),
         )
+        there, here = channels_of(base.dataset_json), channels_of(self.dataset_json)
+        if there != here and sorted(there) == sorted(here):
+            differences += f"{differences and '; '}channels are {there} there, {here} here"
         if differences:
             message = (
-                f"{base.path} was trained with other plans: {differences}. The network would see "
+                f"{base.path} was trained on other images: {differences}. The network would see "
                 f"images unlike those that it knows. {HOW_TO_FIT}"
             )
             raise BaseError(message)
-        origin = base.origin()
-        self._fine_tuned = {**origin, "heads": "kept" if with_heads else "new"}
-        described = ", ".join(f"{key} {value}" for key, value in origin.items() if key != "path")
-        self.print_to_log_file(f"MAPO: fine-tuning {base.path} ({described})")
-        if not with_heads:
+        self._fine_tuned = {**base.origin(), "heads": "kept" if has_same_heads else "new"}
+        self.print_to_log_file(
+            f"MAPO: fine-tuning {base.path} ({base.trainer}, {base.plans['dataset_name']}, fold "
+            f"{base.fold}, {base.num_epochs} epochs)"
+        )
+        if there != here:
+            self.print_to_log_file(
+                f"MAPO: WARNING: its channels are {there}, those of this training {here}: each has "
+                "to show the same"
+            )
+        if heads:
             self.print_to_log_file(
                 f"MAPO: NOTICE: its labels are {base.dataset_json['labels']}, those of this "
-                f"training {self.dataset_json['labels']}: the segmentation heads start anew"
+                f"training {self.dataset_json['labels']}: the segmentation heads start anew, "
+                f"{len(heads)} weights: {', '.join(sorted(heads))}"
             )
+
+    def _find_heads(self) -> set[str]:
+        """Names of the weights whose shape depends on the number of segmentation heads."""
+        plan = self.configuration_manager
+        described: tuple[Any, ...] = (self.plans_manager, plan)
+        # the same question that nnU-Net asks of trainers that were written for an older version
+        if "plans_manager" not in inspect.signature(self.build_network_architecture).parameters:
+            described = (
+                plan.network_arch_class_name,
+                plan.network_arch_init_kwargs,
+                plan.network_arch_init_kwargs_req_import,
+            )
+        with untouched(self.device):
+            larger = self.build_network_architecture(
+                *described,
+                self.num_input_channels,
+                self.labels.num_heads + 1,
+                self.enable_deep_supervision,
+            ).state_dict()
+        return {
+            name
+            for name, tensor in self._plain_network().state_dict().items()
+            if tensor.shape != larger[name].shape
+        }
 
 
 def find_base_trainer(trainer: type) -> type:

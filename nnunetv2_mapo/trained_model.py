@@ -20,7 +20,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from nnunetv2_mapo.cases import labels_of
+from nnunetv2_mapo.cases import channels_of, labels_of
 from nnunetv2_mapo.checks import check_preprocessed, check_split
 from nnunetv2_mapo.continuing import read_checkpoint
 from nnunetv2_mapo.labels import Labels
@@ -68,9 +68,7 @@ class TrainedModel:
     @property
     def channel_names(self) -> list[str]:
         """Name of each channel of the image, in their order."""
-        # older data sets say "modality"; nnU-Net looks for that first
-        names = self.dataset_json.get("modality") or self.dataset_json["channel_names"]
-        return [str(name) for name in names.values()]
+        return channels_of(self.dataset_json)
 
 
 def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:

@@ -53,6 +53,7 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
     _summary: RoundSummary | None = None
     num_epochs: int
     initial_lr: float
+    warmup_duration_whole_net: int
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
         """Check the settings before nnU-Net makes anything."""
@@ -71,6 +72,9 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         self.num_dimensions = len(self.configuration_manager.patch_size)
         self.num_epochs = self.mapo.num_epochs(self.num_dimensions, self.num_epochs)
         self.initial_lr *= self.mapo.learning_rate_factor
+        if hasattr(self, "warmup_duration_whole_net"):  # epochs in which nnU-Net raises the rate
+            shortened = round(self.warmup_duration_whole_net * self.mapo.num_epochs_factor)
+            self.warmup_duration_whole_net = max(1, shortened)
         self.schedule = self.mapo.schedule(self.num_epochs, self.num_dimensions)
         self.rates = self.mapo.rates(self.num_dimensions)
         self.labels = labels_of(self.label_manager)

@@ -78,7 +78,7 @@ def test_it_starts_from_every_weight_of_the_base_trainer_s_model(
     expected = torch.load(base, weights_only=False)["network_weights"]
     assert any("seg_layers" in key for key in expected)
     assert hash_weights(weights_of(trainer)) == hash_weights(expected)
-    assert f"MAPO: fine-tuning {base} (trainer {BASE}, " in read_log(trainer)
+    assert f"MAPO: fine-tuning {base} ({BASE}, {DATASET}, fold 0, 6 epochs)" in read_log(trainer)
 
 
 def test_it_has_its_own_length_and_learning_rate(make_trainer: MakeTrainer, base: Path) -> None:
@@ -98,7 +98,7 @@ def test_checkpoints_say_where_the_weights_come_from(make_trainer: MakeTrainer, 
     assert origin == {
         "path": str(base), "trainer": BASE, "dataset": DATASET, "plans": "nnUNetPlans",
         "configuration": "3d_fullres", "fold": 0, "num_epochs": 6, "heads": "kept",
-        "weights": hash_weights(weights),
+        "weights": hash_weights(weights), "base": None,
     }  # fmt: skip
     assert (folder / "preferences/round_02/manifest.json").is_file()
 
@@ -171,8 +171,18 @@ def test_other_labels_start_with_new_heads_and_a_notice(
     heads = {name for name in weights if "seg_layers" in name}
     assert {name for name in heads if name.endswith("weight")} <= changed <= heads
     log = read_log(trainer)
+    assert f"start anew, {len(heads)} weights: {', '.join(sorted(heads))}" in log
     assert "its labels are {'background': 0, 'organ': 1}, those of this training" in log
     assert "the segmentation heads start anew" in log
+
+
+def test_heads_are_the_weights_that_depend_on_the_number_of_labels(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer(FINE_TUNED)
+    trainer.initialize()
+    heads = {name for name in weights_of(trainer) if "seg_layers" in name}
+    assert trainer._find_heads() == heads
 
 
 # What it refuses ---------------------------------------------------------------------------------
@@ -196,9 +206,9 @@ def test_the_model_of_another_fold_is_never_taken(
 ) -> None:
     refuse(make_trainer(FINE_TUNED, fold=1), "Finished folds there: fold_0; another fold's model")
     monkeypatch.setenv(VARIABLE, str(base))
-    refuse(make_trainer(FINE_TUNED, fold=1), "it is of fold 0 of the same data set")
+    refuse(make_trainer(FINE_TUNED, fold=1), "is of fold 0 of the same data set")
     monkeypatch.setenv(VARIABLE, str(change(base, fold="all")))
-    refuse(make_trainer(FINE_TUNED), "it is of fold all of the same data set")
+    refuse(make_trainer(FINE_TUNED), "is of fold all of the same data set")
 
 
 def test_a_split_that_has_changed_since_the_base_was_trained(
@@ -206,12 +216,12 @@ def test_a_split_that_has_changed_since_the_base_was_trained(
 ) -> None:
     summary = base.parent / "validation/summary.json"
     summary.write_text(summary.read_text().replace("case_5", "case_0"))
-    message = "1 validation cases of this fold, such as case_5, were not when it was trained"
+    message = f"1 validation cases of this fold, such as case_5, were not when {base} was trained"
     refuse(make_trainer(FINE_TUNED), message)
     monkeypatch.setenv(VARIABLE, str(base))  # who names it may know that the case is a new one
     trainer = make_trainer(FINE_TUNED)
     stop_before_the_first_step(trainer)
-    assert f"WARNING: {base}: {message}" in read_log(trainer)
+    assert f"WARNING: {message}" in read_log(trainer)
 
 
 def test_a_refused_start_deletes_nothing(make_trainer: MakeTrainer, base: Path) -> None:
@@ -243,7 +253,7 @@ def test_other_plans(
     message: str,
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(change(base, **changes)))
-    refuse(make_trainer(FINE_TUNED), f"trained with other plans: {message}.*nnUNetv2_move_plans")
+    refuse(make_trainer(FINE_TUNED), f"trained on other images: {message}.*nnUNetv2_move_plans")
 
 
 def test_another_network(
@@ -285,4 +295,5 @@ def test_a_named_checkpoint_that_is_not_used_is_said(
     monkeypatch.setenv(VARIABLE, str(base))
     trainer = make_trainer("nnUNetTrainerTiny_MAPO_tiny")
     stop_before_the_first_step(trainer)
-    assert f"WARNING: {VARIABLE} is set, but nnUNetTrainerTiny_MAPO_tiny" in read_log(trainer)
+    expected = f"nnUNetTrainerTiny_MAPO_tiny does not fine-tune: {VARIABLE} is not used"
+    assert expected in read_log(trainer)
