@@ -52,14 +52,14 @@ class FineTunable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             BaseError: There is none, or it must not be used.
         """
         named = os.environ.get(VARIABLE)
+        if self.current_epoch:
+            return None
         if not self.mapo.fine_tune:
             if named:
+                name = type(self).__name__
                 self.print_to_log_file(
-                    f"MAPO: WARNING: {VARIABLE} is set, but {type(self).__name__} does not "
-                    "fine-tune: it starts from random weights"
+                    f"MAPO: WARNING: {name} does not fine-tune: {VARIABLE} is not used"
                 )
-            return None
-        if self.current_epoch:
             return None
         if self.was_initialized:
             message = (
