@@ -285,7 +285,7 @@ def within_memory(
             with seeded(seed, miner.device):
                 return miner, work(miner)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if miner.windows_per_forward == 1:
                 message = (
@@ -301,5 +301,6 @@ def within_memory(
         log(f"mining ran out of memory: {miner.windows_per_forward} windows a forward pass now")
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -17,11 +17,11 @@ from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.mining import Miner
 from nnunetv2_mapo.pictures import (
     COLOURS,
+    candidate_variance,
     find_slice,
     paint_classes,
     paint_heat,
     paint_image,
-    vote_variance,
 )
 from nnunetv2_mapo.reference import REFERENCE, read_reference
 from nnunetv2_mapo.remining import Remining, mine_like
@@ -180,7 +180,7 @@ class PairPainter:
         share = record.num_disagreeing / record.num_voxels
         pictures.append(Picture(marked, f"disagreement, {share:.1%} of the voxels"))
         if candidates is not None:
-            heat = paint_heat(vote_variance(candidates), _LARGEST_VARIANCE, spacing)
+            heat = paint_heat(candidate_variance(candidates), _LARGEST_VARIANCE, spacing)
             pictures.append(Picture(heat, f"variance of the {len(candidates)} candidates"))
         return pictures
 

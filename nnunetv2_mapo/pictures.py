@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 
+from nnunetv2_mapo.uncertainty import vote_variance
+
 # Colours of the classes that colour-blind people tell apart (Okabe and Ito); then again.
 COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#0072b2")
 LONGEST_SIDE = 288  # pixels of a picture
@@ -16,12 +18,8 @@ _OPACITY = 0.35  # of the inside of a segmentation; its border is opaque
 _RGB = NDArray[np.uint8]
 
 
-def vote_variance(candidates: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Variance of the candidates in each voxel: half the sum of p (1 - p) over the label values.
-
-    p is the share of candidates with a value. For two values it is the variance p (1 - p) of a
-    binary segmentation, at most 0.25; for more it is half the probability that two candidates,
-    drawn with replacement, differ.
+def candidate_variance(candidates: NDArray[np.integer]) -> NDArray[np.floating]:
+    """Vote variance of the candidates in each voxel.
 
     Args:
         candidates: Label maps, shape `(K, *spatial)`.
@@ -30,8 +28,7 @@ def vote_variance(candidates: NDArray[np.integer]) -> NDArray[np.float64]:
         Shape `(*spatial)`, in [0, 0.5).
     """
     shares = [(candidates == value).mean(0) for value in np.unique(candidates)]
-    variance: NDArray[np.float64] = np.sum([p * (1 - p) for p in shares], axis=0) / 2
-    return variance
+    return vote_variance(np.stack(shares))
 
 
 def find_slice(weights: NDArray[Any]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,28 +112,15 @@ def open_model(
             missing or damaged, or its trainer or the modules of its network are not installed here.
     """
     fold = int(fold) if str(fold).isdecimal() else fold
-    path = _find_checkpoint(folder, fold, checkpoint)
+    path = find_checkpoint(folder, fold, checkpoint)
     try:
         content = read_checkpoint(path, "Name another checkpoint with -chk.")
         trainer_name, origin = content["trainer_name"], content["init_args"]
     except (ValueError, KeyError) as error:
         raise ModelError(str(error)) from error
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # old trainers, for nnU-Net to say
+    with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(device=device)
-        try:
-            predictor.initialize_from_trained_model_folder(str(folder), (fold,), checkpoint)
-        except (RuntimeError, ImportError, AssertionError, OSError) as error:
-            message = f"{path} cannot be opened: {error}"
-            raise ModelError(message) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            message = (
-                f"{path} cannot be opened ({type(error).__name__}: {error}): dataset.json or "
-                f"plans.json in {folder} is damaged or not that of the training. Copy them anew "
-                "from the data set's folder in nnUNet_preprocessed: dataset.json, and the plans' "
-                "file as plans.json."
-            )
-            raise ModelError(message) from error
+    load_folds(predictor, folder, (fold,), checkpoint)
     network = predictor.network
     if isinstance(network, OptimizedModule):
         network = network._orig_mod
@@ -150,6 +138,39 @@ def open_model(
         mirroring_axes=predictor.allowed_mirroring_axes,
         mapo=content.get("mapo", {}).get("config"),
     )
+
+
+def load_folds(
+    predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | str], checkpoint: str
+) -> None:
+    """Give nnU-Net's predictor a model whose checkpoints are there.
+
+    Args:
+        predictor: Without a model.
+        folder: Of the model.
+        folds: Numbers or `"all"`.
+        checkpoint: File name of each fold's checkpoint.
+
+    Raises:
+        ModelError: The model's `dataset.json` or `plans.json` is missing or damaged, or its trainer
+            or the modules of its network are not installed here.
+    """
+    opened = folder / f"fold_{folds[0]}" / checkpoint
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # old trainers, for nnU-Net to say
+        try:
+            predictor.initialize_from_trained_model_folder(str(folder), folds, checkpoint)
+        except (RuntimeError, ImportError, AssertionError, OSError) as error:
+            message = f"{opened} cannot be opened: {error}"
+            raise ModelError(message) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            message = (
+                f"{opened} cannot be opened ({type(error).__name__}: {error}): dataset.json or "
+                f"plans.json in {folder} is damaged or not that of the training. Copy them anew "
+                "from the data set's folder in nnUNet_preprocessed: dataset.json, and the plans' "
+                "file as plans.json."
+            )
+            raise ModelError(message) from error
 
 
 class Cases(NamedTuple):
@@ -237,7 +258,12 @@ def _find_previous_stage(model: TrainedModel) -> str | None:
     return str(folder)
 
 
-def _find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
+def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
+    """Path of a checkpoint of a model.
+
+    Raises:
+        ModelError: The model, the fold or the checkpoint is missing.
+    """
     if not folder.is_dir():
         message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
         raise ModelError(message)

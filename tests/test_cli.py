@@ -13,7 +13,9 @@ from nnunetv2_mapo.cli.nnunet import CommandError, NNUNet, find_command, shorten
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference" / "command-line.md"
-NAMES = ("demo", "doctor", "preview", "evaluate", "compare", "report", "export")
+NAMES = (
+    "demo", "doctor", "preview", "evaluate", "compare", "report", "export", "uncertainty",
+)  # fmt: skip
 COMMANDS = [[], *([name] for name in NAMES)]
 
 

@@ -6,25 +6,25 @@ import pytest
 from nnunetv2_mapo.pictures import (
     COLOURS,
     LONGEST_SIDE,
+    candidate_variance,
     find_slice,
     hex_to_rgb,
     paint_classes,
     paint_heat,
     paint_image,
     resize,
-    vote_variance,
 )
 
 
 def test_variance_of_a_binary_vote_is_p_times_one_minus_p():
     # One, two and all of four candidates vote for 1: 1/4 * 3/4, 1/2 * 1/2, 1 * 0.
     candidates = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 1]])
-    assert vote_variance(candidates).tolist() == [3 / 16, 1 / 4, 0]
+    assert candidate_variance(candidates).tolist() == [3 / 16, 1 / 4, 0]
 
 
 def test_variance_of_three_classes_is_half_the_chance_that_two_candidates_differ():
     # Shares 1/3 each: two drawn with replacement differ with 2/3.
-    assert vote_variance(np.array([[0], [1], [2]]))[0] == pytest.approx(1 / 3)
+    assert candidate_variance(np.array([[0], [1], [2]]))[0] == pytest.approx(1 / 3)
 
 
 def test_the_slice_with_most_is_shown():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from nnunetv2_mapo import __version__
-from nnunetv2_mapo.cli import compare, demo, doctor, evaluate, export, preview, report
+from nnunetv2_mapo.cli import compare, demo, doctor, evaluate, export, preview, report, uncertainty
 from nnunetv2_mapo.cli.completion import SHELLS, PrintCompletion
 from nnunetv2_mapo.cli.nnunet import CommandError
 
@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_parser(commands)
     report.add_parser(commands)
     export.add_parser(commands)
+    uncertainty.add_parser(commands)
     return parser
 
 

@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("dataset", metavar="DATASET", help="name or number of the data set")
     parser.add_argument("configuration", metavar="CONFIGURATION", help="such as 2d, 3d_fullres")
-    parser.add_argument("fold", metavar="FOLD", type=_fold, help="0, 1, 2 ... or all")
+    parser.add_argument("fold", metavar="FOLD", type=parse_fold, help="0, 1, 2 ... or all")
     parser.add_argument(
         "-tr", dest="trainer", metavar="TRAINER", default="nnUNetTrainer",
         help="trainer of the model (default: %(default)s)",
@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
     run_preview(arguments)
 
 
-def _fold(text: str) -> int | str:
+def parse_fold(text: str) -> int | str:
+    """Fold as nnU-Net takes it: a number or `"all"`."""
     if text == "all" or text.isdecimal():
         return text if text == "all" else int(text)
     message = f"{text!r} is not valid: 0, 1, 2 ... or all"

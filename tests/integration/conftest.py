@@ -4,6 +4,7 @@ import multiprocessing.dummy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nnunetv2
@@ -24,8 +25,15 @@ def _threads_for_nnunets_workers() -> Iterator[None]:
     """Let nnU-Net's pools be threads: each of its processes would import everything anew."""
     get_context = multiprocessing.get_context
 
+    def make_process(*, daemon: bool, **arguments: Any) -> Any:
+        process = multiprocessing.dummy.Process(**arguments)
+        process.daemon = daemon
+        return process
+
+    threads = SimpleNamespace(**vars(multiprocessing.dummy) | {"Process": make_process})
+
     def get(method: str | None = None) -> Any:
-        return multiprocessing.dummy if method == "spawn" else get_context(method)
+        return threads if method == "spawn" else get_context(method)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing, "get_context", get)

@@ -1,0 +1,107 @@
+"""The model of `uncertainty`, opened as nnUNetv2_predict opens it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunetv2_mapo.cli.preview_run import choose_device
+from nnunetv2_mapo.continuing import read_checkpoint
+from nnunetv2_mapo.dropout import find_dropout_sites
+from nnunetv2_mapo.dropout_statistics import Sampling, drops_out
+from nnunetv2_mapo.trained_model import ModelError, find_checkpoint, find_model_folder, load_folds
+
+EXPORTED = "mapo_export.json"  # in the folder of an exported model: where it comes from
+_NOT_TRAINED_WITH_DROPOUT = (
+    "NOTE: nothing in the checkpoint says that this network was trained with dropout. The maps "
+    "then show how fragile the network is, not which segmentations it holds for possible. The "
+    "segmentations are not affected."
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of one or several folds inside nnU-Net's predictor.
+
+    Attributes:
+        predictor: As nnUNetv2_predict makes it.
+        folder: Of the model.
+        granularity: Of the dropout that it was trained with; else `"element"`.
+        largest_rate: Largest dropout rate that MAPO trained it with; None if that is not known.
+        knows_dropout: Whether it was trained with dropout, as far as can be told.
+    """
+
+    predictor: nnUNetPredictor
+    folder: Path
+    granularity: str
+    largest_rate: float | None
+    knows_dropout: bool
+
+
+def open_predictor(arguments: argparse.Namespace) -> Model:
+    """Open the model as nnUNetv2_predict does.
+
+    Raises:
+        ModelError: The model, a fold or a checkpoint is missing or damaged.
+        CommandError: PyTorch does not see the device.
+    """
+    folder = arguments.model or find_model_folder(
+        arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration
+    )
+    try:
+        contents = [
+            read_checkpoint(find_checkpoint(folder, fold, arguments.checkpoint))
+            for fold in arguments.folds
+        ]
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    device = choose_device(arguments.device)
+    # As nnUNetv2_predict: the last bits of a convolution depend on the number of threads.
+    torch.set_num_threads(multiprocessing.cpu_count() if device.type == "cpu" else 1)
+    predictor = nnUNetPredictor(
+        tile_step_size=arguments.step_size, use_mirroring=not arguments.disable_tta, device=device
+    )
+    load_folds(predictor, folder, arguments.folds, arguments.checkpoint)
+    if not find_dropout_sites(predictor.network, predictor.label_manager.num_segmentation_heads):
+        message = f"The network in {folder} has no layer to drop out: it has no samples."
+        raise ModelError(message)
+    settings = contents[0].get("mapo", {}).get("config") or read_exported(folder / EXPORTED)
+    num_dimensions = len(predictor.configuration_manager.patch_size)
+    return Model(
+        predictor,
+        folder,
+        settings.get("granularity", "element"),
+        max(settings.get(f"rates_{num_dimensions}d", ()), default=None),
+        knows_dropout=bool(settings) or drops_out(predictor.network),
+    )
+
+
+def read_exported(path: Path) -> dict[str, Any]:
+    """Settings of MAPO that an export has left beside the model; empty where there are none."""
+    try:
+        folds = json.loads(path.read_bytes())["folds"]
+        return dict(next(iter(folds.values()))["mapo"] or {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return {}
+
+
+def find_sampling(arguments: argparse.Namespace, model: Model) -> Sampling:
+    """How to draw samples; says what a reader of the maps must know."""
+    if arguments.rate == 0:
+        print("NOTE: rate 0 is the plain network: one sample, the entropy of its softmax.")
+        return Sampling(1, 0.0, model.granularity)
+    if not model.knows_dropout:
+        print(_NOT_TRAINED_WITH_DROPOUT)
+    elif model.largest_rate is not None and arguments.rate > model.largest_rate:
+        print(
+            f"NOTE: the network was trained with dropout rates up to {model.largest_rate}; what "
+            f"its samples at {arguments.rate} say was no part of that training."
+        )
+    return Sampling(arguments.samples, arguments.rate, model.granularity)

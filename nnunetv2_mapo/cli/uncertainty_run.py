@@ -1,0 +1,256 @@
+"""The steps of `uncertainty`: segment as nnU-Net does, sample, write maps, score."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.inference.data_iterators import preprocessing_iterator_fromfiles
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from numpy.typing import NDArray
+
+from nnunetv2_mapo.cases import labels_of
+from nnunetv2_mapo.checks import InputError
+from nnunetv2_mapo.cli.nnunet import CommandError
+from nnunetv2_mapo.cli.uncertainty import FOLDER
+from nnunetv2_mapo.cli.uncertainty_model import Model, find_sampling, open_predictor
+from nnunetv2_mapo.dropout_statistics import Sampling, sample_with
+from nnunetv2_mapo.files import WriteError
+from nnunetv2_mapo.labels import Labels
+from nnunetv2_mapo.maps import Maps, make_maps, write_map
+from nnunetv2_mapo.mining import is_out_of_memory
+from nnunetv2_mapo.prediction_input import ImageFiles, find_images
+from nnunetv2_mapo.randomness import seeded
+from nnunetv2_mapo.table import format_table
+from nnunetv2_mapo.trained_model import ModelError
+from nnunetv2_mapo.uncertainty import summarize_maps
+from nnunetv2_mapo.uncertainty_files import UNCERTAINTY_CSV, UNCERTAINTY_JSON, Records, read_cases
+from nnunetv2_mapo.uncertainty_scores import Scores, score_case
+from nnunetv2_mapo.weights import hash_weights
+
+_NUM_SHOWN = 5  # most uncertain cases
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with every case.
+
+    Attributes:
+        predictor: With the model.
+        sampling: How samples are drawn.
+        records: Of the cases.
+        output: Folder of the segmentations.
+    """
+
+    predictor: nnUNetPredictor
+    sampling: Sampling
+    records: Records
+    output: Path
+
+    def segmentation_of(self, case: ImageFiles) -> Path:
+        """File of the delivered segmentation."""
+        return self.output / f"{case.identifier}{self.predictor.dataset_json['file_ending']}"
+
+    def maps_of(self, case: ImageFiles) -> tuple[Path, Path]:
+        """Files of the entropy and of the variance."""
+        folder, name = self.records.folder, case.identifier
+        return folder / f"{name}_entropy.nii.gz", folder / f"{name}_variance.nii.gz"
+
+
+def run_uncertainty(arguments: argparse.Namespace) -> None:
+    """Run the sub-command from its parsed command line.
+
+    Raises:
+        CommandError: The model or the images cannot be used, or the maps cannot be written.
+    """
+    try:
+        model = open_predictor(arguments)
+        cases = find_images(
+            arguments.input, model.predictor, arguments.prev_stage_predictions, arguments.labels
+        )
+        sampling = find_sampling(arguments, model)
+        records = open_records(arguments, model, sampling)
+        job = Job(model.predictor, sampling, records, arguments.output)
+        missing = [case for case in cases if not is_finished(case, job)]
+        print(f"{len(cases)} cases, {len(missing)} of them without maps", flush=True)
+        segment(arguments, model.predictor)
+        map_cases(missing, job, arguments.npp)
+    except (ModelError, InputError, WriteError) as error:
+        raise CommandError(str(error)) from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        message = (
+            f"There is too little memory even for one sample at a time ({error}). Free memory or "
+            "take -device cpu, and go on with --continue_prediction."
+        )
+        raise CommandError(message) from error
+    print(f"\n{describe(records)}")
+    print(f"Written: {UNCERTAINTY_JSON}, {UNCERTAINTY_CSV} and the maps in {records.folder}")
+
+
+def open_records(arguments: argparse.Namespace, model: Model, sampling: Sampling) -> Records:
+    """Records of the cases that are done already: none, or those of the run that is continued.
+
+    Raises:
+        InputError: That run had other settings.
+    """
+    predictor = model.predictor
+    settings = {
+        "weights": [hash_weights(weights) for weights in predictor.list_of_parameters],
+        "num_samples": sampling.num_samples,
+        "rate": sampling.rate,
+        "granularity": sampling.granularity,
+        "step_size": arguments.step_size,
+        "mirroring_of_segmentations": not arguments.disable_tta,
+    }
+    description = {
+        "folder": str(model.folder),
+        "trainer": predictor.trainer_name,
+        "folds": list(arguments.folds),
+        "checkpoint": arguments.checkpoint,
+    }
+    folder, cases = arguments.output / FOLDER, {}
+    if arguments.continue_prediction:
+        try:
+            cases = read_cases(folder, settings)
+        except ValueError as error:
+            message = f"{error} Run again without --continue_prediction, or with another -o."
+            raise InputError(message) from error
+    records = Records(folder, settings, description, cases)
+    records.write()
+    return records
+
+
+def is_finished(case: ImageFiles, job: Job) -> bool:
+    """Whether nothing is left to do for a case."""
+    known = job.records.cases.get(case.identifier, {})
+    files = [job.segmentation_of(case), *job.maps_of(case)]
+    has_scores = case.truth is None or "dice" in known
+    return bool(known) and has_scores and all(path.is_file() for path in files)
+
+
+def segment(arguments: argparse.Namespace, predictor: nnUNetPredictor) -> None:
+    """Segment as nnUNetv2_predict does."""
+    stage = arguments.prev_stage_predictions
+    predictor.predict_from_files(
+        str(arguments.input),
+        str(arguments.output),
+        overwrite=not arguments.continue_prediction,
+        num_processes_preprocessing=arguments.npp,
+        num_processes_segmentation_export=arguments.nps,
+        folder_with_segs_from_prev_stage=stage and str(stage),
+    )
+
+
+def map_cases(cases: Sequence[ImageFiles], job: Job, num_processes: int) -> None:
+    """Write maps and records of cases that are segmented.
+
+    Args:
+        cases: Any number, also none.
+        job: What to do.
+        num_processes: That preprocess.
+
+    Raises:
+        InputError: A ground truth cannot be read or does not fit.
+        WriteError: The disk is full.
+    """
+    if not cases:
+        return
+    predictor = job.predictor
+    labels = labels_of(predictor.label_manager)
+    with sample_with(predictor, labels, job.sampling) as sampler:
+        preprocessed = preprocess(cases, predictor, num_processes)
+        for number, (case, item) in enumerate(zip(cases, preprocessed, strict=True), 1):
+            print(f"\nMaps of {case.identifier} ({number} of {len(cases)}):", flush=True)
+            # By the case alone: its maps do not depend on which cases there are and their order.
+            with seeded(f"uncertainty/{case.identifier}", predictor.device):
+                statistics = sampler.sample(item["data"])
+            properties = item["data_properties"]
+            maps = make_maps(statistics, properties, predictor)
+            segmentation = read_labels(job.segmentation_of(case), predictor)
+            scores = None
+            if case.truth is not None:
+                scores = score(case, maps, segmentation, predictor, labels)
+            for path, volume in zip(job.maps_of(case), maps[1:], strict=True):
+                write_map(volume, properties, path)
+            summary = summarize_maps(maps.entropy, maps.variance, segmentation > 0)
+            job.records.add(case.identifier, summary, scores)
+
+
+def preprocess(
+    cases: Sequence[ImageFiles], predictor: nnUNetPredictor, num_processes: int
+) -> Iterator[dict[str, Any]]:
+    """Preprocessed cases in their order, as nnUNetv2_predict makes them."""
+    stages = [str(case.previous_stage) for case in cases if case.previous_stage]
+    items: Iterator[dict[str, Any]] = preprocessing_iterator_fromfiles(
+        [case.images for case in cases],
+        stages or None,
+        None,
+        predictor.plans_manager,
+        predictor.dataset_json,
+        predictor.configuration_manager,
+        num_processes,
+        predictor.device.type == "cuda",
+    )
+    return items
+
+
+def read_labels(path: Path, predictor: nnUNetPredictor) -> NDArray[np.int16]:
+    """Segmentation as nnU-Net reads it, shape `(z, y, x)`."""
+    volume, _ = predictor.plans_manager.image_reader_writer_class().read_seg(str(path))
+    labels: NDArray[np.int16] = volume[0].astype(np.int16)
+    return labels
+
+
+def score(
+    case: ImageFiles,
+    maps: Maps,
+    segmentation: NDArray[np.int16],
+    predictor: nnUNetPredictor,
+    labels: Labels,
+) -> Scores:
+    """Scores of a case.
+
+    Raises:
+        InputError: Its ground truth cannot be read, has unknown labels or another shape.
+    """
+    assert case.truth is not None
+    known = {*predictor.label_manager.all_labels, labels.ignore_label}
+    try:
+        truth = read_labels(case.truth, predictor)
+        if unknown := sorted(set(np.unique(truth).tolist()) - known):
+            message = f"it has the labels {unknown}, which dataset.json does not know"
+            raise ValueError(message)
+        return score_case(maps, segmentation, truth, labels)
+    except Exception as error:  # each image library has its own
+        message = f"{case.truth} cannot be used as ground truth: {error}."
+        raise InputError(message) from error
+
+
+def describe(records: Records) -> str:
+    """The most uncertain cases and, with a ground truth, what the uncertainty is worth."""
+    ranked = sorted(records.cases.items(), key=lambda item: -item[1]["mean_entropy"])
+    columns = ["mean_entropy", "mean_variance"]
+    columns += ["dice", "ece", "ece_foreground", "aurc"] if records.has_scores else []
+    mean = records.mean()
+    rows = [[name, *(f"{case[c]:.4f}" for c in columns)] for name, case in ranked[:_NUM_SHOWN]]
+    rows.append(
+        [f"mean of {len(ranked)}", *(f"{mean.get(column, np.nan):.4f}" for column in columns)]
+    )
+    text = format_table(["most uncertain cases", *columns], rows)
+    if not records.has_scores:
+        return text
+    order = records.order()
+    return (
+        f"{text}\n\n"
+        "Area under the risk-coverage curve, 0 is best:\n"
+        f"  voxels by entropy, risk = wrong voxels: {mean['aurc']:.5f} "
+        f"(random order {mean['aurc_random']:.5f}, best order {mean['aurc_best']:.5f})\n"
+        f"  cases by mean entropy, risk = 1 - Dice: {order.aurc:.4f} "
+        f"(random order {order.aurc_random:.4f}, best order {order.aurc_best:.4f})"
+    )

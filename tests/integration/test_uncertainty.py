@@ -1,0 +1,379 @@
+"""`nnUNetv2_mapo uncertainty` on networks of real trainers, against nnU-Net's own commands."""
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.inference.export_prediction import (
+    convert_predicted_logits_to_segmentation_with_correct_shape,
+)
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor, predict_entry_point
+from prepare import draw_boxes, prepare, write_dataset
+
+from nnunetv2_mapo.cli import main
+from nnunetv2_mapo.dropout_statistics import Sampling, sample_with
+from nnunetv2_mapo.labels import Labels
+from nnunetv2_mapo.maps import make_maps
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # nnU-Net's pools
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # open files
+]
+MakeTrainer = Callable[..., Any]
+STOCK, MAPO = "nnUNetTrainerTiny", "nnUNetTrainerTiny_MAPO_tiny"
+DATASET = "Dataset990_Boxes"
+SPACING, ORIGIN = (1.3, 0.9, 1.1), (5.0, -7.5, 30.0)
+DIRECTION = (0, -1, 0, 0, 0, -1, 1, 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "cpu_count", lambda: 1)
+
+
+def save_model(
+    make_trainer: MakeTrainer,
+    name: str = MAPO,
+    configuration: str = "3d_fullres",
+    dataset: str = DATASET,
+    folds: Sequence[int] = (0,),
+) -> Path:
+    """Model folder with the random weights of each fold."""
+    for fold in folds:
+        trainer = make_trainer(name, configuration, dataset=dataset, fold=fold)
+        trainer.initialize()
+        with torch.no_grad():
+            for weight in trainer.network.parameters():
+                weight += 0.1 * torch.randn(weight.shape)
+                weight += fold * 0.1 * torch.randn(weight.shape)
+        trainer.inference_allowed_mirroring_axes = (0, 1)
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+        folder = Path(trainer.output_folder_base)
+        (folder / "dataset.json").write_text(json.dumps(trainer.dataset_json))
+        (folder / "plans.json").write_text(json.dumps(trainer.plans_manager.plans))
+    return folder
+
+
+def write_images(root: Path, folder: Path, dataset: str = DATASET, number: int = 2) -> Path:
+    """Images of the data set, turned, and not of its spacing, and their ground truth."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for case in range(number):
+        for source, target in (
+            (f"imagesTr/case_{case}_0000", f"images/case_{case}_0000"),
+            (f"labelsTr/case_{case}", f"labels/case_{case}"),
+        ):
+            image = sitk.ReadImage(root / "raw" / dataset / f"{source}.nii.gz")
+            image.SetSpacing(SPACING)
+            image.SetOrigin(ORIGIN)
+            image.SetDirection(DIRECTION)
+            sitk.WriteImage(image, folder / f"{target}.nii.gz")
+    return folder / "images"
+
+
+def run(images: Path, output: Path, *options: Any, model: Path | None = None) -> int:
+    arguments = ["uncertainty", "-i", images, "-o", output, "-device", "cpu", "-npp", 1, "-nps", 1]
+    if model is not None:
+        arguments += ["-m", model, "-f", 0]
+    return main([*map(str, arguments), *map(str, options)])
+
+
+def read(path: Path) -> np.ndarray:
+    array: np.ndarray = sitk.GetArrayFromImage(sitk.ReadImage(path))
+    return array
+
+
+def read_maps(output: Path, case: str = "case_0") -> tuple[np.ndarray, np.ndarray]:
+    folder = output / "uncertainty"
+    return tuple(read(folder / f"{case}_{name}.nii.gz") for name in ("entropy", "variance"))
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_segmentations_are_nnunets_own_and_maps_lie_on_the_images(
+    make_trainer: MakeTrainer,
+    boxes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    configuration: str,
+) -> None:
+    save_model(make_trainer, configuration=configuration, folds=(0, 1))
+    images = write_images(boxes, tmp_path / "in")
+    model = ["-d", "990", "-c", configuration, "-tr", MAPO, "-f", "0", "1"]
+    assert run(images, tmp_path / "ours", *model, "--samples", 3) == 0
+    theirs = ["-i", str(images), "-o", str(tmp_path / "theirs"), "-device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["nnUNetv2_predict", *theirs, *model])
+    predict_entry_point()
+    names = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == [*names, "uncertainty"]
+    for case in ("case_0", "case_1"):
+        ours, other = (tmp_path / who / f"{case}.nii.gz" for who in ("ours", "theirs"))
+        assert ours.read_bytes() == other.read_bytes()
+        image = sitk.ReadImage(images / f"{case}_0000.nii.gz")
+        for name in ("entropy", "variance"):
+            path = tmp_path / "ours/uncertainty" / f"{case}_{name}.nii.gz"
+            written = sitk.ReadImage(path)
+            assert written.GetPixelID() == sitk.sitkFloat32
+            assert written.GetSize() == image.GetSize()
+            assert written.GetSpacing() == pytest.approx(SPACING)
+            assert written.GetOrigin() == pytest.approx(ORIGIN)
+            assert written.GetDirection() == pytest.approx(DIRECTION, abs=1e-6)
+        entropy, variance = read_maps(tmp_path / "ours", case)
+        assert 0 <= entropy.min() < entropy.max() <= np.log(3) + 1e-3
+        assert 0 <= variance.min() < variance.max() <= 1 / 3 + 1e-3
+
+
+def test_maps_are_the_same_again_whatever_other_cases_there_are(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path
+) -> None:
+    model = save_model(make_trainer)
+    images = write_images(boxes, tmp_path / "in")
+    run(images, tmp_path / "both", "--samples", 3, model=model)
+    (images / "case_0_0000.nii.gz").unlink()
+    run(images, tmp_path / "one", "--samples", 3, model=model)
+    for first, second in zip(
+        *(read_maps(tmp_path / o, "case_1") for o in ("both", "one")), strict=True
+    ):
+        assert np.array_equal(first, second)
+
+
+def test_a_higher_rate_has_a_higher_variance_and_rate_0_none_but_between_windows(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
+) -> None:
+    model = save_model(make_trainer)
+    images = write_images(boxes, tmp_path / "in", number=1)
+    means = []
+    for rate in (0, 0.05, 0.4):
+        run(
+            images,
+            tmp_path / f"{rate}",
+            "--samples",
+            20,
+            "--rate",
+            rate,
+            "-step_size",
+            1,
+            model=model,
+        )
+        means.append(read_maps(tmp_path / f"{rate}")[1].mean())
+    assert means[0] < means[1] < means[2]
+    assert "rate 0 is the plain network" in capsys.readouterr().out
+
+
+def test_a_model_without_dropout_is_named_and_an_exported_one_of_mapo_is_not(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
+) -> None:
+    images = write_images(boxes, tmp_path / "in", number=1)
+    notice = "NOTE: nothing in the checkpoint says"
+    stock = save_model(make_trainer, STOCK)
+    run(images, tmp_path / "stock", "--samples", 2, model=stock)
+    assert notice in capsys.readouterr().out
+    record = {"folds": {"0": {"mapo": {"granularity": "channel"}}}}
+    (stock / "mapo_export.json").write_text(json.dumps(record))
+    run(images, tmp_path / "exported", "--samples", 2, model=stock)
+    assert notice not in capsys.readouterr().out
+    content = json.loads((tmp_path / "exported/uncertainty/uncertainty.json").read_text())
+    assert content["settings"]["granularity"] == "channel"
+    mapo = save_model(make_trainer)
+    run(images, tmp_path / "mapo", "--samples", 2, "--rate", 0.6, model=mapo)
+    output = capsys.readouterr().out
+    assert notice not in output
+    assert "trained with dropout rates up to 0.5" in output
+
+
+@pytest.fixture(scope="module")
+def regions(nnunet_folder: Path) -> str:
+    name, labels = "Dataset997_UnsureRegions", {"background": 0, "whole": [1, 2], "small": [2]}
+    rng = np.random.default_rng(0)
+    segmentations = [draw_boxes(rng) for _ in range(6)]
+    write_dataset(nnunet_folder, name, labels, segmentations, regions_class_order=[1, 2])
+    prepare(nnunet_folder, name, {"2d": (16, 16)}, num_training=4)
+    return name
+
+
+def test_regions_are_mapped_and_scored(
+    make_trainer: MakeTrainer, boxes: Path, regions: str, tmp_path: Path
+) -> None:
+    model = save_model(make_trainer, configuration="2d", dataset=regions)
+    images = write_images(boxes, tmp_path / "in", regions)
+    labels = tmp_path / "in/labels"
+    assert run(images, tmp_path / "out", "--samples", 4, "--labels", labels, model=model) == 0
+    entropy, variance = read_maps(tmp_path / "out")
+    assert np.log(2) < entropy.max() <= 2 * np.log(2) + 1e-3  # two regions
+    assert 0 < variance.max() <= 0.5
+    content = json.loads((tmp_path / "out/uncertainty/uncertainty.json").read_text())
+    assert set(content["cases"]) == {"case_0", "case_1"}
+    assert 0 < content["mean"]["ece"] < 1
+
+
+@pytest.fixture(scope="module")
+def cascade(nnunet_folder: Path) -> str:
+    name, labels = "Dataset998_UnsureCascade", {"background": 0, "large": 1, "small": 2}
+    rng = np.random.default_rng(0)
+    write_dataset(nnunet_folder, name, labels, [draw_boxes(rng) for _ in range(6)])
+
+    def add_stages(plans: dict[str, Any]) -> None:
+        plans["configurations"] |= {
+            "3d_lowres": {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"},
+            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        }
+
+    prepare(
+        nnunet_folder, name, {"3d_fullres": (8, 16, 16)}, num_training=4,
+        change_plans=add_stages, preprocess=["3d_fullres"],
+    )  # fmt: skip
+    return name
+
+
+def test_the_second_stage_of_a_cascade_sees_the_first(
+    make_trainer: MakeTrainer, boxes: Path, cascade: str, tmp_path: Path, capsys: Any
+) -> None:
+    model = save_model(make_trainer, STOCK, "3d_cascade_fullres", cascade)
+    images = write_images(boxes, tmp_path / "in", cascade, number=1)
+    assert run(images, tmp_path / "out", model=model) == 1
+    assert "segmentations of 3d_lowres with -prev_stage_pred" in capsys.readouterr().err
+    stages = [tmp_path / "in/labels", tmp_path / "empty"]
+    image = sitk.ReadImage(stages[0] / "case_0.nii.gz")
+    stages[1].mkdir()
+    assert run(images, tmp_path / "out", "-prev_stage_predictions", stages[1], model=model) == 1
+    assert "no segmentation of the previous stage case_0.nii.gz" in capsys.readouterr().err
+    sitk.WriteImage(image * 0, stages[1] / "case_0.nii.gz")
+    means = []
+    for stage in stages:
+        output = tmp_path / f"out_{stage.name}"
+        options = ("--rate", 0, "-prev_stage_predictions", stage)
+        assert run(images, output, *options, model=model) == 0
+        means.append(read_maps(output)[0].mean())
+    assert means[0] != pytest.approx(means[1], rel=1e-3)
+
+
+def test_a_run_is_continued_with_the_cases_that_lack_something(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
+) -> None:
+    model = save_model(make_trainer)
+    images = write_images(boxes, tmp_path / "in")
+    labels, output = tmp_path / "in/labels", tmp_path / "out"
+    run(images, output, "--samples", 2, "--labels", labels, model=model)
+    assert "risk = 1 - Dice" in capsys.readouterr().out
+    kept, lost = (output / "uncertainty" / f"case_{n}_entropy.nii.gz" for n in range(2))
+    before, content = kept.stat().st_mtime_ns, lost.read_bytes()
+    table = (output / "uncertainty/uncertainty.csv").read_text()
+    lost.unlink()
+    options = ("--samples", 2, "--continue_prediction")
+    run(images, output, *options, "--labels", labels, model=model)
+    assert "2 cases, 1 of them without maps" in capsys.readouterr().out
+    assert kept.stat().st_mtime_ns == before
+    assert lost.read_bytes() == content
+    assert (output / "uncertainty/uncertainty.csv").read_text() == table
+    assert run(images, output, *options, "--rate", 0.2, model=model) == 1
+    assert "rate: 0.1 then, 0.2 now" in capsys.readouterr().err
+
+
+def test_probabilities_are_exact_up_to_the_corners_of_an_image(make_trainer: MakeTrainer) -> None:
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(save_model(make_trainer)), (0,))
+    image = torch.randn(1, 8, 16, 16)  # one window, whose corners weigh next to nothing
+    with torch.inference_mode():
+        plain = predictor.network.eval()(image[None])[0].softmax(0).numpy()
+    with sample_with(predictor, Labels(3), Sampling(1, 0.0)) as sampler:
+        statistics = sampler.sample(image)
+    assert np.abs(statistics[:3] - plain).max() < 0.002
+    assert np.array_equal(statistics[3:].argmax(0), plain.argmax(0))
+    assert set(np.unique(statistics[3:])) == {0, 1}
+
+
+def test_mean_probabilities_are_brought_back_as_nnunet_exports_its_own(
+    make_trainer: MakeTrainer, boxes: Path
+) -> None:
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(save_model(make_trainer)), (0,))
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, 8, 9, 10)).astype(np.float32)
+    image[:, :2], image[:, :, :, 7:] = 0, 0  # nnU-Net crops them off
+    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
+    data, _, properties = preprocessor.run_case_npy(
+        image, None, {"spacing": [1, 1, 1]}, predictor.plans_manager,
+        predictor.configuration_manager, predictor.dataset_json,
+    )  # fmt: skip
+    assert data.shape == (1, 6, 9, 7)
+    p = rng.dirichlet(np.ones(3), data.shape[1:]).transpose(3, 0, 1, 2).astype(np.float32)
+    votes = np.zeros_like(p)
+    votes[0], votes[1] = 0.75, 0.25
+    maps = make_maps(np.concatenate([p, votes]), properties, predictor)
+    # The softmax of ln p is p.
+    _, exported = convert_predicted_logits_to_segmentation_with_correct_shape(
+        torch.from_numpy(np.log(p)), predictor.plans_manager, predictor.configuration_manager,
+        predictor.label_manager, properties, return_probabilities=True, num_threads_torch=1,
+    )  # fmt: skip
+    assert np.allclose(maps.probabilities, exported, atol=1e-6)
+    outside = np.ones((8, 9, 10), bool)
+    outside[2:, :, :7] = False
+    assert not maps.entropy[outside].any()
+    assert not maps.variance[outside].any()
+    assert np.allclose(maps.variance[~outside], 3 / 16)
+
+
+def test_what_is_wrong_is_named_before_anything_is_computed(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
+) -> None:
+    model = save_model(make_trainer)
+    images = write_images(boxes, tmp_path / "in")
+    labels, output = tmp_path / "in/labels", tmp_path / "out"
+    empty, two_channels, unnamed, partial = (tmp_path / n for n in ("a", "b", "c", "d"))
+    for folder in (empty, two_channels, unnamed, partial):
+        folder.mkdir()
+    source = images / "case_0_0000.nii.gz"
+    for name in ("case_0_0000", "case_0_0001"):
+        shutil.copy(source, two_channels / f"{name}.nii.gz")
+    shutil.copy(source, unnamed / "case_with_a_name.nii.gz")
+    shutil.copy(labels / "case_0.nii.gz", partial)
+    by_name = ["-d", "990", "-c", "3d_fullres"]
+    for arguments, said in (
+        ((images, output, "-m", model, "--rate", 1), "--rate 1.0 is not valid"),
+        ((images, output, "-m", model, "--rate", -0.1), "--rate -0.1 is not valid"),
+        ((images, output, "-m", model, "--samples", 1), "--samples 1 is not valid"),
+        ((images, output, "-m", model, "-step_size", 2), "-step_size 2.0 is not valid"),
+        ((images, output), "Name the model either with -d and -c"),
+        ((images, output, "-d", 990), "Name the model either with -d and -c"),
+        ((images, output, "-d", 990, "-m", model), "Name the model either with -d and -c"),
+        ((tmp_path / "no", output, "-m", model), "no is not a folder"),
+        ((images, images, "-m", model), "it would be overwritten"),
+        ((images, labels, "-m", model, "--labels", labels), "it would be overwritten"),
+        ((images, output, *by_name, "-tr", "Other"), f"There is: {MAPO}__nnUNetPlans__3d_fullres"),
+        ((images, output, "-m", model), "Fold 1 is not in"),  # nnU-Net's default is all five
+        ((images, output, "-m", model, "-f", 0, "-chk", "x.pth"), "There is: checkpoint_final.pth"),
+        ((empty, output, "-m", model, "-f", 0), "has no file that ends in .nii.gz"),
+        ((two_channels, output, "-m", model, "-f", 0), "has 2 channels; the model needs 1: MRI"),
+        ((unnamed, output, "-m", model, "-f", 0), "without the number of their channel"),
+        (
+            (images, output, "-m", model, "-f", 0, "--labels", partial),
+            "There is no ground truth case_1.nii.gz",
+        ),
+        (
+            (images, output, "-m", model, "-f", 0, "-prev_stage_predictions", partial),
+            "no second stage of a cascade",
+        ),
+    ):
+        assert run(*arguments) == 1
+        assert said in capsys.readouterr().err
+    assert not [path for path in output.rglob("*") if path.is_file()]
+
+
+def test_a_ground_truth_that_does_not_fit_is_named(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
+) -> None:
+    model = save_model(make_trainer)
+    images = write_images(boxes, tmp_path / "in", number=1)
+    labels = tmp_path / "in/labels"
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.full((12, 20, 20), 7, np.uint8)), labels / "case_0.nii.gz"
+    )
+    assert run(images, tmp_path / "out", "--samples", 2, "--labels", labels, model=model) == 1
+    error = capsys.readouterr().err
+    assert "case_0.nii.gz cannot be used as ground truth: it has the labels [7]" in error
