@@ -32,10 +32,10 @@ PAPER = MAPOConfig(
 )
 FINE_TUNE = MAPOConfig(
     fine_tune=True,
-    num_epochs_factor=0.1,
+    num_epochs_factor=0.2,
     learning_rate_factor=0.1,
-    warmup_fraction_2d=0.2,
-    warmup_fraction_3d=0.2,
+    warmup_fraction_2d=0.25,
+    warmup_fraction_3d=0.25,
 )
 
 
