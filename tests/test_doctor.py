@@ -4,19 +4,22 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from nnunetv2_mapo.cli import doctor_run, main
-from nnunetv2_mapo.doctor import devices
+from nnunetv2_mapo.doctor import devices, probe
 from nnunetv2_mapo.doctor.dataset import Asked, check_dataset
 from nnunetv2_mapo.doctor.devices import GPU, Accelerators
 from nnunetv2_mapo.doctor.disk import Estimate, check_disk, estimate_preferences
 from nnunetv2_mapo.doctor.finding import NOTE, OK, PROBLEM, Finding
-from nnunetv2_mapo.doctor.folders import check_folder
+from nnunetv2_mapo.doctor.folders import check_folder, check_writable
 from nnunetv2_mapo.doctor.probe import Probed, run_probe
+from nnunetv2_mapo.doctor.requirements import find_requirement
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 ASKED = Asked("7", None, "nnUNetPlans", "nnUNetTrainer_MAPO", "0")
@@ -47,6 +50,7 @@ def planned(nnunet):
         place.mkdir()
         (place / "dataset.json").write_text("{}")
     (folder / "nnUNetPlans.json").write_text(json.dumps({"configurations": PLANS}))
+    (folder / "dataset_fingerprint.json").write_text("{}")
     return folder
 
 
@@ -104,23 +108,55 @@ def test_a_full_or_read_only_disk_is_found_by_writing(number, nnunet, monkeypatc
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    finding = check_folder("nnUNet_results")
-    assert finding.level == PROBLEM
-    assert os.strerror(number) in finding.what
-    assert check_folder("nnUNet_raw", is_written=False).level == OK
+    [finding] = check_writable(nnunet / "nnUNet_results", "another disk")
+    what = f"{nnunet / 'nnUNet_results'} cannot be written to: {os.strerror(number)}"
+    assert finding == (PROBLEM, what, "another disk")
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() == 0, reason="root writes anywhere")
 def test_an_own_folder_without_permission_is_mended_by_the_command(nnunet):
     (nnunet / "nnUNet_results").chmod(0o555)
-    finding = check_folder("nnUNet_results")
+    [finding] = check_writable(nnunet / "nnUNet_results", "")
     assert finding.level == PROBLEM
     run_in_shell(finding.mend)
-    assert check_folder("nnUNet_results").level == OK
+    assert check_writable(nnunet / "nnUNet_results", "") == []
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Folders in which was tried to write, which fails; root writes anywhere."""
+    folders = []
+
+    def fail(path, _):
+        folders.append(path.parent)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    return folders
+
+
+def test_the_deepest_folder_that_is_there_is_written_to(planned, nnunet, written):
+    _, prepared = check_dataset(ASKED)
+    model = nnunet / "nnUNet_results/Dataset007_Sample/nnUNetTrainer_MAPO__nnUNetPlans__3d_fullres"
+    model.mkdir(parents=True)
+    findings = doctor_run.check_folders(ASKED, prepared)
+    assert written == [model, planned]  # the fold's folder is not made yet; there is no split
+    assert [finding.level for finding in findings] == [OK, OK, OK, PROBLEM, PROBLEM]
+
+
+def test_fold_all_or_a_split_needs_no_writing_beside_the_preprocessed_data(
+    planned, nnunet, written
+):
+    _, prepared = check_dataset(ASKED)
+    doctor_run.check_folders(replace(ASKED, fold="all"), prepared)
+    assert written == [nnunet / "nnUNet_results"]
+    (planned / "splits_final.json").touch()
+    doctor_run.check_folders(ASKED, prepared)
+    assert written == [nnunet / "nnUNet_results"] * 2
 
 
 def test_nothing_is_left_where_was_written(nnunet):
-    check_folder("nnUNet_results")
+    assert check_writable(nnunet / "nnUNet_results" / "Dataset007_Sample", "") == []
     assert list((nnunet / "nnUNet_results").iterdir()) == []
 
 
@@ -136,14 +172,18 @@ def test_a_planned_data_set_is_found_by_number_and_by_name(planned):
     for dataset in ("7", "007", "Dataset007_Sample"):
         findings, prepared = check_dataset(Asked(dataset, None, "nnUNetPlans", "T", "0"))
         assert [finding.level for finding in findings] == [OK]
-        assert prepared.configuration == "3d_fullres"
-        assert prepared.cases == planned / "nnUNetPlans_3d_fullres"
+        assert (prepared.folder, prepared.configuration) == (planned, "3d_fullres")
 
 
-def test_a_cascade_uses_the_data_that_it_inherits(planned):
-    _, prepared = check_dataset(Asked("7", "3d_cascade_fullres", "nnUNetPlans", "T", "0"))
-    assert prepared.cases == planned / "nnUNetPlans_3d_fullres"
-    assert prepared.previous_stage == "3d_lowres"
+def test_a_file_that_is_named_like_a_data_set_is_none(planned, nnunet):
+    (nnunet / "nnUNet_raw" / "Dataset007_Sample.zip").touch()
+    assert check_dataset(ASKED)[1].name == "Dataset007_Sample"
+
+
+def test_a_missing_fingerprint_is_made_by_the_command(planned):
+    (planned / "dataset_fingerprint.json").unlink()
+    problem = only_problem(check_dataset(ASKED)[0])
+    assert problem.mend == "nnUNetv2_extract_fingerprint -d 7"
 
 
 @pytest.mark.parametrize("dataset", ["8", "Dataset008_Other", "Sample", "-1"])
@@ -214,15 +254,23 @@ def test_disk_is_a_problem_where_not_even_the_usual_fits(free, level, tmp_path, 
 
 # Devices ------------------------------------------------------------------------------------------
 
-CARD = GPU("NVIDIA H100", 80_000_000_000, 79_000_000_000, has_bfloat16=True)
+CARD = GPU("NVIDIA H100", 80_000_000_000, 79_000_000_000)
 
 
 def test_a_gpu_is_described_and_one_in_use_is_a_note():
     [free] = devices.check_accelerators(Accelerators("12.6", [CARD]))
     assert free.level == OK
-    assert "GPU 0: NVIDIA H100, 80.0 GB, 79.0 GB free" in free.what
-    busy = GPU("NVIDIA H100", 80_000_000_000, 30_000_000_000, has_bfloat16=True)
+    assert free.what == "GPU 0: NVIDIA H100, 80.0 GB, 79.0 GB free"
+    busy = replace(CARD, num_free=30_000_000_000)
     assert devices.check_accelerators(Accelerators("12.6", [busy]))[0].level == NOTE
+
+
+def test_a_device_that_is_asked_for_turns_other_problems_into_notes():
+    outdated = Accelerators("13.0", error="too old", driver="12.4")
+    assert devices.check_accelerators(outdated, "cpu")[0].level == NOTE
+    assert devices.check_accelerators(outdated, "cuda")[0].level == PROBLEM
+    assert devices.check_accelerators(Accelerators(), "cuda")[0].level == PROBLEM
+    assert devices.check_accelerators(Accelerators("12.6", [CARD]), "cuda")[0].level == OK
 
 
 @pytest.mark.parametrize(
@@ -232,6 +280,7 @@ def test_a_gpu_is_described_and_one_in_use_is_a_note():
         (Accelerators(driver="12.4"), PROBLEM, "built without CUDA", "/whl/cu126"),
         (Accelerators(driver="13.1"), PROBLEM, "built without CUDA", "/whl/cu130"),
         (Accelerators("13.0", error="too old", driver="12.4"), PROBLEM, "too old", "/whl/cu126"),
+        (Accelerators("12.6", error="old", driver="10.2"), PROBLEM, "old", "nvidia.com/drivers"),
         (Accelerators("12.6", error="no driver"), NOTE, "no GPU", ""),
     ],
 )
@@ -240,7 +289,8 @@ def test_without_a_usable_gpu_the_reason_is_said(seen, level, what, mend, monkey
     [finding] = devices.check_accelerators(seen)
     assert finding.level == level
     assert what in finding.what
-    assert mend in finding.mend
+    assert mend in finding.mend if mend else finding.mend == ""
+    assert "/whl/" not in finding.mend or find_requirement("torch") in finding.mend
     assert seen.device == "cpu"
 
 
@@ -272,6 +322,13 @@ def test_number_of_augmenting_processes_is_checked(value, level, monkeypatch):
     assert devices.check_processor()[-1].level == level
 
 
+@pytest.mark.parametrize(("value", "has_problem"), [("0", True), ("x", True), ("2", False)])
+def test_nnunet_cannot_export_its_predictions_with_0_processes(value, has_problem, monkeypatch):
+    monkeypatch.setenv("nnUNet_def_n_proc", value)
+    levels = [finding.level for finding in devices.check_processor()]
+    assert (PROBLEM in levels) == has_problem
+
+
 def test_more_processes_than_cores_are_a_note(monkeypatch):
     monkeypatch.setattr(devices, "_count_cores", lambda: 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
@@ -288,6 +345,7 @@ def test_the_little_shared_memory_of_a_container_is_a_note(monkeypatch):
     finding = devices.check_processor()[-1]
     assert finding.level == NOTE
     assert "/dev/shm, which has 64.0 MB only" in finding.what
+    assert run_in_shell(finding.mend)["nnUNet_n_proc_DA"] == "0"
 
 
 # The command --------------------------------------------------------------------------------------
@@ -296,12 +354,12 @@ def test_the_little_shared_memory_of_a_container_is_a_note(monkeypatch):
 @pytest.fixture
 def light(monkeypatch):
     """The doctor without the process that imports PyTorch, in an installation that fits."""
-    monkeypatch.setattr(doctor_run, "run_probe", lambda _: Probed([Finding(OK, "probed")], "cpu"))
+    monkeypatch.setattr(doctor_run, "run_probe", lambda *_: Probed([Finding(OK, "probed")], "cpu"))
     for name in ("check_requirements", "check_installation", "check_external_folders"):
         monkeypatch.setattr(doctor_run, name, list)
 
 
-def test_exit_code_is_0_and_the_training_command_is_last(light, planned, capsys):
+def test_the_training_command_is_last(light, planned, capsys):
     assert main(["doctor", "-d", "7", "-p", "nnUNetPlans", "-f", "all"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Importing PyTorch ..."
@@ -335,14 +393,32 @@ def test_a_check_that_raises_is_a_problem_and_the_others_go_on(light, monkeypatc
     monkeypatch.setattr(doctor_run, "check_requirements", check_requirements)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "PROBLEM  check_requirements failed: KeyError: 'metadata is damaged'" in out
+    what = "check_requirements could not be checked: KeyError: 'metadata is damaged'"
+    assert f"PROBLEM  {what}\nok " in out  # without a command: nobody knows what mends it
     assert "ok       probed" in out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals")
-def test_an_import_that_ends_python_is_named(monkeypatch, tmp_path):
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
+@pytest.mark.parametrize(("number", "name"), [(4, "SIGILL"), (40, "signal 40")])
+def test_an_import_that_ends_python_is_named_and_is_the_last(number, name, monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text(f"import os\nos.kill(os.getpid(), {number})\n")
     monkeypatch.syspath_prepend(tmp_path)
     [finding] = run_probe(ASKED).findings
-    assert finding[:2] == (PROBLEM, "import torch: Python was ended by SIGILL")
-    assert finding.mend.startswith("pip install --force-reinstall 'torch")
+    assert finding[:2] == (PROBLEM, f"import torch: Python was ended by {name}")
+    pip = f"{sys.executable} -m pip install --force-reinstall 'torch"
+    assert finding.mend.startswith(pip)
+
+
+def test_a_broken_import_ends_the_checks_that_need_it(monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch, rest = run_probe(ASKED).findings
+    assert torch[:2] == (PROBLEM, "import torch: OSError: libcudart.so")
+    assert rest.level == NOTE
+
+
+def test_an_import_that_does_not_end_is_a_problem(monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(probe, "TIMEOUT_S", 2.0)
+    assert run_probe(ASKED).findings[-1][:2] == (PROBLEM, "import torch: no answer in 2 s")

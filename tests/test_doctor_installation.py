@@ -1,17 +1,23 @@
-import base64
-import hashlib
+import importlib
+import json
 import os
 import sys
 from pathlib import Path
 
+import nnunetv2
 import pytest
 
 import nnunetv2_mapo
-from nnunetv2_mapo.doctor import installation, trainers
+from nnunetv2_mapo.doctor import imports, installation, requirements, trainers
 from nnunetv2_mapo.doctor.finding import NOTE, OK, PROBLEM
 from nnunetv2_mapo.doctor.imports import check_import
-from nnunetv2_mapo.doctor.requirements import check_requirements, find_requirement
+from nnunetv2_mapo.doctor.requirements import (
+    check_requirements,
+    find_requirement,
+    say_reinstall,
+)
 
+PIP = f"{sys.executable} -m pip"
 TRAINER_CONFIGS = Path(__file__).parents[1] / "trainer_configs"
 
 
@@ -45,7 +51,7 @@ def test_a_version_that_nnunet_excludes_is_a_problem_that_pip_mends(only):
     assert own == (OK, "1 of 1 packages that nnunetv2-mapo requires fit", "")
     assert torch.level == PROBLEM
     assert torch.what.endswith(", installed is 2.9.1+cu126")
-    assert torch.mend == "pip install 'torch!=2.9.*,>=2.1.2'"
+    assert torch.mend == f"{PIP} install 'torch!=2.9.*,>=2.1.2'"
 
 
 def test_what_is_missing_or_too_old_is_a_problem_each(only):
@@ -54,9 +60,9 @@ def test_what_is_missing_or_too_old_is_a_problem_each(only):
     _, monai, nnunet, _ = check_requirements()
     assert monai[1:] == (
         "nnunetv2-mapo requires monai>=1.4, which is not installed",
-        "pip install 'monai>=1.4'",
+        f"{PIP} install 'monai>=1.4'",
     )
-    assert nnunet.mend == "pip install 'nnunetv2>=2.8.1'"
+    assert nnunet.mend == f"{PIP} install 'nnunetv2>=2.8.1'"
 
 
 def test_requirements_of_extras_and_of_other_systems_do_not_count(only):
@@ -75,7 +81,7 @@ def test_a_nightly_build_of_a_newer_version_fits(only):
 def test_without_nnunet_pip_installs_the_version_that_is_needed(only):
     install(only, "nnunetv2-mapo", "0.1.0", "nnunetv2>=2.8.1")
     assert {f.mend for f in check_requirements() if f.level == PROBLEM} == {
-        "pip install 'nnunetv2>=2.8.1'"
+        f"{PIP} install 'nnunetv2>=2.8.1'"
     }
 
 
@@ -83,7 +89,7 @@ def test_a_checkout_that_was_never_installed_is_a_note(only):
     install(only, "nnunetv2", "2.8.1")
     _, own, _ = check_requirements()
     assert own.level == NOTE
-    assert own.mend.startswith("pip install")
+    assert own.mend.startswith(f"{PIP} install")
 
 
 # Imports ------------------------------------------------------------------------------------------
@@ -100,8 +106,41 @@ def test_a_torchvision_of_another_torch_is_installed_anew_together_with_torch(
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     what = "import torchvision: RuntimeError: operator torchvision::nms does not exist"
     assert finding[:2] == (PROBLEM, what)
-    assert finding.mend.startswith("pip install --force-reinstall 'torch")
+    assert finding.mend.startswith(f"{PIP} install --force-reinstall 'torch")
     assert finding.mend.endswith(" torchvision")
+
+
+def test_another_package_is_installed_anew_without_what_it_requires(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(imports, "find_requirement", lambda name: name)
+    monkeypatch.setattr(requirements, "find_requirement", lambda name: name)
+    for text, command in (
+        ("raise RuntimeError('damaged')", "install --force-reinstall --no-deps monai"),
+        ("import unheard_of", "install monai"),
+    ):
+        (tmp_path / "monai.py").write_text(text)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delitem(sys.modules, "monai", raising=False)
+            patch.setattr(sys, "dont_write_bytecode", True)
+            [finding] = check_import("monai")
+            sys.modules.pop("monai", None)
+        assert finding.mend == f"{PIP} {command}"
+
+
+@pytest.mark.parametrize(
+    ("record", "origin"),
+    [
+        ({}, "nnunetv2"),
+        ({"url": "file:///src/nn", "dir_info": {"editable": True}}, "-e /src/nn"),
+        ({"url": "file:///src/nn-2.whl", "archive_info": {}}, "/src/nn-2.whl"),
+        ({"url": "https://x.org/nn", "vcs_info": {"vcs": "git"}}, "git+https://x.org/nn"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="paths of a POSIX shell")
+def test_a_package_is_installed_anew_from_where_it_came_from(record, origin, only):
+    install(only, "nnunetv2", "2.8.1", **{"direct_url.json": json.dumps(record)})
+    command = say_reinstall("nnunetv2")
+    assert command == f"{PIP} install --force-reinstall --no-deps {origin}"
 
 
 def test_pip_is_asked_for_a_package_as_nnunet_requires_it():
@@ -112,47 +151,48 @@ def test_pip_is_asked_for_a_package_as_nnunet_requires_it():
 # Conflicts ----------------------------------------------------------------------------------------
 
 
-def test_a_second_copy_of_the_package_is_named(monkeypatch, tmp_path):
-    used = Path(nnunetv2_mapo.__file__).parent
-    second = tmp_path / "nnunetv2_mapo"
-    second.mkdir()
-    (second / "__init__.py").touch()
-    monkeypatch.setattr(sys, "path", [str(used.parent), str(tmp_path)])
-    [finding] = installation.check_copies("nnunetv2_mapo", used)
-    assert finding.level == NOTE
-    assert finding.what.endswith(f"not {second.resolve()}")
-
-
 def test_two_installations_of_nnunet_are_a_note_and_in_one_place_a_problem(only, monkeypatch):
     install(only / "a", "nnunetv2", "2.8.1")
     install(only / "b", "nnunetv2", "2.8.0")
     monkeypatch.setattr(sys, "path", [str(only / "a"), str(only / "b")])
     [finding] = installation.check_distributions()
     assert finding.level == NOTE  # the first counts
-    assert finding.mend.startswith("pip uninstall -y nnunetv2 ")
+    assert finding.mend == ""  # nothing has to be uninstalled
     install(only / "a", "nnunetv2", "2.7.0")  # a failed upgrade
     [finding] = installation.check_distributions()
     assert finding.level == PROBLEM
+    assert finding.mend.startswith(f"{PIP} uninstall -y nnunetv2 ")
     assert f"2.8.1 in {only / 'a'}, 2.8.0 in {only / 'b'}" in finding.what
 
 
-def test_metadata_of_another_version_and_the_first_nnunet_are_notes(only):
+def test_metadata_of_another_version_is_a_note(only):
     install(only, "nnunetv2-mapo", "0.0.1")
-    install(only, "nnunet", "1.7.1")
-    notes = installation.check_distributions()
-    assert [finding.level for finding in notes] == [NOTE, NOTE]
-    assert f"0.0.1, but {nnunetv2_mapo.__version__} is imported" in notes[0].what
-    assert "v1" in notes[1].what
+    [note] = installation.check_distributions()
+    assert note.level == NOTE
+    assert f"0.0.1, but {nnunetv2_mapo.__version__} is imported" in note.what
+
+
+def test_an_nnunet_that_the_trainers_folder_hides_is_a_problem(only, monkeypatch):
+    record = {"url": (only / "checkout").as_uri(), "dir_info": {"editable": True}}
+    install(only, "nnunetv2", "2.8.1", **{"direct_url.json": json.dumps(record)})
+    (only / "nnunetv2" / "training").mkdir(parents=True)  # all that the wheel puts there
+    monkeypatch.delitem(sys.modules, "nnunetv2", raising=False)
+    [finding] = installation.check_hidden_nnunet()
+    assert finding.level == PROBLEM
+    checkout = f"install -e {only / 'checkout'} --config-settings editable_mode=compat"
+    assert finding.mend == f"{PIP} {checkout}"
+    (only / "nnunetv2" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert installation.check_hidden_nnunet() == []
 
 
 @pytest.fixture
 def inside(monkeypatch, tmp_path):
     """An nnU-Net whose folder of MAPO's trainers has one file."""
-    nnunet = tmp_path / "site" / "nnunetv2"
-    folder = nnunet / installation.INSIDE_NNUNET
+    folder = tmp_path / "site" / "mapo"
     folder.mkdir(parents=True)
     (folder / "mapo_rule.py").write_text("rule = 1\n")
-    monkeypatch.setattr(installation, "find_nnunet", lambda: nnunet)
+    monkeypatch.setattr(installation, "find_installed_trainers", lambda: folder)
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     return folder
 
@@ -161,27 +201,13 @@ def test_trainers_in_nnunet_that_differ_from_the_checkout_s_are_a_problem(inside
     configs = tmp_path / "checkout" / "trainer_configs"
     configs.mkdir(parents=True)
     package = tmp_path / "checkout" / "nnunetv2_mapo"
-    (configs / "mapo_rule.py").write_bytes(b"rule = 1\r\n")  # the same but for its line ends
+    (configs / "mapo_rule.py").write_text("rule = 1\n")
     assert installation.check_trainer_files(package) == []
     (configs / "mapo_new.py").touch()
     [finding] = installation.check_trainer_files(package)
     assert finding.level == PROBLEM
     assert finding.what.endswith("nnU-Net looks there first: mapo_new.py")
-    assert finding.mend.startswith("pip install")
-
-
-def test_trainers_in_nnunet_that_differ_from_the_wheel_s_are_a_problem(inside, only):
-    digest = hashlib.sha256(b"rule = 1\n").digest()
-    recorded = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-    end = "/".join(installation.INSIDE_NNUNET.parts)
-    line = f"nnunetv2/{end}/mapo_rule.py,sha256={recorded},9\n"
-    install(only, "nnunetv2-mapo", "0.1.0", RECORD=line)
-    package = only / "nnunetv2_mapo"
-    assert installation.check_trainer_files(package) == []
-    (inside / "mapo_rule.py").write_text("rule = 2\n")
-    [finding] = installation.check_trainer_files(package)
-    assert finding.level == PROBLEM
-    assert "mapo_rule.py" in finding.what
+    assert finding.mend.startswith(f"{PIP} install")
 
 
 def test_other_trainers_of_mapo_in_an_external_folder_are_said_to_be_unused(
@@ -204,7 +230,9 @@ def own(monkeypatch, tmp_path):
     """A folder of a user's trainers, besides the checkout's; nnU-Net has none of MAPO itself."""
     folder = tmp_path / "own trainers"
     folder.mkdir()
-    monkeypatch.setattr(trainers, "find_nnunet", lambda: None)
+    (tmp_path / "nnunetv2" / "training" / "nnUNetTrainer").mkdir(parents=True)
+    places = [str(tmp_path / "nnunetv2"), *nnunetv2.__path__]  # nnU-Net searches the first one
+    monkeypatch.setattr(nnunetv2, "__path__", places)
     monkeypatch.setattr(trainers, "find_trainer_configs", lambda: [TRAINER_CONFIGS])
     monkeypatch.setenv("nnUNet_extTrainer", f"{TRAINER_CONFIGS}{os.pathsep}{folder}")
     return folder
@@ -221,18 +249,17 @@ def obey(mend, monkeypatch):
         monkeypatch.setenv(name, value.strip("'"))
 
 
-def test_trainers_are_found_with_their_class_file_and_way(own):
+def test_a_trainer_is_found_with_its_class_and_file(own):
     text = (
         "from nnunetv2_mapo import MAPOConfig, nnUNetTrainer_MAPO\n"
         "class nnUNetTrainer_MAPO_doctored(nnUNetTrainer_MAPO):\n"
         "    mapo = MAPOConfig(num_rounds=2)\n"
     )
     (own / "mine.py").write_text(text)
-    (plain, variant), trainer = trainers.check_trainers("nnUNetTrainer_MAPO_doctored")
+    finding, trainer = trainers.find_trainer("nnUNetTrainer_MAPO_doctored")
     assert trainer.mapo.num_rounds == 2
-    assert plain.level == OK
-    assert f"through nnUNet_extTrainer {TRAINER_CONFIGS}" in plain.what
-    assert variant.what.endswith(f"its class is in {own / 'mine.py'}")
+    what = f"nnUNetTrainer_MAPO_doctored(nnUNetTrainer_MAPO); its class is in {own / 'mine.py'}"
+    assert finding == (OK, what, "")
 
 
 @pytest.mark.parametrize(
@@ -243,27 +270,32 @@ def test_trainers_are_found_with_their_class_file_and_way(own):
         ("raise SystemExit(3)\n", "SystemExit: 3"),
     ],
 )
-def test_a_broken_module_is_named_and_leaving_its_folder_out_mends_it(
+def test_a_broken_module_on_the_way_is_named_and_leaving_its_folder_out_mends_it(
     own, text, reason, monkeypatch
 ):
     (own / "broken.py").write_text(text)
-    [finding], trainer = trainers.check_trainers("nnUNetTrainer_MAPO")
+    monkeypatch.setenv("nnUNet_extTrainer", f"{own}{os.pathsep}{TRAINER_CONFIGS}")
+    finding, trainer = trainers.find_trainer("nnUNetTrainer_MAPO")
     assert trainer is None
     assert finding.level == PROBLEM
     assert finding.what.startswith(f"{own / 'broken.py'} cannot be imported")
     assert reason in finding.what
     obey(finding.mend, monkeypatch)
-    findings, _ = trainers.check_trainers("nnUNetTrainer_MAPO")
-    assert [finding.level for finding in findings] == [OK]
+    assert trainers.find_trainer("nnUNetTrainer_MAPO").finding.level == OK
+
+
+def test_a_broken_module_behind_the_trainer_is_no_problem(own):
+    (own / "broken.py").write_text("import unheard_of\n")  # its folder is the second one
+    assert trainers.find_trainer("nnUNetTrainer_MAPO").finding.level == OK
+    assert trainers.find_trainer("nnUNetTrainerStock").finding.level == PROBLEM
 
 
 def test_mapo_s_trainers_are_found_after_the_export_that_is_recommended(own, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", str(own))
-    [finding], _ = trainers.check_trainers("nnUNetTrainer_MAPO")
+    finding, _ = trainers.find_trainer("nnUNetTrainer_MAPO")
     assert finding[:2] == (PROBLEM, "nnU-Net finds no trainer nnUNetTrainer_MAPO")
     obey(finding.mend, monkeypatch)
-    findings, _ = trainers.check_trainers("nnUNetTrainer_MAPO")
-    assert [finding.level for finding in findings] == [OK]
+    assert trainers.find_trainer("nnUNetTrainer_MAPO").finding.level == OK
     assert str(own) in os.environ["nnUNet_extTrainer"]
 
 
@@ -279,33 +311,24 @@ def test_a_folder_that_does_not_exist_is_a_note_that_the_export_mends(own, monke
 
 
 def test_an_unknown_base_is_explained_by_the_rule_of_names(own):
-    (_, finding), trainer = trainers.check_trainers("nnUNetTrainerDA55_MAPO")
+    finding, trainer = trainers.find_trainer("nnUNetTrainerDA55_MAPO")
     assert trainer is None
     assert finding.level == PROBLEM
     assert "nnU-Net knows no trainer nnUNetTrainerDA55" in finding.what
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [("MAPOConfig(tau=2)", "tau=2 is not valid: a number in (0, 1]"), ("{'tau': 0.2}", "a MAPOC")],
-)
-def test_settings_that_are_not_valid_are_a_problem_with_the_file(own, settings, reason):
-    text = (
-        "from nnunetv2_mapo import MAPOConfig, nnUNetTrainer_MAPO\n"
-        f"class nnUNetTrainer_MAPO_wrong(nnUNetTrainer_MAPO):\n    mapo = {settings}\n"
-    )
-    (own / "wrong.py").write_text(text)
-    findings, trainer = trainers.check_trainers("nnUNetTrainer_MAPO_wrong")
+def test_a_class_that_is_no_trainer_is_a_problem(own):
+    (own / "other.py").write_text("class nnUNetTrainerOther: pass\n")
+    finding, trainer = trainers.find_trainer("nnUNetTrainerOther")
     assert trainer is None
-    assert findings[-1].level == PROBLEM
-    assert reason in findings[-1].what
-    assert findings[-1].mend == f"correct it in {own / 'wrong.py'}"
+    assert finding.level == PROBLEM
+    assert "must inherit from 'nnUNetTrainer'" in finding.what
 
 
 def test_a_trainer_without_mapo_is_a_note(own):
     text = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
     (own / "stock.py").write_text(f"{text}class nnUNetTrainerStock(nnUNetTrainer): pass\n")
-    (_, finding), trainer = trainers.check_trainers("nnUNetTrainerStock")
+    finding, trainer = trainers.find_trainer("nnUNetTrainerStock")
     assert trainer is not None
     assert finding.level == NOTE
     assert finding.mend == "-tr nnUNetTrainerStock_MAPO"

@@ -10,10 +10,11 @@ from nnunetv2_mapo.cli.nnunet import CommandError
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command `doctor`."""
     text = (
-        "Says whether a training can start: installation, trainers, nnU-Net's folders, the data "
-        "set, disk, GPU. A line for each finding: ok, note, or PROBLEM with the command that mends "
-        "it below; at the end the command that trains. Changes nothing. Exit code 0 if a training "
-        "can start, else 1."
+        "Says whether a training can start: installation, trainer, nnU-Net's folders, disk, GPU "
+        "and, with -d, the data set: the training is begun in a scratch folder, up to its first "
+        "epoch. A line for each finding: ok, note, or PROBLEM with what mends it below; at the end "
+        "the command that trains. Changes nothing. Exit code 0 only if a training can start (as "
+        "far as can be said without -d), else 1."
     )
     parser = commands.add_parser(
         "doctor",
@@ -40,6 +41,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "-f", dest="fold", metavar="FOLD", type=_fold, default="0",
         help="0, 1, 2 ... or all (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "-device", choices=("cpu", "cuda", "mps"),
+        help="where to train (default: cuda if there is one, mps, or cpu)",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -53,7 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         from nnunetv2_mapo.cli.doctor_run import run_doctor
     except ImportError as error:
-        message = f"The doctor lacks what it needs itself ({error}): pip install packaging"
+        message = (
+            f"The doctor lacks what it needs itself ({error}): python -m pip install packaging"
+        )
         raise CommandError(message) from error
     run_doctor(arguments)
 

@@ -21,6 +21,7 @@ _NUMBER = re.compile(r"nan|\d+\.\d+")
 _SHOWN = ("MAPO: ", "Predicting ", "Preprocessing", "Experiment planning", "Fingerprint extraction",
           "Using trainer", "Mean Validation Dice", "predicting ")  # fmt: skip
 _SHOWN_VALUES = ("loss/dpo", "rewards/accuracies")
+_INSIDE_NNUNET = Path("nnunetv2", "training", "nnUNetTrainer", "variants", "mapo")
 _WIDTH = 170  # characters of a shown line
 
 
@@ -118,21 +119,24 @@ def find_command(name: str) -> str:
     return found
 
 
+def find_installed_trainers() -> Path | None:
+    """Folder of MAPO's trainers inside nnU-Net; None if they are not there."""
+    spec = find_spec("nnunetv2")
+    places = (spec and spec.submodule_search_locations) or []
+    folders = (Path(place).parent / _INSIDE_NNUNET for place in places)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
 def find_trainer_configs() -> list[Path]:
     """Folder that nnU-Net must be told of to find MAPO's trainers; none if it knows them.
 
     Raises:
         CommandError: There is no such folder.
     """
-    inside_nnunet = Path("nnunetv2", "training", "nnUNetTrainer", "variants", "mapo")
-    spec = find_spec("nnunetv2")
-    if spec is not None and any(
-        (Path(place).parent / inside_nnunet).is_dir()
-        for place in spec.submodule_search_locations or []
-    ):
+    if find_installed_trainers() is not None:
         return []
     beside = Path(nnunetv2_mapo.__file__).parent.parent
-    for folder in (beside / "trainer_configs", beside / inside_nnunet):
+    for folder in (beside / "trainer_configs", beside / _INSIDE_NNUNET):
         if folder.is_dir():
             return [folder]
     message = f"MAPO's trainers are neither in nnU-Net nor beside {beside}: reinstall nnunetv2-mapo"

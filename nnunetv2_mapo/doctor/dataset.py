@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class Asked:
         plans: Name of the plans.
         trainer: Name of the trainer.
         fold: Number, or `"all"`.
+        device: What to compute on; None: what there is.
     """
 
     dataset: str | None
@@ -36,6 +38,7 @@ class Asked:
     plans: str
     trainer: str
     fold: str
+    device: str | None = None
 
     def say_train(self, device: str) -> str:
         """Command that trains on a device; capitals where the user has to put something."""
@@ -59,15 +62,24 @@ class Prepared:
         name: `DatasetXXX_Name`.
         folder: `nnUNet_preprocessed/DatasetXXX_Name`.
         configuration: Name of the configuration.
-        cases: Folder of the preprocessed cases, which may be missing.
-        previous_stage: Configuration whose predictions a cascade needs; empty without a cascade.
     """
 
     name: str
     folder: Path
     configuration: str
-    cases: Path
-    previous_stage: str
+
+    def results(self, asked: Asked) -> Path:
+        """Folder of the fold in `nnUNet_results`."""
+        model = f"{asked.trainer}__{asked.plans}__{self.configuration}"
+        return Path(os.environ.get(RESULTS, ""), self.name, model, f"fold_{asked.fold}")
+
+    def is_split_needed(self, asked: Asked) -> bool:
+        """Whether nnU-Net would write `splits_final.json`."""
+        return asked.fold != "all" and not (self.folder / "splits_final.json").is_file()
+
+    def say_nnunet(self, command: str, *words: str) -> str:
+        """A command of nnU-Net that takes the number of the data set."""
+        return say_command(command, "-d", str(int(self.name[7:10])), *words)
 
 
 class _Missing(Exception):  # noqa: N818  # no error of the program: it ends a look-up
@@ -90,18 +102,18 @@ def check_dataset(asked: Asked) -> tuple[list[Finding], Prepared | None]:
     try:
         name = find_name(asked.dataset or "")
         folder = _find_preprocessed(name, asked)
-        plans = _read_plans(folder, name, asked)
-        configuration, settings = _find_configuration(plans, asked)
+        configuration = _find_configuration(_read_plans(folder, name, asked), asked)
     except _Missing as missing:
         return [missing.finding], None
+    except OSError as error:
+        return [Finding(PROBLEM, f"-d {asked.dataset}: {last_line(error)}")], None
+    prepared = Prepared(name, folder, configuration)
     findings = [Finding(OK, f"{name}: {asked.plans}, {configuration}")]
-    findings += check_earlier(name, configuration, asked)
+    findings += _check_fingerprint(prepared) + _check_earlier(prepared.results(asked))
     if _subfolder(RAW, name) is None:
         what = f"{name} is not in nnUNet_raw: it can be trained on, but not planned anew"
         findings.append(Finding(NOTE, what))
-    identifier = settings.get("data_identifier", f"{asked.plans}_{configuration}")
-    previous = settings.get("previous_stage") or ""
-    return findings, Prepared(name, folder, configuration, folder / identifier, previous)
+    return findings, prepared
 
 
 def find_name(asked: str) -> str:
@@ -123,7 +135,8 @@ def find_name(asked: str) -> str:
 
 def _list_names() -> list[str]:
     folders = [folder for name in (RAW, PREPROCESSED, RESULTS) if (folder := find_folder(name))]
-    return sorted({path.name for folder in folders for path in folder.glob("Dataset*")})
+    found = (path for folder in folders for path in folder.glob("Dataset*"))
+    return sorted({path.name for path in found if path.is_dir()})
 
 
 def _say_available() -> str:
@@ -169,7 +182,7 @@ def _read_plans(folder: Path, name: str, asked: Asked) -> dict[str, Any]:
         raise _Missing(what, _say_plan(name, asked.plans)) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{path} cannot be read: {last_line(error)}"
-        raise _Missing(what, _say_plan(name, asked.plans)) from None
+        raise _Missing(what, f"correct it, or plan anew: {_say_plan(name, asked.plans)}") from None
     return configurations
 
 
@@ -182,24 +195,24 @@ def _plans_name(path: Path) -> str:
     return path.stem if isinstance(content, dict) and "configurations" in content else ""
 
 
-def _find_configuration(plans: dict[str, Any], asked: Asked) -> tuple[str, dict[str, Any]]:
-    """Name of the configuration and its settings, inherited ones included."""
+def _find_configuration(plans: dict[str, Any], asked: Asked) -> str:
     name = asked.configuration or ("3d_fullres" if "3d_fullres" in plans else "2d")
     if name not in plans:
         what = f"{asked.plans} has no configuration {name}"
         raise _Missing(what, f"choose one that it has with -c: {', '.join(plans)}")
-    settings: dict[str, Any] = {}
-    heir: str | None = name
-    while heir in plans:
-        settings = {**plans[heir], **settings}
-        heir = plans[heir].get("inherits_from")
-    return name, settings
+    return name
 
 
-def check_earlier(name: str, configuration: str, asked: Asked) -> list[Finding]:
+def _check_fingerprint(prepared: Prepared) -> list[Finding]:
+    path = prepared.folder / "dataset_fingerprint.json"
+    if path.is_file():
+        return []
+    what = f"{path} is missing, which nnU-Net copies when a training begins"
+    return [Finding(PROBLEM, what, prepared.say_nnunet("nnUNetv2_extract_fingerprint"))]
+
+
+def _check_earlier(fold: Path) -> list[Finding]:
     """Say where a training of the same fold would be begun anew."""
-    model = f"{asked.trainer}__{asked.plans}__{configuration}"
-    fold = (find_folder(RESULTS) or Path()) / name / model / f"fold_{asked.fold}"
     if not any((fold / f"checkpoint_{each}.pth").is_file() for each in ("latest", "final")):
         return []
     what = f"{fold} holds a training already, which nnUNetv2_train would begin anew"

@@ -20,9 +20,11 @@ from nnunetv2_mapo.doctor.finding import (
     Finding,
     last_line,
     say_export,
+    say_pip,
     say_unset,
 )
 from nnunetv2_mapo.doctor.folders import format_bytes
+from nnunetv2_mapo.doctor.requirements import find_requirement
 
 WORKERS = "nnUNet_n_proc_DA"  # processes that augment
 _NUM_WORKERS = 12  # nnU-Net's default
@@ -37,13 +39,11 @@ class GPU:
         name: Its maker's.
         num_bytes: Its memory.
         num_free: Bytes of it that nobody uses.
-        has_bfloat16: Whether it computes in bfloat16.
     """
 
     name: str
     num_bytes: int
     num_free: int
-    has_bfloat16: bool
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,9 @@ def read_accelerators() -> Accelerators:
         if built_for:
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's
         for index in range(torch.cuda.device_count() if built_for else 0):
+            torch.ones(1, device=f"cuda:{index}").sum().item()  # is it built for this GPU?
             free, total = torch.cuda.mem_get_info(index)
-            with torch.cuda.device(index):
-                bfloat16 = torch.cuda.is_bf16_supported()
-            gpus.append(GPU(torch.cuda.get_device_name(index), total, free, bfloat16))
+            gpus.append(GPU(torch.cuda.get_device_name(index), total, free))
     except (RuntimeError, AssertionError) as raised:
         error = last_line(raised)
     has_mps = torch.backends.mps.is_available()
@@ -104,8 +103,22 @@ def read_driver() -> str:
     return version[1] if done.returncode == 0 and version else ""
 
 
-def check_accelerators(seen: Accelerators) -> list[Finding]:
-    """Say what a training would compute on, and why not on a GPU."""
+def check_accelerators(seen: Accelerators, asked: str | None = None) -> list[Finding]:
+    """Say what a training would compute on, and why not on a GPU.
+
+    Args:
+        seen: What there is.
+        asked: Device that the user wants; None: what there is.
+    """
+    findings = _describe_all(seen)
+    if asked is None:
+        return findings
+    if not {"cpu": True, "cuda": bool(seen.gpus), "mps": seen.has_mps}[asked]:
+        return [finding._replace(level=PROBLEM) for finding in findings]
+    return [f._replace(level=NOTE) if f.level == PROBLEM else f for f in findings]
+
+
+def _describe_all(seen: Accelerators) -> list[Finding]:
     if seen.gpus:
         return [_describe(index, gpu) for index, gpu in enumerate(seen.gpus)]
     if seen.has_mps:
@@ -123,14 +136,13 @@ def check_accelerators(seen: Accelerators) -> list[Finding]:
             f"PyTorch, built for CUDA {seen.built_for}, cannot use the GPU of this driver (CUDA "
             f"{seen.driver}): {seen.error or 'it sees none'}"
         )
-        return [Finding(PROBLEM, what, f"{_say_torch_for(seen.driver)}  (or a newer driver)")]
+        return [Finding(PROBLEM, what, _say_torch_for(seen.driver))]
     return [Finding(NOTE, f"no GPU: {slow}")]
 
 
 def _describe(index: int, gpu: GPU) -> Finding:
-    precision = "float16 (nnU-Net's) and bfloat16" if gpu.has_bfloat16 else "float16 (nnU-Net's)"
     memory = f"{format_bytes(gpu.num_bytes)}, {format_bytes(gpu.num_free)} free"
-    what = f"GPU {index}: {gpu.name}, {memory}, mixed precision in {precision}"
+    what = f"GPU {index}: {gpu.name}, {memory}"
     if gpu.num_free < gpu.num_bytes / 2:
         other = "another GPU: export CUDA_VISIBLE_DEVICES=…, or stop what uses it (nvidia-smi)"
         return Finding(NOTE, f"{what}: more than half is in use", other)
@@ -138,12 +150,14 @@ def _describe(index: int, gpu: GPU) -> Finding:
 
 
 def _say_torch_for(driver: str) -> str:
+    major = int(driver.split(".")[0])
+    if major < 11:
+        return "a newer driver: https://www.nvidia.com/drivers"
     # PyTorch's wheels run on every driver of the same major version.
-    index = {"11": "cu118", "12": "cu126"}.get(driver.split(".")[0], "cu130")
-    return (
-        "pip install --force-reinstall torch torchvision --index-url "
-        f"https://download.pytorch.org/whl/{index}"
-    )
+    index = {11: "cu118", 12: "cu126"}.get(major, "cu130")
+    torch = ("--force-reinstall", find_requirement("torch"), "torchvision")
+    address = f"https://download.pytorch.org/whl/{index}"
+    return f"{say_pip('install', *torch, '--index-url', address)}  (or a newer driver)"
 
 
 def check_compiling(device: str) -> list[Finding]:
@@ -169,10 +183,12 @@ def check_processor() -> list[Finding]:
     memory = _read_memory()
     what = f"{cores} processor cores" + (f", {format_bytes(memory)} memory" if memory else "")
     findings = [Finding(OK, what)]
-    for variable in (WORKERS, "nnUNet_def_n_proc"):
+    # with 0 processes nnU-Net augments in the training's own, but cannot export its predictions
+    for variable, valid in ((WORKERS, r" *\d+ *"), ("nnUNet_def_n_proc", r" *0*[1-9]\d* *")):
         value = os.environ.get(variable)
-        if value is not None and not re.fullmatch(r" *\d+ *", value):
-            what = f"{variable}={value} is not a number, which nnU-Net needs it to be"
+        if value is not None and not re.fullmatch(valid, value):
+            least = "a number" if variable == WORKERS else "a number of at least 1"
+            what = f"{variable}={value} is not {least}, which nnU-Net needs it to be"
             findings.append(Finding(PROBLEM, what, say_export(variable, str(cores))))
     if not findings[1:]:
         findings += _check_workers(cores)
@@ -195,7 +211,8 @@ def _check_workers(cores: int) -> list[Finding]:
         num_bytes = shutil.disk_usage(shared).total
         if num_bytes < _LEAST_SHARED:
             what = f"{said} through /dev/shm, which has {format_bytes(num_bytes)} only"
-            return [Finding(NOTE, what, "docker run --shm-size=8g …")]
+            mend = f"{say_export(WORKERS, '0')}  (or, of a container: docker run --shm-size=8g …)"
+            return [Finding(NOTE, what, mend)]
     return [Finding(OK, said)]
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
@@ -30,19 +31,23 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         """Level and what in columns, the mending command below, indented."""
-        first, *others = [*self.what.splitlines(), *(f"  {line}" for line in self.mend_lines)]
+        mend = (f"  {line}" for line in self.mend.splitlines())
+        first, *others = [*self.what.splitlines(), *mend]
         indent = " " * _WIDTH
         return "\n".join([f"{self.level:{_WIDTH}}{first}", *(indent + line for line in others)])
-
-    @property
-    def mend_lines(self) -> list[str]:
-        """Lines of `mend`."""
-        return self.mend.splitlines()
 
 
 def has_problem(findings: Iterable[Finding]) -> bool:
     """Whether any finding is a problem."""
     return any(finding.level == PROBLEM for finding in findings)
+
+
+def guard(step: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Findings of a check, whatever it raises in a broken environment."""
+    try:
+        return list(check())
+    except (Exception, SystemExit) as error:
+        return [Finding(PROBLEM, f"{step} could not be checked: {last_line(error)}")]
 
 
 def say_export(name: str, value: str) -> str:
@@ -60,6 +65,11 @@ def say_unset(name: str) -> str:
 def say_command(*words: str) -> str:
     """Words as one command line, quoted for the terminal."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def say_pip(*words: str) -> str:
+    """Command of the pip that belongs to the running Python."""
+    return say_command(sys.executable, "-m", "pip", *words)
 
 
 def last_line(error: BaseException) -> str:

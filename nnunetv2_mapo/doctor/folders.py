@@ -1,4 +1,4 @@
-"""nnU-Net's three folders: set, there, writable, with space."""
+"""nnU-Net's three folders: set, there, writable."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ def find_folder(variable: str) -> Path | None:
     return Path(value) if value and Path(value).is_dir() else None
 
 
-def check_folder(variable: str, *, is_needed: bool = True, is_written: bool = True) -> Finding:
-    """Check one of nnU-Net's folders.
+def check_folder(variable: str, *, is_needed: bool = True) -> Finding:
+    """Check that one of nnU-Net's folders is there.
 
     Args:
         variable: Environment variable that names it.
-        is_needed: Whether a training, or the preparation that is still to be done, reads it.
-        is_written: Whether they write to it.
+        is_needed: Whether a training, or the preparation that is still to be done, needs it.
     """
     value = os.environ.get(variable)
     level = PROBLEM if is_needed else NOTE
@@ -38,11 +37,30 @@ def check_folder(variable: str, *, is_needed: bool = True, is_written: bool = Tr
     if not folder.is_dir():
         what = f"{variable}={value} is not a folder"
         return Finding(level, what, _say_elsewhere(variable))
-    if is_written and (error := try_to_write(folder)):
-        what = f"{variable}={value} cannot be written to: {error.strerror}"
-        return Finding(PROBLEM, what, _say_writable(variable, folder, error))
     free = format_bytes(shutil.disk_usage(folder).free)
-    return Finding(OK, f"{variable}={value}{' is writable' * is_written}, {free} free")
+    return Finding(OK, f"{variable}={value}, {free} free")
+
+
+def check_writable(folder: Path, otherwise: str) -> list[Finding]:
+    """Whether a folder that may not exist yet can be written to, or be made.
+
+    Args:
+        folder: The folder.
+        otherwise: What to do where no change of permissions helps.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    error = try_to_write(there)
+    if error is None:
+        return []
+    is_own = hasattr(os, "getuid") and there.stat().st_uid == os.getuid()
+    is_mended = is_own and isinstance(error, PermissionError)
+    mend = say_command("chmod", "u+w", str(there)) if is_mended else otherwise
+    return [Finding(PROBLEM, f"{there} cannot be written to: {error.strerror}", mend)]
+
+
+def say_elsewhere(variable: str) -> str:
+    """Command that makes another folder and names it, for one that cannot be used."""
+    return f"{_say_elsewhere(variable)}  (a folder that you may write to, on a disk with space)"
 
 
 def try_to_write(folder: Path) -> OSError | None:
@@ -67,10 +85,3 @@ def _say_elsewhere(variable: str) -> str:
     folder = str(Path.home() / "nnUNet" / variable)
     make = "mkdir" if os.name == "nt" else "mkdir -p"
     return f"{make} {say_command(folder)} && {say_export(variable, folder)}"
-
-
-def _say_writable(variable: str, folder: Path, error: OSError) -> str:
-    is_own = hasattr(os, "getuid") and folder.stat().st_uid == os.getuid()
-    if is_own and isinstance(error, PermissionError):
-        return say_command("chmod", "u+w", str(folder))
-    return f"{_say_elsewhere(variable)}  (a folder that you may write to, on a disk with space)"

@@ -1,11 +1,9 @@
-"""Conflicting installations: several copies of this package, of nnU-Net or of MAPO's trainers."""
+"""Conflicting installations: two of one package, a hidden nnU-Net, trainers of another version."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import filecmp
 import os
-import sys
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -14,39 +12,24 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 import nnunetv2_mapo
-from nnunetv2_mapo.doctor.finding import NOTE, OK, PROBLEM, Finding
-from nnunetv2_mapo.doctor.requirements import NNUNET, PACKAGE, find_version, say_reinstall
+from nnunetv2_mapo.cli.nnunet import find_installed_trainers
+from nnunetv2_mapo.doctor.finding import NOTE, OK, PROBLEM, Finding, say_pip
+from nnunetv2_mapo.doctor.requirements import (
+    NNUNET,
+    PACKAGE,
+    find_origin,
+    find_version,
+    say_reinstall,
+)
 
-INSIDE_NNUNET = Path("training", "nnUNetTrainer", "variants", "mapo")
 RULE = "mapo_rule.py"  # only MAPO's folder of trainers has it
 
 
 def check_installation() -> list[Finding]:
-    """Look for more than one of anything, and for trainers of another version."""
+    """Look for what is installed twice, hidden, or of another version."""
     package = Path(nnunetv2_mapo.__file__).resolve().parent
-    findings = [
-        *check_copies("nnunetv2_mapo", package),
-        *check_copies(NNUNET, find_nnunet()),
-        *check_distributions(),
-        *check_trainer_files(package),
-    ]
-    return findings or [Finding(OK, f"one installation of {PACKAGE}, in {package}")]
-
-
-def check_copies(module: str, used: Path | None) -> list[Finding]:
-    """Copies of a package that Python would find if the first were not there.
-
-    Args:
-        module: Its name.
-        used: Folder of the one that is imported; None if there is none.
-    """
-    used = used and used.resolve()
-    places = {Path(place or ".", module).resolve() for place in sys.path}
-    others = sorted(str(p) for p in places if (p / "__init__.py").is_file() and p != used)
-    if not others:
-        return []
-    what = f"{module} is in several places; used is {used}, not {', '.join(others)}"
-    return [Finding(NOTE, what, "take the others off PYTHONPATH, or pip uninstall them")]
+    findings = [*check_distributions(), *check_hidden_nnunet(), *check_trainer_files(package)]
+    return findings or [Finding(OK, f"{PACKAGE} is imported from {package}")]
 
 
 def check_distributions() -> list[Finding]:
@@ -55,22 +38,16 @@ def check_distributions() -> list[Finding]:
     for name in (PACKAGE, NNUNET):
         found = {(str(_locate(each)), each.version) for each in _distributions(name)}
         if len(found) > 1:
-            # of two places the first counts; two in one place are left of a failed upgrade
-            level = NOTE if len(dict(found)) == len(found) else PROBLEM
             listed = ", ".join(f"{version} in {place}" for place, version in sorted(found))
-            mend = f"pip uninstall -y {name}  (until none is left), then pip install it again"
-            findings.append(
-                Finding(level, f"{name} is installed {len(found)} times: {listed}", mend)
-            )
+            what = f"{name} is installed {len(found)} times: {listed}"
+            # of two places the first counts; two in one place are left of a failed upgrade
+            is_double = len(dict(found)) < len(found)
+            mend = f"{say_pip('uninstall', '-y', name)}  (until none is left), then install it"
+            findings.append(Finding(PROBLEM, what, mend) if is_double else Finding(NOTE, what))
     installed = find_version(PACKAGE)
     if installed and installed != nnunetv2_mapo.__version__:
         what = f"pip installed {PACKAGE} {installed}, but {nnunetv2_mapo.__version__} is imported"
         findings.append(Finding(NOTE, what, say_reinstall()))
-    if any(_distributions("nnunet")):
-        what = (
-            "nnU-Net v1 (nnunet) is installed too; its commands begin with nnUNet_, not nnUNetv2_"
-        )
-        findings.append(Finding(NOTE, what))
     return findings
 
 
@@ -85,13 +62,14 @@ def _locate(distribution: metadata.Distribution) -> Path:
     return Path(str(distribution.locate_file(""))).resolve()
 
 
-def find_nnunet() -> Path | None:
-    """Folder of the package nnunetv2, which is not imported for it; None if there is none."""
-    try:
-        spec = find_spec(NNUNET)
-    except (ImportError, ValueError):
-        return None
-    return next((Path(p) for p in (spec and spec.submodule_search_locations) or []), None)
+def check_hidden_nnunet() -> list[Finding]:
+    """Whether the folder of this package's trainers hides an nnU-Net that pip installed with -e."""
+    spec = find_spec(NNUNET)
+    if spec is None or spec.origin is not None or find_version(NNUNET) is None:
+        return []
+    what = f"nnU-Net is hidden by {', '.join(spec.submodule_search_locations or [])}"
+    mend = say_pip("install", *find_origin(NNUNET), "--config-settings", "editable_mode=compat")
+    return [Finding(PROBLEM, what, mend)]
 
 
 def external_folders() -> list[Path]:
@@ -101,57 +79,34 @@ def external_folders() -> list[Path]:
 
 
 def check_trainer_files(package: Path) -> list[Finding]:
-    """Compare MAPO's trainers in nnU-Net's folder with this package's and `nnUNet_extTrainer`'s.
-
-    nnU-Net looks into its own folder first, so what is left there wins.
+    """Compare MAPO's trainers in nnU-Net's folder, which win, with those they should be.
 
     Args:
-        package: Folder of the package `nnunetv2_mapo` that is imported.
+        package: Folder of the package `nnunetv2_mapo` that is imported; of a checkout the trainers
+            are beside it.
     """
-    nnunet = find_nnunet()
-    inside = nnunet and nnunet / INSIDE_NNUNET
-    if inside is None or not inside.is_dir():
+    inside = find_installed_trainers()
+    if inside is None:
         return []
     findings = []
-    found, expected = hash_trainers(inside), expected_trainers(package)
-    if expected and found != expected:
-        files = sorted(f for f in {*found, *expected} if found.get(f) != expected.get(f))
+    beside = package.parent / "trainer_configs"
+    if files := _differences(inside, beside):
         what = (
             f"{inside} is of another version than {package}, and nnU-Net looks there first: "
             f"{', '.join(files)}"
         )
         findings.append(Finding(PROBLEM, what, say_reinstall()))
     for folder in external_folders():
-        if (folder / RULE).is_file() and hash_trainers(folder) != found:
+        if folder != beside and _differences(inside, folder):
             what = f"{folder} of nnUNet_extTrainer is not used: nnU-Net finds {inside} first"
-            findings.append(Finding(NOTE, what, f"{say_reinstall()}  (takes the newer files)"))
+            findings.append(Finding(NOTE, what))
     return findings
 
 
-def hash_trainers(folder: Path) -> dict[str, str]:
-    """SHA-256 of each Python file of a folder by its name; line ends do not count."""
-    files = sorted(folder.glob("*.py"))
-    return {path.name: _hash(path.read_bytes().replace(b"\r\n", b"\n")) for path in files}
-
-
-def expected_trainers(package: Path) -> dict[str, str]:
-    """The same of the trainers that belong to this package; empty if nobody knows.
-
-    Beside a checkout's package they are in `trainer_configs`; of a wheel, pip's record has them.
-    """
-    beside = package.parent / "trainer_configs"
-    if (beside / RULE).is_file():
-        return hash_trainers(beside)
-    end = (NNUNET, *INSIDE_NNUNET.parts)
-    recorded = {}
-    for distribution in _distributions(PACKAGE):
-        is_own = _locate(distribution) == package.parent
-        for path in (is_own and distribution.files) or []:
-            if path.parts[:-1] == end and path.suffix == ".py" and path.hash:
-                digest = path.hash.value + "=" * (-len(path.hash.value) % 4)
-                recorded[path.name] = base64.urlsafe_b64decode(digest).hex()
-    return recorded
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _differences(folder: Path, other: Path) -> list[str]:
+    """Python files that two folders of MAPO's trainers do not share; none if one is no such."""
+    if not (other / RULE).is_file():
+        return []
+    names = sorted({path.name for place in (folder, other) for path in place.glob("*.py")})
+    same, _, _ = filecmp.cmpfiles(folder, other, names, shallow=False)
+    return [name for name in names if name not in same]

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
-from nnunetv2_mapo.doctor.dataset import Asked, check_dataset
+from nnunetv2_mapo.doctor.dataset import Asked, Prepared
 from nnunetv2_mapo.doctor.disk import check_disk, estimate_preferences
-from nnunetv2_mapo.doctor.finding import NOTE, PROBLEM, Finding, has_problem, last_line, say_unset
+from nnunetv2_mapo.doctor.finding import NOTE, PROBLEM, Finding, guard, has_problem, say_unset
 from nnunetv2_mapo.doctor.folders import RESULTS, find_folder
 from nnunetv2_mapo.doctor.imports import MODULES, check_import, explain_failure
 from nnunetv2_mapo.doctor.installation import external_folders
@@ -28,7 +28,8 @@ _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from nnunetv2_mapo.doctor.probe import probe; probe(*sys.argv[2:])"
 )
-_DEVICES, _TRAINERS = "devices", "trainers"
+_TRAINERS = "trainers"
+TIMEOUT_S = 600.0
 
 
 class Probed(NamedTuple):
@@ -43,29 +44,42 @@ class Probed(NamedTuple):
     device: str
 
 
-def run_probe(asked: Asked) -> Probed:
+def run_probe(asked: Asked, prepared: Prepared | None = None) -> Probed:
     """Run `probe` in another process and read what it wrote before it ended, however it ended."""
     with TemporaryDirectory() as folder:
         report = Path(folder, "report.jsonl")
         report.touch()
         places = json.dumps([place or "." for place in sys.path])
-        command = [sys.executable, "-c", _CODE, places, json.dumps(asdict(asked)), str(report)]
-        done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", check=False
-        )
+        about = [json.dumps(each and asdict(each), default=str) for each in (asked, prepared)]
+        end = _run([sys.executable, "-c", _CODE, places, *about, str(report)])
         entries = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
     findings = [Finding(*entry["finding"]) for entry in entries if "finding" in entry]
-    begun = [entry["begun"] for entry in entries if "begun" in entry]
-    devices = [entry["device"] for entry in entries if "device" in entry]
-    if done.returncode:
-        reason = _say_end(done.returncode, done.stderr)
-        findings.append(_explain_end(begun[-1] if begun else "", reason))
-    return Probed(findings, devices[-1] if devices else "cpu")
+    latest = {key: value for entry in entries for key, value in entry.items()}
+    if end:
+        findings.append(_explain_end(latest.get("begun", ""), end))
+    return Probed(findings, latest.get("device", asked.device or "cpu"))
+
+
+def _run(command: list[str]) -> str:
+    """Run a process; how it ended, empty if it ended well."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {TIMEOUT_S:.0f} s"
+    return _say_end(done.returncode, done.stderr) if done.returncode else ""
 
 
 def _say_end(returncode: int, errors: str) -> str:
     if returncode < 0:
-        return f"Python was ended by {signal.Signals(-returncode).name}"
+        names = {each.value: each.name for each in signal.Signals}  # real-time ones have none
+        return f"Python was ended by {names.get(-returncode, f'signal {-returncode}')}"
     is_error = returncode == 1 and "Traceback" in errors  # else there are but warnings
     return errors.splitlines()[-1] if is_error else f"Python ended with exit code {returncode}"
 
@@ -76,40 +90,43 @@ def _explain_end(step: str, reason: str) -> Finding:
     what = f"{step or 'importing the checks'}: {reason}"
     if step == _TRAINERS and external_folders():
         return Finding(PROBLEM, what, f"{say_unset('nnUNet_extTrainer')}  (or correct its modules)")
-    return Finding(PROBLEM, what, explain_failure("torch", reason).mend)
+    return Finding(PROBLEM, what)
 
 
-def probe(asked: str, report: str) -> None:
+def probe(asked: str, prepared: str, report: str) -> None:
     """Run the checks.
 
     Args:
         asked: JSON form of `Asked`.
+        prepared: JSON form of `Prepared`, or null.
         report: File to write to: a line for each check begun, each finding and the device.
     """
+    found = json.loads(prepared)
+    if found:
+        found = Prepared(**{**found, "folder": Path(found["folder"])})
     with Path(report).open("a", encoding="utf-8") as file:
-        _Probe(Asked(**json.loads(asked)), file).run()
+        _Probe(Asked(**json.loads(asked)), found, file).run()
 
 
 class _Probe:
-    def __init__(self, asked: Asked, file: TextIO) -> None:
-        self._asked, self._file = asked, file
+    def __init__(self, asked: Asked, prepared: Prepared | None, file: TextIO) -> None:
+        self._asked, self._prepared, self._file = asked, prepared, file
+        self._trainer: Any = None
 
     def run(self) -> None:
-        broken = [m for m in MODULES if has_problem(self._do(m, partial(check_import, m)))]
-        if "torch" not in broken:
-            self._do(_DEVICES, self._check_devices)
-        if broken:
-            what = "trainers, cases and disk were not checked: that needs the imports above"
-            self._write(finding=Finding(NOTE, what))
-        else:
-            self._do(_TRAINERS, self._check_trainers)
+        for module in MODULES:
+            if has_problem(self._do(module, partial(check_import, module))):
+                what = "what needs this import was not checked: devices, trainer, data, disk"
+                self._write(finding=Finding(NOTE, what))
+                return
+        self._do("devices", self._check_devices)
+        self._do(_TRAINERS, self._check_trainer)
+        if self._trainer is not None:
+            self._do("the beginning of the training", self._check_training)
 
     def _do(self, step: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
         self._write(begun=step)
-        try:
-            findings = list(check())
-        except Exception as error:  # of a broken environment, which may raise anything
-            findings = [Finding(PROBLEM, f"{step} could not be checked: {last_line(error)}")]
+        findings = guard(step, check)
         for finding in findings:
             self._write(finding=finding)
         return findings
@@ -126,26 +143,31 @@ class _Probe:
         )
 
         seen = read_accelerators()
-        self._write(device=seen.device)
-        return [*check_accelerators(seen), *check_compiling(seen.device)]
+        device = self._asked.device or seen.device
+        self._write(device=device)
+        return [*check_accelerators(seen, self._asked.device), *check_compiling(device)]
 
-    def _check_trainers(self) -> list[Finding]:
-        from nnunetv2_mapo.doctor.trainers import check_trainers
+    def _check_trainer(self) -> list[Finding]:
+        from nnunetv2_mapo.doctor.trainers import find_trainer
 
-        findings, trainer = check_trainers(self._asked.trainer)
-        num_rounds = trainer.mapo.num_rounds if hasattr(trainer, "mapo") else 0
-        return [*findings, *self._check_data(num_rounds)]
+        finding, self._trainer = find_trainer(self._asked.trainer)
+        return [finding]
 
-    def _check_data(self, num_rounds: int) -> list[Finding]:
-        """Check cases, split and disk of a data set that is planned."""
-        from nnunetv2_mapo.doctor.cases import check_cases
+    def _check_training(self) -> list[Finding]:
+        """Check settings, cases, split, base and disk, as far as the data set is there."""
+        settings, results = getattr(self._trainer, "mapo", None), find_folder(RESULTS)
+        if self._prepared is None or results is None:
+            if settings is not None:
+                settings.validate()
+            what = "its base checkpoint is looked for as soon as a data set is named with -d"
+            is_based = getattr(settings, "fine_tune", False) and not self._asked.dataset
+            return [Finding(NOTE, f"{self._asked.trainer} fine-tunes: {what}")] if is_based else []
+        from nnunetv2_mapo.doctor.rehearsal import rehearse
 
-        _, prepared = check_dataset(self._asked) if self._asked.dataset else ([], None)
-        if prepared is None:
-            return []
-        findings, training = check_cases(prepared, self._asked)
-        results = find_folder(RESULTS)
-        if num_rounds and training and results:
-            estimate = estimate_preferences(prepared.cases, training, num_rounds)
+        findings, training = rehearse(self._trainer, self._prepared, self._asked)
+        num_rounds = settings.num_rounds if settings is not None else 0
+        if num_rounds and training is not None:
+            folder, cases = Path(training.source_folder), training.identifiers
+            estimate = estimate_preferences(folder, cases, num_rounds)
             findings.append(check_disk(estimate, results, num_rounds))
         return findings

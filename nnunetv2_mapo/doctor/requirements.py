@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
 import nnunetv2_mapo
-from nnunetv2_mapo.doctor.finding import NOTE, OK, PROBLEM, Finding, say_command
+from nnunetv2_mapo.doctor.finding import NOTE, OK, PROBLEM, Finding, say_pip
 
 PACKAGE, NNUNET = "nnunetv2-mapo", "nnunetv2"
 
@@ -50,27 +50,34 @@ def find_requirement(name: str) -> str:
 def _explain_missing(name: str) -> Finding:
     if name == NNUNET:
         what = f"{NNUNET} is not installed"
-        return Finding(PROBLEM, what, say_command("pip", "install", find_requirement(NNUNET)))
+        return Finding(PROBLEM, what, say_pip("install", find_requirement(NNUNET)))
     what = f"{PACKAGE} is used without being installed, so nobody knows here what it requires"
     return Finding(NOTE, what, say_reinstall())
 
 
-def say_reinstall() -> str:
-    """Command that installs this package anew from where it came from."""
+def say_reinstall(name: str = PACKAGE) -> str:
+    """Command that installs a package anew from where it came from, and nothing else."""
     checkout = Path(nnunetv2_mapo.__file__).resolve().parents[1]
-    if (checkout / "pyproject.toml").is_file():
-        return say_command("pip", "install", "-e", str(checkout))
-    return say_command("pip", "install", "--force-reinstall", "--no-deps", _find_origin())
+    if name == PACKAGE and (checkout / "pyproject.toml").is_file():
+        return say_pip("install", "-e", str(checkout))
+    return say_pip("install", "--force-reinstall", "--no-deps", *find_origin(name))
 
 
-def _find_origin() -> str:
-    """Folder or address that pip installed this package from; its name for the package index."""
+def find_origin(name: str) -> list[str]:
+    """How pip is told of the place that it installed a package from (PEP 610)."""
     try:
-        record = json.loads(metadata.distribution(PACKAGE).read_text("direct_url.json") or "{}")
-        address: str = record.get("url", PACKAGE)
-    except (metadata.PackageNotFoundError, ValueError, AttributeError):
-        return PACKAGE
-    return url2pathname(urlsplit(address).path) if address.startswith("file:") else address
+        record = json.loads(metadata.distribution(name).read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        record = {}
+    address: str = record.get("url", "")
+    if not address:
+        return [find_requirement(name)]
+    if "vcs_info" in record:
+        version = record["vcs_info"].get("requested_revision")
+        return [f"{record['vcs_info']['vcs']}+{address}" + (f"@{version}" if version else "")]
+    if address.startswith("file:"):
+        address = url2pathname(urlsplit(address).path)
+    return ["-e", address] if record.get("dir_info", {}).get("editable") else [address]
 
 
 def _read(source: str) -> list[Requirement]:
@@ -96,7 +103,7 @@ def _check_each(source: str) -> list[Finding]:
         else:
             num_met += 1
             continue
-        findings.append(Finding(PROBLEM, what, say_command("pip", "install", wanted)))
+        findings.append(Finding(PROBLEM, what, say_pip("install", wanted)))
     if not findings:
         findings.append(Finding(OK, f"{num_met} of {num_met} packages that {source} requires fit"))
     return findings
