@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_mapo.continuing import read_checkpoint
@@ -23,11 +23,7 @@ from nnunetv2_mapo.trained_model import ModelError, TrainedModel, open_model
 from nnunetv2_mapo.weights import hash_weights
 
 MODEL_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
-CROSSVALIDATION_FILES = (
-    "crossval_results_*/summary.json",
-    "crossval_results_*/postprocessing.json",
-    "crossval_results_*/postprocessing.pkl",
-)
+CROSSVALIDATION_FILES = ("summary.json", "postprocessing.json", "postprocessing.pkl")
 FOLD_FILES = ("progress.png", "validation/summary.json")
 _FOLD = re.compile(r"fold_(\d+|all)")
 
@@ -72,26 +68,31 @@ def find_folds(
     Args:
         folder: Of the model.
         checkpoint: File name that each of them must have.
-        chosen: Folds that are wanted; None for all that are there.
+        chosen: Folds that are wanted; None for those that nnU-Net predicts with by default, which
+            are all that have a number, or for `"all"` if it is the only one.
+
+    Returns:
+        In the order in which nnU-Net's names of folders list them.
 
     Raises:
         ModelError: There is no fold, or one of those that are there has no such checkpoint.
     """
     if chosen is not None:
-        return tuple(dict.fromkeys(chosen))  # opening them says what is missing
-    found = [match[1] for path in folder.glob("fold_*") if (match := _FOLD.fullmatch(path.name))]
+        # opening them says what is missing
+        return tuple(sorted(set(chosen), key=lambda fold: (fold == "all", fold)))
+    names = [match[1] for path in folder.glob("fold_*") if (match := _FOLD.fullmatch(path.name))]
+    found = sorted(int(name) for name in names if name != "all") or names
     missing = [fold for fold in found if not (folder / f"fold_{fold}" / checkpoint).is_file()]
-    if found and missing:
+    if missing:
         message = (
-            f"fold_{sorted(missing)[0]} in {folder} has no {checkpoint}: its training is not "
+            f"fold_{missing[0]} in {folder} has no {checkpoint}: its training is not "
             "finished. Name the folds to export with -f, or another checkpoint with -chk."
         )
         raise ModelError(message)
     if not found:
         message = f"{folder} is no model folder: there is no fold_0, fold_1 … in it."
         raise ModelError(message)
-    numbers = sorted(int(fold) for fold in found if fold != "all")
-    return (*numbers, *(["all"] if "all" in found else []))
+    return tuple(found)
 
 
 def plan_export(
@@ -101,14 +102,15 @@ def plan_export(
 
     Args:
         folder: `nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
-        chosen_folds: Folds that are wanted; None for all that are there.
+        chosen_folds: Folds that are wanted; None for those of `find_folds`.
         checkpoint: File name of the checkpoint.
 
     Raises:
         ModelError: It cannot be opened, or has no trainer without MAPO.
     """
-    folds = find_folds(folder, checkpoint, chosen_folds)
-    model = open_model(folder, folds[0], checkpoint, torch.device("cpu"))
+    with _reading(folder):
+        folds = find_folds(folder, checkpoint, chosen_folds)
+        model = open_model(folder, folds[0], checkpoint, torch.device("cpu"))
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = recursive_find_trainer_class_by_name(model.trainer_name)
     return ModelExport(
@@ -130,7 +132,8 @@ def open_fold(export: ModelExport, fold: int | str, device: torch.device) -> Tra
     Raises:
         ModelError: It cannot be opened, or is of another training than the first fold.
     """
-    model = open_model(export.source, fold, export.checkpoint, device)
+    with _reading(export.source):
+        model = open_model(export.source, fold, export.checkpoint, device)
     opened = (model.trainer_name, model.configuration)
     expected = (export.trainer_name, export.configuration)
     if opened != expected:
@@ -169,7 +172,7 @@ def export_fold(export: ModelExport, fold: int | str, target: Path) -> dict[str,
         What is known of the fold, in JSON form.
 
     Raises:
-        ModelError: The checkpoint is damaged or cannot be read back.
+        ModelError: Something cannot be read, or the checkpoint is damaged or not read back.
         OSError: Something cannot be written.
     """
     name = f"fold_{fold}"
@@ -194,7 +197,7 @@ def export_fold(export: ModelExport, fold: int | str, target: Path) -> dict[str,
         "sha256": hash_file(source),
         "sha256_of_weights": weights,
         "mapo": origin.get("config"),
-        "base": origin.get("base"),
+        "base": _without_path(origin.get("base")),
     }
 
 
@@ -214,9 +217,12 @@ def copy_model_files(export: ModelExport, target: Path) -> None:
     """Copy what belongs to all folds together.
 
     Raises:
+        ModelError: Something cannot be read.
         OSError: Something cannot be written.
     """
-    _copy(export.source, target, (*MODEL_FILES, *CROSSVALIDATION_FILES))
+    results = f"crossval_results_folds_{folds_tuple_to_string(export.folds)}"
+    of_folds = (f"{results}/{name}" for name in CROSSVALIDATION_FILES)
+    _copy(export.source, target, (*MODEL_FILES, *of_folds))
 
 
 def write_zip(folder: Path, path: Path) -> None:
@@ -232,9 +238,29 @@ def write_zip(folder: Path, path: Path) -> None:
                 archive.write(file, file.relative_to(folder))
 
 
-def _copy(source: Path, target: Path, patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        for file in source.glob(pattern):
-            copied = target / file.relative_to(source)
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copied)
+def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    for name in names:
+        with _reading(source / name):
+            if not (source / name).is_file():
+                continue
+            content = (source / name).read_bytes()
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell what cannot be read from what cannot be written, which is an OSError as well."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{path} cannot be read: {error}"
+        raise ModelError(message) from error
+
+
+def _without_path(base: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Origin of a fine-tuned model, without what is about the machine it was trained on."""
+    if base is None:
+        return None
+    kept = {key: value for key, value in base.items() if key != "path"}
+    return {**kept, "base": _without_path(base.get("base"))}

@@ -60,7 +60,7 @@ def compute_source_logits(
 
     Raises:
         CheckError: The source itself cannot predict.
-        torch.OutOfMemoryError: A GPU has too little memory.
+        torch.cuda.OutOfMemoryError: A GPU has too little memory.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # says that a CPU is no GPU
         predictor = stock_logits.make_predictor(str(device))
@@ -76,7 +76,7 @@ def compute_source_logits(
     predictor.network = model.network  # nnU-Net may have compiled it
     try:
         return stock_logits.compute_logits(predictor, image)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:  # infinite logits, or no memory of a CPU
         message = f"Fold {model.fold} of {model.folder} cannot predict: {error}"

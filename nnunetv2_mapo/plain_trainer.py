@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 from typing import NamedTuple
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_mapo.fine_tuning import find_base_trainer
 from nnunetv2_mapo.trained_model import ModelError
-from nnunetv2_mapo.trainer import MAPOTrainer
-
-# Where the wheel installs `trainer_configs`; all else in the package nnunetv2 is nnU-Net's.
-_INSTALLED = "nnunetv2.training.nnUNetTrainer.variants.mapo"
 
 
 class PlainTrainer(NamedTuple):
@@ -20,10 +18,11 @@ class PlainTrainer(NamedTuple):
     Attributes:
         name: Of the class.
         is_shipped: Whether nnU-Net has it; if not, a third party's trainer must be installed.
+            None: nnU-Net is installed in a way that does not list its files.
     """
 
     name: str
-    is_shipped: bool
+    is_shipped: bool | None
 
 
 def find_plain_trainer(trainer: type) -> PlainTrainer:
@@ -38,29 +37,31 @@ def find_plain_trainer(trainer: type) -> PlainTrainer:
     Raises:
         ModelError: A class of MAPO builds the network itself.
     """
-    plain = [
+    same = [
         base
-        for base in trainer.__mro__
-        if issubclass(base, nnUNetTrainer) and not issubclass(base, MAPOTrainer)
+        for base in find_base_trainer(trainer).__mro__
+        if issubclass(base, nnUNetTrainer) and _builder(base) is _builder(trainer)
     ]
-    same = [base for base in plain if _builder(base) is _builder(trainer)]
-    shipped = [base for base in same if _is_shipped(base)]
-    if shipped:
-        return PlainTrainer(shipped[0].__name__, is_shipped=True)
-    if plain[0] in same:
-        return PlainTrainer(plain[0].__name__, is_shipped=False)
-    message = (
-        f"{trainer.__name__} builds its network itself, so no trainer without MAPO has it. "
-        "Move its build_network_architecture to a trainer without MAPO and derive it from that."
-    )
-    raise ModelError(message)
+    if not same:
+        message = (
+            f"{trainer.__name__} builds its network itself, so no trainer without MAPO has it. "
+            "Move its build_network_architecture to a trainer without MAPO and derive it from that."
+        )
+        raise ModelError(message)
+    shipped = {str(file) for file in importlib.metadata.files("nnunetv2") or ()}
+    if _file(nnUNetTrainer) not in shipped:  # an editable installation lists none of its modules
+        last = same[-1]
+        return PlainTrainer(last.__name__, is_shipped=True if last is nnUNetTrainer else None)
+    for base in same:
+        if _file(base) in shipped:
+            return PlainTrainer(base.__name__, is_shipped=True)
+    return PlainTrainer(same[0].__name__, is_shipped=False)
 
 
 def _builder(trainer: type) -> object:
     return inspect.getattr_static(trainer, "build_network_architecture")
 
 
-def _is_shipped(trainer: type) -> bool:
-    module = trainer.__module__
-    is_ours = module == _INSTALLED or module.startswith(f"{_INSTALLED}.")
-    return module.partition(".")[0] == "nnunetv2" and not is_ours
+def _file(trainer: type) -> str:
+    """File of a class as a distribution lists it: people put trainers into nnU-Net's folders."""
+    return f"{trainer.__module__.replace('.', '/')}.py"

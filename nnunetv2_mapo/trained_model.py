@@ -201,7 +201,7 @@ def open_cases(model: TrainedModel) -> Cases:
     folder = base / model.configuration_manager.data_identifier
     check_preprocessed(folder, dataset, model.configuration)
     dataset_class = infer_dataset_class(str(folder))
-    previous_stage = _find_previous_stage(model)
+    previous_stage = _require_previous_stage(model)
     training, validation = _split(model, dataset_class, base, folder, previous_stage)
     available = dataset_class.get_identifiers(str(folder))
     check_split(training, validation, available, str(base / "splits_final.json"))
@@ -241,17 +241,23 @@ def _split(
     return list(map(str, training)), list(map(str, validation))
 
 
-def _find_previous_stage(model: TrainedModel) -> str | None:
-    """Folder of a cascade's previous segmentations, where nnU-Net's trainer looks for it."""
+def find_previous_stage(model: TrainedModel) -> Path | None:
+    """Where nnU-Net's trainer looks for a cascade's previous segmentations; None if it has none."""
     previous = model.configuration_manager.previous_stage_name
     if previous is None:
         return None
-    plans = model.plans_manager.plans_name
-    stage = model.folder.parent / f"{model.trainer_name}__{plans}__{previous}"
-    folder = stage / "predicted_next_stage" / model.configuration
+    stage = f"{model.trainer_name}__{model.plans_manager.plans_name}__{previous}"
+    return model.folder.parent / stage / "predicted_next_stage" / model.configuration
+
+
+def _require_previous_stage(model: TrainedModel) -> str | None:
+    folder = find_previous_stage(model)
+    if folder is None:
+        return None
     if not folder.is_dir():
         message = (
-            f"{folder} is missing: {model.configuration} needs the segmentations of {previous}, "
+            f"{folder} is missing: {model.configuration} needs the segmentations of "
+            f"{model.configuration_manager.previous_stage_name}, "
             "which nnU-Net writes at the end of each of its folds' validation."
         )
         raise ModelError(message)

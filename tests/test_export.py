@@ -5,7 +5,17 @@ import zipfile
 import pytest
 import torch
 
-from nnunetv2_mapo.export import find_folds, plain_checkpoint, write_zip
+from nnunetv2_mapo.export import (
+    ModelExport,
+    copy_model_files,
+    export_fold,
+    find_folds,
+    open_fold,
+    plain_checkpoint,
+    plan_export,
+    write_zip,
+)
+from nnunetv2_mapo.plain_trainer import PlainTrainer
 from nnunetv2_mapo.trained_model import ModelError
 
 FINAL = "checkpoint_final.pth"
@@ -36,9 +46,20 @@ def test_a_plain_checkpoint_has_another_trainer_and_nothing_of_mapo():
     assert "mapo" in checkpoint  # it stays as it was
 
 
-def test_every_fold_is_exported_in_order(tmp_path):
+def test_every_fold_with_a_number_is_exported_in_order(tmp_path):
     make_folds(tmp_path, "fold_10", "fold_2", "fold_all", "fold_old", "crossval")
-    assert find_folds(tmp_path, FINAL, None) == (2, 10, "all")
+    assert find_folds(tmp_path, FINAL, None) == (2, 10)
+
+
+def test_fold_all_does_not_have_to_be_finished_where_it_is_left_out(tmp_path):
+    make_folds(tmp_path, "fold_0", "fold_all", without=["fold_all"])
+    assert find_folds(tmp_path, FINAL, None) == (0,)
+
+
+def test_fold_all_is_exported_if_it_is_the_only_one_or_named(tmp_path):
+    make_folds(tmp_path, "fold_all")
+    assert find_folds(tmp_path, FINAL, None) == ("all",)
+    assert find_folds(tmp_path, FINAL, ["all", 2, 0]) == (0, 2, "all")
 
 
 def test_chosen_folds_are_taken_once_each_whatever_the_others_have(tmp_path):
@@ -66,3 +87,54 @@ def test_a_zip_file_holds_the_files_relative_to_the_folder(tmp_path):
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.namelist() == ["a/b/file"]
         assert archive.read("a/b/file") == b"content"
+
+
+def make_export(source, folds):
+    plain = PlainTrainer("nnUNetTrainer", is_shipped=True)
+    return ModelExport(source, "T_MAPO", plain, "D", "P", "2d", folds, FINAL, is_cascade=False)
+
+
+def test_only_the_crossvalidation_of_exactly_the_exported_folds_goes_along(tmp_path):
+    for folds in ("0", "0_1", "0_1_2"):
+        folder = tmp_path / f"source/crossval_results_folds_{folds}"
+        folder.mkdir(parents=True)
+        (folder / "postprocessing.pkl").touch()
+    copy_model_files(make_export(tmp_path / "source", (0, 1)), tmp_path / "out")
+    [copied] = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert copied == tmp_path / "out/crossval_results_folds_0_1/postprocessing.pkl"
+
+
+def test_what_cannot_be_read_is_not_taken_for_what_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(_):
+        message = "not for you"
+        raise PermissionError(message)
+
+    (tmp_path / "plans.json").touch()
+    export = make_export(tmp_path, (0,))
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", refuse)
+        with pytest.raises(ModelError, match=r"plans\.json cannot be read: not for you"):
+            copy_model_files(export, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.is_dir", refuse)
+        with pytest.raises(ModelError, match=f"{tmp_path.name} cannot be read: not for you"):
+            plan_export(tmp_path, [0], FINAL)
+        with pytest.raises(ModelError, match=f"{tmp_path.name} cannot be read: not for you"):
+            open_fold(export, 0, torch.device("cpu"))
+    (tmp_path / "out").touch()
+    with pytest.raises(FileExistsError):  # not a ModelError
+        copy_model_files(export, tmp_path / "out")
+
+
+def test_the_origin_of_a_fine_tuned_model_is_exported_without_its_path(tmp_path):
+    checkpoint = {
+        "network_weights": {"a": torch.ones(2)},
+        "current_epoch": 6,
+        "logging": {},
+        "mapo": {"base": {"path": "/home/me/checkpoint_final.pth", "trainer": "nnUNetTrainer"}},
+    }
+    (tmp_path / "fold_0").mkdir()
+    torch.save(checkpoint, tmp_path / "fold_0" / FINAL)
+    record = export_fold(make_export(tmp_path, (0,)), 0, tmp_path / "out")
+    assert record["base"] == {"trainer": "nnUNetTrainer"}
+    assert record["mapo"] is None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import (
@@ -32,6 +34,16 @@ class InstalledVariant(nnUNetTrainer_MAPO):
     __module__ = "nnunetv2.training.nnUNetTrainer.variants.mapo.mine"  # as the wheel installs ours
 
 
+class Dropped(nnUNetTrainerBN):
+    """A third party's, put into nnU-Net's own folder."""
+
+    __module__ = "nnunetv2.training.nnUNetTrainer.variants.mine"
+
+
+class DroppedNetwork(OwnNetwork):
+    __module__ = "nnunetv2.training.nnUNetTrainer.variants.mine"
+
+
 def with_mapo(base):
     return type(f"{base.__name__}_MAPO", (MAPOTrainer, base), {})
 
@@ -46,16 +58,28 @@ def with_mapo(base):
         (with_mapo(Longer), "nnUNetTrainerBN"),
         (nnUNetTrainer, "nnUNetTrainer"),
         (Longer, "nnUNetTrainerBN"),
+        (with_mapo(Dropped), "nnUNetTrainerBN"),
+        (Dropped, "nnUNetTrainerBN"),
     ],
 )
 def test_the_nearest_trainer_of_nnunet_with_the_same_network_is_taken(trainer, name):
     assert find_plain_trainer(trainer) == (name, True)
 
 
-@pytest.mark.parametrize("base", [OwnNetwork, OwnNetworkLonger])
+@pytest.mark.parametrize("base", [OwnNetwork, OwnNetworkLonger, DroppedNetwork])
 def test_a_third_party_s_network_needs_its_own_trainer(base):
     assert find_plain_trainer(with_mapo(base)) == (base.__name__, False)
     assert find_plain_trainer(base) == (base.__name__, False)
+
+
+@pytest.mark.parametrize("listed", [None, [PurePosixPath("__editable__.nnunetv2-2.8.1.pth")]])
+def test_where_nnunet_does_not_list_its_files_the_last_trainer_with_the_network_is_taken(
+    listed, monkeypatch
+):
+    monkeypatch.setattr("importlib.metadata.files", lambda _: listed)
+    assert find_plain_trainer(with_mapo(nnUNetTrainerDA5)) == ("nnUNetTrainer", True)
+    assert find_plain_trainer(with_mapo(Longer)) == ("nnUNetTrainerBN", None)
+    assert find_plain_trainer(OwnNetworkLonger) == ("OwnNetwork", None)
 
 
 def test_a_network_that_only_a_class_of_mapo_builds_is_refused_with_what_to_do():

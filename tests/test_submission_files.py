@@ -83,6 +83,22 @@ def test_files_of_the_same_name_in_each_folder_are_the_channels(predict, tmp_pat
     }
 
 
+def test_files_whose_name_begins_with_a_dot_are_no_images(predict, tmp_path):
+    folder = touch(tmp_path / "in", "a_0000.mha", "._a_0000.mha", ".hidden.mha")
+    assert cases(predict, [folder]) == {"a.mha": ["in/a_0000.mha"]}
+
+
+def test_an_output_folder_that_may_not_be_made_is_said(predict, tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise PermissionError
+
+    output = str(tmp_path / "output/images")
+    monkeypatch.setattr("sys.argv", ["predict.py", "--output", output])
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(SystemExit, match=rf"^user \d+ may not write to {output}: chmod 777 it$"):
+        predict.main()
+
+
 def test_a_folder_without_images_names_the_endings_and_what_is_there(predict, tmp_path):
     folder = touch(tmp_path / "in", "images/ct/a.mha")
     with pytest.raises(SystemExit, match=r"no image \(\.nii\.gz, \.mha\)\..*in/images/ct/a\.mha"):

@@ -5,6 +5,7 @@ Environment: `MODEL=DATASET/TRAINER__PLANS__CONFIGURATION` chooses one of severa
 """
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -53,7 +54,11 @@ def find_cases(folders: list[Path], endings: list[str], num_channels: int) -> di
     Several folders are the channels, with the same file names in each, or with one file in each.
     """
     images = [
-        sorted(file for file in folder.glob("*") if file.name.lower().endswith(tuple(endings)))
+        sorted(
+            file
+            for file in folder.glob("*")
+            if file.name.lower().endswith(tuple(endings)) and not file.name.startswith(".")
+        )
         for folder in folders
     ]
     for folder, files in zip(folders, images, strict=True):
@@ -110,7 +115,8 @@ def main() -> int:
     parser.add_argument("--input", type=Path, nargs="+", default=[Path("/input")])
     parser.add_argument("--output", type=Path, default=Path("/output"))
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(PermissionError):
+        arguments.output.mkdir(parents=True, exist_ok=True)
     if not os.access(arguments.output, os.W_OK):
         sys.exit(f"user {os.getuid()} may not write to {arguments.output}: chmod 777 it")
     model = find_model(Path(nnUNet_results), os.environ.get("MODEL", ""))

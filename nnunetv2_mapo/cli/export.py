@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )  # fmt: skip
     parser.add_argument(
         "-f", dest="folds", type=_fold, nargs="+", metavar="FOLD",
-        help="folds to export (default: all that are there)",
+        help="folds to export (default: all that have a number, or fold_all if it is the only one)",
     )  # fmt: skip
     parser.add_argument(
         "-chk", dest="checkpoint", metavar="FILE", default="checkpoint_final.pth",

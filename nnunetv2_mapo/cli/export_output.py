@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -34,8 +35,7 @@ class Output:
     @property
     def record(self) -> Path:
         """JSON file beside it that says where everything comes from."""
-        name = self.path.stem if self.is_zip else self.path.name
-        return self.path.with_name(f"{name}.json")
+        return self.path.with_name(f"{self.path.name}.json")
 
     def check(self) -> None:
         """Refuse to overwrite anything, before anything is computed.
@@ -102,10 +102,11 @@ def explain_use(output: Output, exports: Sequence[ModelExport]) -> Iterator[str]
     files = [output.path] if output.is_zip else output.path.rglob("*")
     size = sum(file.stat().st_size for file in files if file.is_file())
     yield f"\nWritten: {output.path} ({size / 1e6:.1f} MB)\nWritten: {output.record}\n\nTo use it:"
+    path = shlex.quote(str(output.path))
     if output.is_zip:
-        yield f"  nnUNetv2_install_pretrained_model_from_zip {output.path}"
+        yield f"  nnUNetv2_install_pretrained_model_from_zip {path}"
     else:
-        yield f"  export nnUNet_results={output.path}"
+        yield f"  export nnUNet_results={path}"
     for export in exports:
         checkpoint = f" -chk {export.checkpoint}" * (export.checkpoint != "checkpoint_final.pth")
         previous = " -prev_stage_predictions FOLDER" * export.is_cascade
@@ -118,10 +119,18 @@ def explain_use(output: Output, exports: Sequence[ModelExport]) -> Iterator[str]
     if output.is_zip:
         yield f"Installing overwrites a model of the same name in that nnUNet_results: {names}"
     for export in exports:
-        if not export.plain.is_shipped:
+        name = export.plain.name
+        if export.plain.is_shipped is None:
             yield (
-                f"{export.plain.name} builds the network of {export.target} and does not come with "
-                "nnU-Net: install it there, or name its folder with nnUNet_extTrainer."
+                f"{name} builds the network of {export.target}. Whether it comes with nnU-Net "
+                "could not be checked: the nnU-Net here is an editable installation, which does "
+                "not list its files. If not, install it there, or name its folder with "
+                "nnUNet_extTrainer."
+            )
+        elif not export.plain.is_shipped:
+            yield (
+                f"{name} builds the network of {export.target} and does not come with nnU-Net: "
+                "install it there, or name its folder with nnUNet_extTrainer."
             )
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
+from nnunetv2_mapo.cli import main
+
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 HERE = Path(__file__).parent
 SCRIPT = HERE.parents[1] / "examples/challenge-submission/predict.py"
 DATASET = "Dataset990_Boxes"
-MODEL = f"{DATASET}/nnUNetTrainer__nnUNetPlans__3d_fullres"
 
 
 def train(make_trainer: Callable[..., Any], num_folds: int) -> Path:
@@ -30,18 +30,6 @@ def train(make_trainer: Callable[..., Any], num_folds: int) -> Path:
         trainer = make_trainer(fold=fold)
         trainer.run_training()
     return Path(trainer.output_folder_base)
-
-
-def write_zip(model: Path, archive: Path) -> None:
-    """The model as one of nnU-Net's own trainer, in a zip file as nnU-Net installs it."""
-    with zipfile.ZipFile(archive, "w") as file:
-        for name in ("plans.json", "dataset.json"):
-            file.write(model / name, f"{MODEL}/{name}")
-        for path in sorted(model.glob("fold_*/checkpoint_final.pth")):
-            checkpoint = torch.load(path, weights_only=False)
-            checkpoint["trainer_name"] = "nnUNetTrainer"
-            with file.open(f"{MODEL}/{path.parent.name}/{path.name}", "w") as entry:
-                torch.save(checkpoint, entry)
 
 
 def predict_by_nnunet(model: Path, folds: tuple[int, ...], images: Path, output: Path) -> None:
@@ -97,7 +85,7 @@ def test_segmentations_of_an_offline_stock_nnunet_are_those_of_the_trained_model
 ) -> None:
     model = train(make_trainer, num_folds=2)
     predict_by_nnunet(model, (0, 1), images, tmp_path / "expected")
-    write_zip(model, tmp_path / "model.zip")
+    assert main(["export", "-device", "cpu", str(model), str(tmp_path / "model.zip")]) == 0
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "installed"))
     install_model_from_zip_file(str(tmp_path / "model.zip"))
 

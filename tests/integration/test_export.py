@@ -18,10 +18,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 from test_files import full_disk
 
-from nnunetv2_mapo import export
+from nnunetv2_mapo import export, stock_logits
+from nnunetv2_mapo.check_input import CASE, NOISE, make_check_input
 from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.plain_trainer import PlainTrainer
-from nnunetv2_mapo.probe import make_probe
 from nnunetv2_mapo.progress import register_keys
 from nnunetv2_mapo.trained_model import open_model
 
@@ -116,17 +116,21 @@ def test_a_trained_model_is_installed_and_predicts_the_same_without_this_package
     trainer.perform_actual_validation()
     folder = make_model(folds=[1])  # fold 1 is not trained and not validated
     (folder / "fold_0/progress.png").touch()  # not drawn in tests, but exported
-    (folder / "crossval_results_folds_0").mkdir()
-    for name in ("postprocessing.pkl", "postprocessing.json", "summary.json", "case_0.nii.gz"):
-        (folder / "crossval_results_folds_0" / name).touch()
-    archive = tmp_path / "new/model.zip"
+    for folds in ("0", "0_1"):
+        (folder / f"crossval_results_folds_{folds}").mkdir()
+        for name in ("postprocessing.pkl", "postprocessing.json", "summary.json", "case_0.nii.gz"):
+            (folder / f"crossval_results_folds_{folds}" / name).touch()
+    archive = tmp_path / "a new one/model.zip"
     capsys.readouterr()
     assert run(folder, archive) == 0
-    assert sorted(path.name for path in archive.parent.iterdir()) == ["model.json", "model.zip"]
+    assert sorted(path.name for path in archive.parent.iterdir()) == [
+        "model.zip",
+        "model.zip.json",
+    ]
 
     shown, model = capsys.readouterr().out, f"{DATASET}/nnUNetTrainer__nnUNetPlans__3d_fullres"
     assert "2 of 2 folds: logits equal bit for bit" in shown
-    assert f"nnUNetv2_install_pretrained_model_from_zip {archive}" in shown
+    assert f"nnUNetv2_install_pretrained_model_from_zip '{archive}'" in shown
     command = f"nnUNetv2_predict -d {DATASET} -c 3d_fullres -tr nnUNetTrainer -p nnUNetPlans -f 0 1"
     assert f"{command} -i INPUT_FOLDER" in shown
     assert f"overwrites a model of the same name in that nnUNet_results: {model}" in shown
@@ -139,7 +143,7 @@ def test_a_trained_model_is_installed_and_predicts_the_same_without_this_package
     crossval = {"postprocessing.pkl", "postprocessing.json", "summary.json"}
     assert files == {
         "plans.json", "dataset.json", "dataset_fingerprint.json", "mapo_export.json",
-        *(f"crossval_results_folds_0/{name}" for name in crossval),
+        *(f"crossval_results_folds_0_1/{name}" for name in crossval),
         f"fold_0/{FINAL}", "fold_0/progress.png", "fold_0/validation/summary.json",
         f"fold_1/{FINAL}",
     }  # fmt: skip
@@ -180,8 +184,8 @@ def test_models_of_several_trainers_and_dimensions_go_into_one_folder(
     output = tmp_path / "plain"
     assert run(*folders, output) == 0
     shown = capsys.readouterr().out
-    assert "compared on case case_0, 1 x 16 x 16 voxels" in shown
-    assert "compared on case case_0, 8 x 16 x 16 voxels" in shown
+    assert "compared on a real case, 1 x 16 x 16 voxels: case_0" in shown
+    assert "compared on a real case, 8 x 16 x 16 voxels: case_0" in shown
     assert f"export nnUNet_results={output}" in shown
     notice = (
         f"nnUNetTrainerOwnNetwork builds the network of {DATASET}/nnUNetTrainerOwnNetwork"
@@ -197,17 +201,20 @@ def test_models_of_several_trainers_and_dimensions_go_into_one_folder(
         "nnUNetTrainer__nnUNetPlans__2d",
         "nnUNetTrainer__nnUNetPlans__3d_fullres",
     ]
-    record = json.loads((tmp_path / "plain.json").read_text())
+    written = (tmp_path / "plain.json").read_text()
+    assert "case_0" not in written
+    assert str(tmp_path) not in written
+    record = json.loads(written)
     assert record["sha256"] is None
     for each, source in zip(record["models"], folders, strict=True):
         model = f"{each['exported_trainer']}__{each['plans']}__{each['configuration']}"
         assert json.loads((output / DATASET / model / "mapo_export.json").read_text()) == each
         assert source.name.startswith(f"{each['source_trainer']}__")
-        assert each["verification"]["case"] == "case_0"
+        assert each["verification"]["input"] == CASE
         [(fold, about)] = each["folds"].items()
         assert set(each["verification"]["sha256_of_logits"]) == {fold}
         assert (about["mapo"] is None) == (each["source_trainer"] == "nnUNetTrainerTiny")
-    assert [m["needs_third_party_trainer"] for m in record["models"]] == [False, False, True, False]
+    assert [m["is_trainer_of_nnunet"] for m in record["models"]] == [True, True, False, True]
     assert record["models"][1]["folds"]["all"]["mapo"]["num_rounds"] == 2
 
 
@@ -220,23 +227,71 @@ def test_without_preprocessed_data_noise_is_compared_and_the_record_says_so(
     folder = make_model()
     monkeypatch.delenv("nnUNet_preprocessed")
     assert run(folder, tmp_path / "model.zip", "-f", "0") == 0
-    assert "compared on NOISE of 8 x 16 x 16 voxels, not on a case" in capsys.readouterr().out
-    [record] = json.loads((tmp_path / "model.json").read_text())["models"]
-    assert record["verification"]["case"] == "noise"
+    assert "compared on noise, 8 x 16 x 16 voxels: no preprocessed case" in capsys.readouterr().out
+    [record] = json.loads((tmp_path / "model.zip.json").read_text())["models"]
+    assert record["verification"]["input"] == NOISE
     assert record["verification"]["shape"] == [1, 8, 16, 16]
 
 
-def test_a_probe_is_a_window_of_the_preprocessed_case(
+def test_a_check_input_is_a_window_of_the_preprocessed_case(
     make_model: Callable[..., Path], boxes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = open_model(make_model(), 0, FINAL, torch.device("cpu"))
-    probe = make_probe(model)
-    assert (probe.case, probe.image.shape, probe.reason) == ("case_0", (1, 8, 16, 16), "")
+    real = make_check_input(model)
+    assert (real.kind, real.detail, real.image.shape) == (CASE, "case_0", (1, 8, 16, 16))
     monkeypatch.setenv("nnUNet_preprocessed", str(boxes / "nowhere"))
-    noise = make_probe(model)
-    assert f"{DATASET} is not preprocessed for 3d_fullres" in noise.reason
-    assert (noise.case, noise.image.shape) == ("noise", (1, 8, 16, 16))
-    assert np.array_equal(noise.image, make_probe(model).image)
+    noise = make_check_input(model)
+    assert f"{DATASET} is not preprocessed for 3d_fullres" in noise.detail
+    assert (noise.kind, noise.image.shape) == (NOISE, (1, 8, 16, 16))
+    assert np.array_equal(noise.image, make_check_input(model).image)
+
+
+def test_preprocessed_data_without_a_readable_case_becomes_noise_with_the_reason(
+    make_model: Callable[..., Path], boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(make_model(), 0, FINAL, torch.device("cpu"))
+    name = f"{DATASET}/{model.configuration_manager.data_identifier}"
+    folder = tmp_path / "preprocessed" / name
+    shutil.copytree(boxes / "preprocessed" / name, folder)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    prefix = f"no preprocessed case of {DATASET} can be read"
+    for content, error in ((b"", "EOFError"), (b"no pickle", "UnpicklingError")):
+        (folder / "case_0.pkl").write_bytes(content)
+        noise = make_check_input(model)
+        assert noise.kind == NOISE
+        assert noise.detail.startswith(f"{prefix} ({error}: ")
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "case_0_seg.b2nd").touch()  # all that an interrupted preprocessing left
+    noise = make_check_input(model)
+    assert (noise.kind, noise.detail) == (NOISE, f"{folder} has no case")
+
+
+def test_a_linked_model_folder_is_called_as_the_link(
+    make_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_model()
+    link = tmp_path / "links" / folder.name
+    link.parent.mkdir()
+    moved = folder.rename(folder.with_name("somewhere else"))
+    link.symlink_to(moved, target_is_directory=True)
+    assert run(link, tmp_path / "model.zip") == 0
+    assert f"{folder.name} -> " in capsys.readouterr().out
+
+
+def test_too_little_memory_is_said_whatever_torch_calls_it(
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def compute_logits(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.delattr(torch, "OutOfMemoryError", raising=False)  # not there before torch 2.5
+    monkeypatch.setattr(stock_logits, "compute_logits", compute_logits)
+    error = fail(capsys, tmp_path / "model.zip", make_model())
+    assert "cpu has too little memory for one window. Free some, or use -device cpu." in error
 
 
 def test_a_value_that_was_written_wrong_is_noticed(
@@ -327,7 +382,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_left(
     assert "Fold 2 in" in error
     assert "trained as nnUNetTrainer_MAPO_tiny, 3d_fullres, fold 0 as nnUNetTrainerTiny" in error
 
-    for existing in ("model.zip", "model.json"):
+    for existing in ("model.zip", "model.zip.json"):
         (output.parent / existing).write_text("mine")
         assert f"{existing} exists. Delete it, or name another" in fail(capsys, output, folder)
         assert (output.parent / existing).read_text() == "mine"

@@ -1,6 +1,6 @@
 import pytest
 
-from nnunetv2_mapo.probe import place_window
+from nnunetv2_mapo.check_input import place_window
 
 
 def starts_and_stops(shape, window, class_locations):

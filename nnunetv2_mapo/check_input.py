@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,27 +16,29 @@ from nnunetv2.utilities.label_handling.label_handling import (
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.checks import InputError, check_preprocessed
-from nnunetv2_mapo.trained_model import TrainedModel
+from nnunetv2_mapo.trained_model import TrainedModel, find_previous_stage
 
+CASE = "a real case"
+WITHOUT_STAGE = "a real case, with zeros as the previous stage of its cascade"
 NOISE = "noise"
 
 
-class Probe(NamedTuple):
+class CheckInput(NamedTuple):
     """Network input of one window.
 
     Attributes:
         image: Preprocessed, a cascade's previous stage stacked, shape `(channels, z, y, x)`,
             float32; no axis longer than the patch, z is 1 in 2D configurations.
-        case: Case identifier, or `"noise"`.
-        reason: Why it is noise; empty for a case.
+        kind: `CASE`, `WITHOUT_STAGE` or `NOISE`.
+        detail: Which case it is, or why it is noise.
     """
 
     image: NDArray[np.float32]
-    case: str
-    reason: str
+    kind: str
+    detail: str
 
 
-def make_probe(model: TrainedModel) -> Probe:
+def make_check_input(model: TrainedModel) -> CheckInput:
     """Window around foreground of the data set's first training case; noise if there is none.
 
     In a cascade it is the first case that the previous stage segmented; if that segmented none,
@@ -48,20 +51,30 @@ def make_probe(model: TrainedModel) -> Probe:
     window = (1,) * (3 - len(patch_size)) + patch_size
     try:
         return _cut_case(model, window, num_channels)
+    except InputError as error:
+        reason = str(error)
     # what a missing environment variable, missing and damaged files raise
-    except (InputError, AssertionError, OSError, RuntimeError, ValueError, KeyError) as error:
-        noise = np.random.default_rng(0).normal(size=(num_channels, *window))
-        return Probe(noise.astype(np.float32), NOISE, str(error))
+    except (
+        AssertionError, OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError,
+    ) as error:  # fmt: skip
+        name = model.plans_manager.dataset_name
+        reason = f"no preprocessed case of {name} can be read ({type(error).__name__}: {error})"
+    noise = np.random.default_rng(0).normal(size=(num_channels, *window))
+    return CheckInput(noise.astype(np.float32), NOISE, reason)
 
 
-def _cut_case(model: TrainedModel, window: tuple[int, ...], num_channels: int) -> Probe:
+def _cut_case(model: TrainedModel, window: tuple[int, ...], num_channels: int) -> CheckInput:
     name = model.plans_manager.dataset_name
     folder = Path(nnUNet_preprocessed.require(), name, model.configuration_manager.data_identifier)
     check_preprocessed(folder, name, model.configuration)
     dataset_class = infer_dataset_class(str(folder))
     identifiers = sorted(dataset_class.get_identifiers(str(folder)))
-    previous = _find_previous_stage(model)
-    segmented = dataset_class.get_identifiers(str(previous)) if previous.is_dir() else ()
+    if not identifiers:
+        message = f"{folder} has no case"
+        raise InputError(message)
+    previous = find_previous_stage(model)
+    has_stage = previous is not None and previous.is_dir()
+    segmented = dataset_class.get_identifiers(str(previous)) if has_stage else ()
     case, *_ = sorted(set(identifiers) & set(segmented)) or identifiers
     stage = str(previous) if case in segmented else None
     dataset = dataset_class(str(folder), [case], folder_with_segs_from_previous_stage=stage)
@@ -72,13 +85,14 @@ def _cut_case(model: TrainedModel, window: tuple[int, ...], num_channels: int) -
         labels = model.label_manager.foreground_labels
         one_hot = convert_labelmap_to_one_hot(previous_stage[place], labels, image.dtype)
         image = np.vstack((image, one_hot))
-    elif model.configuration_manager.previous_stage_name is not None:
+    elif previous is not None:
         missing = np.zeros((num_channels - len(image), *image.shape[1:]), image.dtype)
         image = np.vstack((image, missing))
     if len(image) != num_channels:
         message = f"{folder} has {len(image)} channels; the network takes {num_channels}"
         raise InputError(message)
-    return Probe(np.ascontiguousarray(image, np.float32), case, "")
+    kind = WITHOUT_STAGE if previous is not None and stage is None else CASE
+    return CheckInput(np.ascontiguousarray(image, np.float32), kind, case)
 
 
 def place_window(
@@ -104,10 +118,3 @@ def place_window(
         slice(start, min(start + length, size))
         for start, length, size in zip(starts, window, shape, strict=True)
     )
-
-
-def _find_previous_stage(model: TrainedModel) -> Path:
-    """Where nnU-Net's trainer puts the previous stage's segmentations; nowhere if it has none."""
-    previous = model.configuration_manager.previous_stage_name
-    stage = f"{model.trainer_name}__{model.plans_manager.plans_name}__{previous}"
-    return model.folder.parent / stage / "predicted_next_stage" / model.configuration
