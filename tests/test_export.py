@@ -131,10 +131,12 @@ def test_the_origin_of_a_fine_tuned_model_is_exported_without_its_path(tmp_path)
         "network_weights": {"a": torch.ones(2)},
         "current_epoch": 6,
         "logging": {},
-        "mapo": {"base": {"path": "/home/me/checkpoint_final.pth", "trainer": "nnUNetTrainer"}},
+        "mapo": {
+            "base": {"path": "/home/me/a.pth", "fold": 0, "base": {"path": "/b.pth", "fold": 1}}
+        },
     }
     (tmp_path / "fold_0").mkdir()
     torch.save(checkpoint, tmp_path / "fold_0" / FINAL)
     record = export_fold(make_export(tmp_path, (0,)), 0, tmp_path / "out")
-    assert record["base"] == {"trainer": "nnUNetTrainer"}
+    assert record["base"] == {"fold": 0, "base": {"fold": 1, "base": None}}
     assert record["mapo"] is None
