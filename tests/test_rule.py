@@ -31,6 +31,8 @@ PAPER = MAPOConfig(
     adam_learning_rate=1e-4,
 )
 FINE_TUNE = MAPOConfig(
+    beta=0.3,
+    lambda_supervised=3.0,
     fine_tune=True,
     num_epochs_factor=0.2,
     learning_rate_factor=0.1,
