@@ -26,7 +26,7 @@ from nnunetv2_mapo import __version__
 from nnunetv2_mapo.metrics import EMPTY_MASKS, METRICS, Grid, compute_metrics
 
 ML_PER_MM3 = 1e-3
-_SPACING_OF_2D_FILES = 999  # times the largest other one: nnU-Net's spacing of the axis they lack
+SPACING_OF_2D_FILES = 999  # times the largest other one: nnU-Net's spacing of the axis they lack
 
 
 class EvaluationError(RuntimeError):
@@ -134,15 +134,14 @@ def evaluate_case(files: CaseFiles, task: Task) -> dict[str, dict[str, float]]:
     Raises:
         EvaluationError: A file cannot be read, or the two do not fit each other.
     """
-    reference = read_segmentation(files.reference, task.reader)
     prediction = read_segmentation(files.prediction, task.reader)
-    if (
-        issubclass(task.reader, Tiff3DIO)
-        and not Path(files.reference).with_suffix(".json").exists()
-    ):
-        # nnU-Net copies the ground truth to gt_segmentations without the file of its spacing.
-        reference = reference._replace(spacing=prediction.spacing)
-    _require_same_geometry(files, prediction, reference)
+    reference = read_reference(
+        files,
+        prediction,
+        task.reader,
+        "evaluate predictions in the geometry of the ground truth, as nnUNetv2_predict writes "
+        "them, or name another ground truth with -gt",
+    )
     shape, grid = find_grid(reference, in_pixels=task.in_pixels)
     ignored = None
     if task.ignore_label is not None:
@@ -172,9 +171,36 @@ def read_segmentation(path: str, reader: type[BaseReaderWriter]) -> Segmentation
     return Segmentation(labels[0], tuple(map(float, properties["spacing"])))
 
 
-def _require_same_geometry(
-    files: CaseFiles, prediction: Segmentation, reference: Segmentation
+def read_reference(
+    files: CaseFiles, prediction: Segmentation, reader: type[BaseReaderWriter], advice: str
+) -> Segmentation:
+    """Read the ground truth of what was read already, which must have its geometry.
+
+    Args:
+        files: Where both are.
+        prediction: A segmentation, or the image that is to be segmented.
+        reader: nnU-Net's reader of the files.
+        advice: What to do if the geometries differ.
+
+    Raises:
+        EvaluationError: It cannot be read, or has another geometry.
+    """
+    reference = read_segmentation(files.reference, reader)
+    if issubclass(reader, Tiff3DIO) and not Path(files.reference).with_suffix(".json").exists():
+        # nnU-Net copies the ground truth to gt_segmentations without the file of its spacing.
+        reference = reference._replace(spacing=prediction.spacing)
+    require_same_geometry(files, prediction, reference, advice)
+    return reference
+
+
+def require_same_geometry(
+    files: CaseFiles, prediction: Segmentation, reference: Segmentation, advice: str
 ) -> None:
+    """Refuse two volumes of different shapes or spacings.
+
+    Raises:
+        EvaluationError: They are.
+    """
     shapes = prediction.labels.shape, reference.labels.shape
     spacings = prediction.spacing, reference.spacing
     if shapes[0] != shapes[1]:
@@ -185,8 +211,7 @@ def _require_same_geometry(
         return
     message = (
         f"{files.prediction} has the {what} {theirs[0]}, but its ground truth {files.reference} "
-        f"has {theirs[1]}: evaluate predictions in the geometry of the ground truth, as "
-        "nnUNetv2_predict writes them, or name another ground truth with -gt."
+        f"has {theirs[1]}: {advice}."
     )
     raise EvaluationError(message)
 
@@ -199,7 +224,7 @@ def find_grid(segmentation: Segmentation, *, in_pixels: bool) -> tuple[tuple[int
     """
     shape, spacing = segmentation.labels.shape, segmentation.spacing
     thickness = spacing[0]
-    if shape[0] == 1 and math.isclose(thickness, _SPACING_OF_2D_FILES * max(spacing[1:])):
+    if shape[0] == 1 and math.isclose(thickness, SPACING_OF_2D_FILES * max(spacing[1:])):
         thickness = 1.0
     volume = 1.0 if in_pixels else thickness * math.prod(spacing[1:]) * ML_PER_MM3
     if 1 in shape:

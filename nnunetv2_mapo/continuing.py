@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         """
         if not self.was_initialized:
             self.initialize()
-        checkpoint = read_checkpoint(Path(filename_or_checkpoint))
+        checkpoint = read_checkpoint(Path(filename_or_checkpoint), needed=_NEEDED)
         try:
             super().load_checkpoint(filename_or_checkpoint)
         except RuntimeError as error:
@@ -233,27 +233,31 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             dist.barrier()
 
 
+_NEEDED = ("current_epoch", "optimizer_state", "logging")  # to go on, not to predict
 _ADVICE = (
     "Delete or move it: training with --c then takes the next of checkpoint_final.pth, "
     "checkpoint_latest.pth and checkpoint_best.pth, or starts anew."
 )
 
 
-def read_checkpoint(path: Path, advice: str = _ADVICE) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, advice: str = _ADVICE, *, needed: Sequence[str] = ()
+) -> dict[str, Any]:
     """Read a checkpoint of nnU-Net; its tensors stay on the disk until they are used.
 
     Args:
         path: The file.
         advice: What to do if it cannot be used.
+        needed: Keys that it must have besides the network's weights.
 
     Raises:
-        ValueError: It is damaged, or something else.
+        ValueError: It is damaged, something else, or lacks a key.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(
             path, map_location="cpu", mmap=True, weights_only=False
         )
-        weights, _ = checkpoint["network_weights"], checkpoint["current_epoch"]
+        weights, *_ = (checkpoint[key] for key in ("network_weights", *needed))
         expected = checkpoint.get("mapo", {}).get("weights")  # a stock checkpoint has none
         is_damaged = expected is not None and expected != hash_weights(weights)
         reason = "its checksum is wrong" if is_damaged else ""

@@ -25,6 +25,7 @@ from nnunetv2_mapo.case_metrics import (
     make_task,
 )
 from nnunetv2_mapo.metrics import METRICS
+from nnunetv2_mapo.table import list_some
 
 Values = dict[str, dict[str, dict[str, float]]]
 
@@ -170,11 +171,11 @@ def match_files(
         message = f"{predictions} has no file that ends in {ending}, as dataset.json demands."
         raise EvaluationError(message)
     if unknown := sorted(predicted - known):
-        message = f"No ground truth in {references} for {_list_some(unknown)} of {predictions}."
+        message = f"No ground truth in {references} for {list_some(unknown)} of {predictions}."
         raise EvaluationError(message)
     if (missing := sorted(known - predicted)) and not allow_missing:
         message = (
-            f"No prediction in {predictions} for {_list_some(missing)} of {references}. Predict "
+            f"No prediction in {predictions} for {list_some(missing)} of {references}. Predict "
             "them, or evaluate the others alone with --chill."
         )
         raise EvaluationError(message)
@@ -182,11 +183,6 @@ def match_files(
         name.removesuffix(ending): CaseFiles(str(references / name), str(predictions / name))
         for name in sorted(predicted)
     }
-
-
-def _list_some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:10])
-    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
 
 
 def _evaluate_cases(

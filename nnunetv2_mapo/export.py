@@ -180,7 +180,9 @@ def export_fold(export: ModelExport, fold: int | str, target: Path) -> dict[str,
     _copy(export.source / name, target / name, FOLD_FILES)
     written.parent.mkdir(parents=True, exist_ok=True)
     try:
-        checkpoint = read_checkpoint(source)
+        checkpoint = read_checkpoint(
+            source, "Name another checkpoint with -chk.", needed=("current_epoch",)
+        )
         save(plain_checkpoint(checkpoint, export.plain.name), written)
         weights = hash_weights(checkpoint["network_weights"])
         is_same = hash_weights(read_checkpoint(written)["network_weights"]) == weights

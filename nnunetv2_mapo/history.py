@@ -76,10 +76,10 @@ def read_history(fold: Path) -> History:
     """
     path = find_checkpoint(fold)
     try:
-        checkpoint = read_checkpoint(path)
-        logged, origin = checkpoint["logging"], checkpoint["init_args"]
-    except (ValueError, KeyError) as error:
+        checkpoint = read_checkpoint(path, needed=("logging", "init_args"))
+    except ValueError as error:
         raise HistoryError(str(error)) from error
+    logged, origin = checkpoint["logging"], checkpoint["init_args"]
     num_epochs_done = len(logged["epoch_end_timestamps"])
     debug = _read_debug(fold)
     num_epochs = max(int(debug.get("num_epochs", 0)), num_epochs_done)

@@ -15,10 +15,10 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from numpy.typing import NDArray
 
+from nnunetv2_mapo.case_metrics import SPACING_OF_2D_FILES
 from nnunetv2_mapo.files import complete_or_absent
 from nnunetv2_mapo.uncertainty import predictive_entropy, vote_variance
 
-SPACING_OF_2D_FILES = 999  # times the largest other one: nnU-Net's spacing of the axis they lack
 _Volume = NDArray[np.float32]
 
 

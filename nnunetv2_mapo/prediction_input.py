@@ -9,7 +9,9 @@ from pathlib import Path
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
 
+from nnunetv2_mapo.cases import channels_of
 from nnunetv2_mapo.checks import InputError
+from nnunetv2_mapo.table import list_some
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _require_files(cases: Sequence[ImageFiles], folder: Path, ending: str) -> No
     if unnamed := [case.identifier for case in cases if not case.images]:
         message = (
             f"{folder} has files without the number of their channel, such as CASE_0000{ending}: "
-            f"those that begin with {_list_some(unnamed)}."
+            f"those that begin with {list_some(unnamed)}."
         )
         raise InputError(message)
     for what, paths in (
@@ -89,7 +91,7 @@ def _require_files(cases: Sequence[ImageFiles], folder: Path, ending: str) -> No
         ("ground truth", [case.truth for case in cases]),
     ):
         if missing := [path for path in paths if path and not path.is_file()]:
-            names = _list_some([path.name for path in missing])
+            names = list_some([path.name for path in missing])
             message = f"There is no {what} {names} in {missing[0].parent}."
             raise InputError(message)
 
@@ -99,12 +101,11 @@ def _require_channels(cases: Sequence[ImageFiles], predictor: nnUNetPredictor) -
     first = cases[0]
     if odd := [name for name in counts if counts[name] != len(first.images)]:
         message = (
-            f"{first.identifier} has {len(first.images)} files, but not so {_list_some(odd)}: each "
+            f"{first.identifier} has {len(first.images)} files, but not so {list_some(odd)}: each "
             "case needs one file for each channel, _0000, _0001 …"
         )
         raise InputError(message)
-    description = predictor.dataset_json
-    channels = description.get("modality") or description["channel_names"]
+    channels = channels_of(predictor.dataset_json)
     try:
         image, _ = predictor.plans_manager.image_reader_writer_class().read_images(first.images)
     except Exception as error:  # each image library has its own
@@ -113,11 +114,6 @@ def _require_channels(cases: Sequence[ImageFiles], predictor: nnUNetPredictor) -
     if len(image) != len(channels):
         message = (
             f"{first.identifier} has {len(image)} channels; the model needs {len(channels)}: "
-            f"{', '.join(map(str, channels.values()))}."
+            f"{', '.join(channels)}."
         )
         raise InputError(message)
-
-
-def _list_some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:10])
-    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown

@@ -1,8 +1,14 @@
-"""Tables of plain text."""
+"""Tables and lists of plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+
+def list_some(names: Sequence[str]) -> str:
+    """The first ten names, and how many more there are."""
+    shown = ", ".join(names[:10])
+    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -113,11 +113,8 @@ def open_model(
     """
     fold = int(fold) if str(fold).isdecimal() else fold
     path = find_checkpoint(folder, fold, checkpoint)
-    try:
-        content = read_checkpoint(path, "Name another checkpoint with -chk.")
-        trainer_name, origin = content["trainer_name"], content["init_args"]
-    except (ValueError, KeyError) as error:
-        raise ModelError(str(error)) from error
+    content = read_model(path)
+    trainer_name, origin = content["trainer_name"], content["init_args"]
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(device=device)
     load_folds(predictor, folder, (fold,), checkpoint)
@@ -138,6 +135,19 @@ def open_model(
         mirroring_axes=predictor.allowed_mirroring_axes,
         mapo=content.get("mapo", {}).get("config"),
     )
+
+
+def read_model(checkpoint: Path) -> dict[str, Any]:
+    """Content of a checkpoint that nnU-Net's prediction can open.
+
+    Raises:
+        ModelError: It is damaged or something else.
+    """
+    advice = "Name another checkpoint with -chk."
+    try:
+        return read_checkpoint(checkpoint, advice, needed=("trainer_name", "init_args"))
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 def load_folds(

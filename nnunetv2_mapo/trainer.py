@@ -164,7 +164,7 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         best, epoch = self._folder / BEST, self.current_epoch
         self._barrier()  # the first rank may still be writing it
         if self.mapo.start_from == "best" and best.is_file() and not self.disable_checkpointing:
-            checkpoint = read_checkpoint(best)
+            checkpoint = read_checkpoint(best, needed=("current_epoch",))
             self._plain_network().load_state_dict(checkpoint["network_weights"])
             epoch = checkpoint["current_epoch"]
         self.print_to_log_file(f"MAPO: preferences start from the weights after {epoch} epochs")

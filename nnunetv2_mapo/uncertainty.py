@@ -11,18 +11,21 @@ _Array = NDArray[np.floating]
 
 
 class MapSummary(NamedTuple):
-    """A case's maps in three numbers.
+    """A case's maps in numbers.
 
     Attributes:
         mean_entropy: Mean over the segmented foreground in nats, over the whole image where
             nothing is segmented.
         max_entropy: Largest of the whole image, in nats.
         mean_variance: Mean vote variance, over the same voxels as `mean_entropy`.
+        num_segmented: Voxels of the segmented foreground; where it is 0, the means are on another
+            scale than those of other cases.
     """
 
     mean_entropy: float
     max_entropy: float
     mean_variance: float
+    num_segmented: int
 
 
 def predictive_entropy(probabilities: _Array, *, has_regions: bool = False) -> _Array:
@@ -80,4 +83,5 @@ def summarize_maps(
         mean_entropy=float(entropy[place].mean(dtype=float)),
         max_entropy=float(entropy.max()),
         mean_variance=float(variance[place].mean(dtype=float)),
+        num_segmented=int(is_foreground.sum()),
     )

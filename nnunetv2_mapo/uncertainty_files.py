@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -28,7 +29,8 @@ class CaseOrder(NamedTuple):
     """Does the mean entropy order the cases? Areas under risk-coverage curves, risk = 1 − Dice.
 
     Attributes:
-        aurc: Of the cases ordered by their mean entropy.
+        aurc: Of the cases ordered by their mean entropy, those without any segmented foreground
+            as the most uncertain ones.
         aurc_random: Of a random order: the mean of 1 − Dice.
         aurc_best: Of the cases ordered by their Dice.
     """
@@ -91,13 +93,28 @@ class Records:
                 means[column] = float(np.nanmean(values))
         return means
 
+    def rank(self) -> list[str]:
+        """Cases, the most uncertain first: those without foreground, then by mean entropy."""
+        return sorted(self.cases, key=self._uncertainty_of, reverse=True)
+
     def order(self) -> CaseOrder:
-        """How well the mean entropy orders the cases, which must have scores."""
-        risk = np.array([1 - case["dice"] for case in self.cases.values()])
-        entropy = np.array([case["mean_entropy"] for case in self.cases.values()])
+        """How well their uncertainty orders the cases, which must have scores; NaN is left out."""
+        judged = [name for name, case in self.cases.items() if not math.isnan(case["dice"])]
+        risk = np.array([1 - self.cases[name]["dice"] for name in judged])
+        uncertainty = np.array([self._uncertainty_of(name) for name in judged])
         return CaseOrder(
-            area_under_risk_coverage(entropy, risk), float(risk.mean()), smallest_area(risk)
+            area_under_risk_coverage(uncertainty, risk),
+            float(risk.mean()) if judged else math.nan,
+            smallest_area(risk),
         )
+
+    def _uncertainty_of(self, name: str) -> float:
+        """Mean entropy; above all others' where nothing is segmented: there it is on its own scale.
+
+        All is then missed, or all is well, and which of both no mean over the image tells.
+        """
+        case = self.cases[name]
+        return case["mean_entropy"] if case["num_segmented"] else sys.float_info.max
 
     def _format_csv(self) -> str:
         text = io.StringIO()

@@ -21,7 +21,7 @@ _Segmentation = NDArray[np.integer]
 
 
 class Scores(NamedTuple):
-    """Scores of a case; voxels with the ignore label count nowhere.
+    """Scores of a case; voxels with the ignore label count nowhere: NaN where there is no other.
 
     Attributes:
         dice: Mean over the classes or regions present, as `candidate_dice`.
@@ -78,6 +78,8 @@ def score_case(
     target = labels.target_map(true)
     dice = candidate_dice(delivered[None], target, labels, valid)
     inside = valid.numpy()
+    if not inside.any():
+        return Scores(*[float("nan")] * len(Scores._fields))
     judged = judge(
         maps.probabilities[:, inside], delivered.numpy()[inside], target.numpy()[inside], labels
     )
@@ -90,7 +92,7 @@ def score_case(
             [expected_calibration_error(conf[fg], correct[fg]) for conf, correct, fg in rows]
         ),
         aurc=area_under_risk_coverage(maps.entropy[inside], is_wrong),
-        aurc_random=float(is_wrong.mean()) if is_wrong.size else float("nan"),
+        aurc_random=float(is_wrong.mean()),
         aurc_best=smallest_area(is_wrong),
     )
 

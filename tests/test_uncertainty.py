@@ -40,9 +40,9 @@ def test_variance_of_regions_is_the_sum_of_their_binary_variances():
 def test_means_are_over_the_segmented_foreground_and_the_largest_over_everything():
     entropy, variance = np.array([0.1, 0.3, 0.8]), np.array([0.0, 0.2, 0.1])
     summary = summarize_maps(entropy, variance, np.array([True, True, False]))
-    assert summary == pytest.approx((0.2, 0.8, 0.1))
+    assert summary == pytest.approx((0.2, 0.8, 0.1, 2))
 
 
 def test_where_nothing_is_segmented_the_means_are_over_the_whole_image():
     entropy, variance = np.array([0.1, 0.3, 0.8]), np.array([0.0, 0.2, 0.1])
-    assert summarize_maps(entropy, variance, np.zeros(3, bool)) == pytest.approx((0.4, 0.8, 0.1))
+    assert summarize_maps(entropy, variance, np.zeros(3, bool)) == pytest.approx((0.4, 0.8, 0.1, 0))

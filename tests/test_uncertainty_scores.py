@@ -56,10 +56,10 @@ def test_without_foreground_there_is_no_foreground_error():
     assert scores.dice == 1
 
 
-def test_a_case_that_is_ignored_as_a_whole_has_no_scores_but_dice():
+def test_a_case_that_is_ignored_as_a_whole_has_no_scores():
     labels = Labels(2, ignore_label=2)
     scores = score_case(maps_of([0.1, 0.2]), volume(0, 1), volume(2, 2), labels)
-    assert all(math.isnan(value) for value in scores[1:])
+    assert all(math.isnan(value) for value in scores)
 
 
 def test_a_region_is_judged_by_its_own_probability():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,18 @@ from typing import Any
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunetv2_mapo.cases import labels_of
 from nnunetv2_mapo.cli.preview_run import choose_device
-from nnunetv2_mapo.continuing import read_checkpoint
 from nnunetv2_mapo.dropout import find_dropout_sites
 from nnunetv2_mapo.dropout_statistics import Sampling, drops_out
-from nnunetv2_mapo.trained_model import ModelError, find_checkpoint, find_model_folder, load_folds
+from nnunetv2_mapo.labels import Labels
+from nnunetv2_mapo.trained_model import (
+    ModelError,
+    find_checkpoint,
+    find_model_folder,
+    load_folds,
+    read_model,
+)
 
 EXPORTED = "mapo_export.json"  # in the folder of an exported model: where it comes from
 _NOT_TRAINED_WITH_DROPOUT = (
@@ -32,13 +40,15 @@ class Model:
 
     Attributes:
         predictor: As nnUNetv2_predict makes it.
+        labels: Meaning of the network's heads.
         folder: Of the model.
         granularity: Of the dropout that it was trained with; else `"element"`.
         largest_rate: Largest dropout rate that MAPO trained it with; None if that is not known.
-        knows_dropout: Whether it was trained with dropout, as far as can be told.
+        knows_dropout: Whether every fold was trained with dropout, as far as can be told.
     """
 
     predictor: nnUNetPredictor
+    labels: Labels
     folder: Path
     granularity: str
     largest_rate: float | None
@@ -49,19 +59,15 @@ def open_predictor(arguments: argparse.Namespace) -> Model:
     """Open the model as nnUNetv2_predict does.
 
     Raises:
-        ModelError: The model, a fold or a checkpoint is missing or damaged.
+        ModelError: The model, a fold or a checkpoint is missing or damaged, or there are too many
+            regions.
         CommandError: PyTorch does not see the device.
     """
     folder = arguments.model or find_model_folder(
         arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration
     )
-    try:
-        contents = [
-            read_checkpoint(find_checkpoint(folder, fold, arguments.checkpoint))
-            for fold in arguments.folds
-        ]
-    except ValueError as error:
-        raise ModelError(str(error)) from error
+    checkpoints = [find_checkpoint(folder, fold, arguments.checkpoint) for fold in arguments.folds]
+    configs = [read_model(path).get("mapo", {}).get("config") for path in checkpoints]
     device = choose_device(arguments.device)
     # As nnUNetv2_predict: the last bits of a convolution depend on the number of threads.
     torch.set_num_threads(multiprocessing.cpu_count() if device.type == "cpu" else 1)
@@ -72,10 +78,16 @@ def open_predictor(arguments: argparse.Namespace) -> Model:
     if not find_dropout_sites(predictor.network, predictor.label_manager.num_segmentation_heads):
         message = f"The network in {folder} has no layer to drop out: it has no samples."
         raise ModelError(message)
-    settings = contents[0].get("mapo", {}).get("config") or read_exported(folder / EXPORTED)
+    settings = find_settings(configs, folder, arguments.folds)
+    try:
+        labels = labels_of(predictor.label_manager)
+    except ValueError as error:
+        message = f"{folder} cannot be mapped: {error}"
+        raise ModelError(message) from error
     num_dimensions = len(predictor.configuration_manager.patch_size)
     return Model(
         predictor,
+        labels,
         folder,
         settings.get("granularity", "element"),
         max(settings.get(f"rates_{num_dimensions}d", ()), default=None),
@@ -83,12 +95,31 @@ def open_predictor(arguments: argparse.Namespace) -> Model:
     )
 
 
-def read_exported(path: Path) -> dict[str, Any]:
+def find_settings(
+    configs: Sequence[dict[str, Any] | None], folder: Path, folds: Sequence[int | str]
+) -> dict[str, Any]:
+    """Settings of MAPO that all folds were trained with: the first one's.
+
+    Args:
+        configs: Of each fold's checkpoint; None where it has none.
+        folder: Of the model, in which an export may have left them.
+        folds: Numbers or `"all"`.
+
+    Returns:
+        Empty if a fold has none.
+    """
+    found = [
+        config or read_exported(folder / EXPORTED, fold)
+        for config, fold in zip(configs, folds, strict=True)
+    ]
+    return found[0] if all(found) else {}
+
+
+def read_exported(path: Path, fold: int | str) -> dict[str, Any]:
     """Settings of MAPO that an export has left beside the model; empty where there are none."""
     try:
-        folds = json.loads(path.read_bytes())["folds"]
-        return dict(next(iter(folds.values()))["mapo"] or {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return dict(json.loads(path.read_bytes())["folds"][str(fold)]["mapo"] or {})
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,17 @@ from typing import Any
 import numpy as np
 from nnunetv2.inference.data_iterators import preprocessing_iterator_fromfiles
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from numpy.typing import NDArray
 
-from nnunetv2_mapo.cases import labels_of
+from nnunetv2_mapo.case_metrics import EvaluationError, read_segmentation
 from nnunetv2_mapo.checks import InputError
 from nnunetv2_mapo.cli.nnunet import CommandError
+from nnunetv2_mapo.cli.preview_run import choose_device
 from nnunetv2_mapo.cli.uncertainty import FOLDER
 from nnunetv2_mapo.cli.uncertainty_model import Model, find_sampling, open_predictor
 from nnunetv2_mapo.dropout_statistics import Sampling, sample_with
 from nnunetv2_mapo.files import WriteError
-from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.maps import Maps, make_maps, write_map
+from nnunetv2_mapo.ground_truth import read_ground_truth
+from nnunetv2_mapo.maps import make_maps, write_map
 from nnunetv2_mapo.mining import is_out_of_memory
 from nnunetv2_mapo.prediction_input import ImageFiles, find_images
 from nnunetv2_mapo.randomness import seeded
@@ -29,10 +30,11 @@ from nnunetv2_mapo.table import format_table
 from nnunetv2_mapo.trained_model import ModelError
 from nnunetv2_mapo.uncertainty import summarize_maps
 from nnunetv2_mapo.uncertainty_files import UNCERTAINTY_CSV, UNCERTAINTY_JSON, Records, read_cases
-from nnunetv2_mapo.uncertainty_scores import Scores, score_case
+from nnunetv2_mapo.uncertainty_scores import score_case
 from nnunetv2_mapo.weights import hash_weights
 
 _NUM_SHOWN = 5  # most uncertain cases
+_GO_ON = "Go on with --continue_prediction."
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,20 @@ class Job:
     """What is done with every case.
 
     Attributes:
-        predictor: With the model.
+        model: What segments.
         sampling: How samples are drawn.
         records: Of the cases.
         output: Folder of the segmentations.
     """
 
-    predictor: nnUNetPredictor
+    model: Model
     sampling: Sampling
     records: Records
     output: Path
 
     def segmentation_of(self, case: ImageFiles) -> Path:
         """File of the delivered segmentation."""
-        return self.output / f"{case.identifier}{self.predictor.dataset_json['file_ending']}"
+        return self.output / f"{case.identifier}{self.model.predictor.dataset_json['file_ending']}"
 
     def maps_of(self, case: ImageFiles) -> tuple[Path, Path]:
         """Files of the entropy and of the variance."""
@@ -74,23 +76,46 @@ def run_uncertainty(arguments: argparse.Namespace) -> None:
         )
         sampling = find_sampling(arguments, model)
         records = open_records(arguments, model, sampling)
-        job = Job(model.predictor, sampling, records, arguments.output)
+        job = Job(model, sampling, records, arguments.output)
         missing = [case for case in cases if not is_finished(case, job)]
         print(f"{len(cases)} cases, {len(missing)} of them without maps", flush=True)
+        for case in missing:
+            if case.truth is not None:
+                read_ground_truth(case, model.predictor)
+        if not arguments.continue_prediction:
+            delete_earlier(cases, job)
+        records.write()
         segment(arguments, model.predictor)
         map_cases(missing, job, arguments.npp)
-    except (ModelError, InputError, WriteError) as error:
+    except (ModelError, InputError, EvaluationError) as error:
         raise CommandError(str(error)) from error
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        message = (
-            f"There is too little memory even for one sample at a time ({error}). Free memory or "
-            "take -device cpu, and go on with --continue_prediction."
-        )
+    except WriteError as error:
+        message = f"{error} {_GO_ON}"
         raise CommandError(message) from error
+    except RuntimeError as error:
+        on_cpu = choose_device(arguments.device).type == "cpu"
+        if message := explain(error, on_cpu=on_cpu):
+            raise CommandError(message) from error
+        raise
     print(f"\n{describe(records)}")
     print(f"Written: {UNCERTAINTY_JSON}, {UNCERTAINTY_CSV} and the maps in {records.folder}")
+
+
+def explain(error: RuntimeError, *, on_cpu: bool) -> str:
+    """What to do about an error of PyTorch or nnU-Net; empty if that is not known."""
+    if is_out_of_memory(error):
+        elsewhere = "" if on_cpu else " or take -device cpu"
+        return (
+            f"There is too little memory even for one sample at a time ({error}). Free "
+            f"memory{elsewhere}. {_GO_ON}"
+        )
+    if re.search("worker.* died", str(error)):
+        return (
+            f"A process of nnU-Net died, for the reason above or, without one, most likely for "
+            f"lack of memory ({error}). Mend it, or use fewer processes with -npp and -nps. "
+            f"{_GO_ON}"
+        )
+    return ""
 
 
 def open_records(arguments: argparse.Namespace, model: Model, sampling: Sampling) -> Records:
@@ -99,7 +124,7 @@ def open_records(arguments: argparse.Namespace, model: Model, sampling: Sampling
     Raises:
         InputError: That run had other settings.
     """
-    predictor = model.predictor
+    predictor, stage = model.predictor, arguments.prev_stage_predictions
     settings = {
         "weights": [hash_weights(weights) for weights in predictor.list_of_parameters],
         "num_samples": sampling.num_samples,
@@ -107,6 +132,7 @@ def open_records(arguments: argparse.Namespace, model: Model, sampling: Sampling
         "granularity": sampling.granularity,
         "step_size": arguments.step_size,
         "mirroring_of_segmentations": not arguments.disable_tta,
+        "previous_stage": stage and str(stage.resolve()),
     }
     description = {
         "folder": str(model.folder),
@@ -121,9 +147,22 @@ def open_records(arguments: argparse.Namespace, model: Model, sampling: Sampling
         except ValueError as error:
             message = f"{error} Run again without --continue_prediction, or with another -o."
             raise InputError(message) from error
-    records = Records(folder, settings, description, cases)
-    records.write()
-    return records
+    return Records(folder, settings, description, cases)
+
+
+def delete_earlier(cases: Sequence[ImageFiles], job: Job) -> None:
+    """Delete what an earlier run has left of cases: a continuation would take it for this one's.
+
+    Raises:
+        InputError: A file cannot be deleted.
+    """
+    try:
+        for case in cases:
+            for path in (job.segmentation_of(case), *job.maps_of(case)):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        message = f"{error}: what an earlier run wrote is in the way. Name another folder with -o."
+        raise InputError(message) from error
 
 
 def is_finished(case: ImageFiles, job: Job) -> bool:
@@ -156,13 +195,12 @@ def map_cases(cases: Sequence[ImageFiles], job: Job, num_processes: int) -> None
         num_processes: That preprocess.
 
     Raises:
-        InputError: A ground truth cannot be read or does not fit.
+        EvaluationError: A segmentation cannot be read.
         WriteError: The disk is full.
     """
     if not cases:
         return
-    predictor = job.predictor
-    labels = labels_of(predictor.label_manager)
+    predictor, labels = job.model.predictor, job.model.labels
     with sample_with(predictor, labels, job.sampling) as sampler:
         preprocessed = preprocess(cases, predictor, num_processes)
         for number, (case, item) in enumerate(zip(cases, preprocessed, strict=True), 1):
@@ -172,12 +210,15 @@ def map_cases(cases: Sequence[ImageFiles], job: Job, num_processes: int) -> None
                 statistics = sampler.sample(item["data"])
             properties = item["data_properties"]
             maps = make_maps(statistics, properties, predictor)
-            segmentation = read_labels(job.segmentation_of(case), predictor)
-            scores = None
-            if case.truth is not None:
-                scores = score(case, maps, segmentation, predictor, labels)
             for path, volume in zip(job.maps_of(case), maps[1:], strict=True):
                 write_map(volume, properties, path)
+            reader = predictor.plans_manager.image_reader_writer_class
+            delivered = read_segmentation(str(job.segmentation_of(case)), reader)
+            segmentation = delivered.labels.astype(np.int16)
+            scores = None
+            if case.truth is not None:
+                truth = read_ground_truth(case, predictor)
+                scores = score_case(maps, segmentation, truth, labels)
             summary = summarize_maps(maps.entropy, maps.variance, segmentation > 0)
             job.records.add(case.identifier, summary, scores)
 
@@ -200,45 +241,21 @@ def preprocess(
     return items
 
 
-def read_labels(path: Path, predictor: nnUNetPredictor) -> NDArray[np.int16]:
-    """Segmentation as nnU-Net reads it, shape `(z, y, x)`."""
-    volume, _ = predictor.plans_manager.image_reader_writer_class().read_seg(str(path))
-    labels: NDArray[np.int16] = volume[0].astype(np.int16)
-    return labels
-
-
-def score(
-    case: ImageFiles,
-    maps: Maps,
-    segmentation: NDArray[np.int16],
-    predictor: nnUNetPredictor,
-    labels: Labels,
-) -> Scores:
-    """Scores of a case.
-
-    Raises:
-        InputError: Its ground truth cannot be read, has unknown labels or another shape.
-    """
-    assert case.truth is not None
-    known = {*predictor.label_manager.all_labels, labels.ignore_label}
-    try:
-        truth = read_labels(case.truth, predictor)
-        if unknown := sorted(set(np.unique(truth).tolist()) - known):
-            message = f"it has the labels {unknown}, which dataset.json does not know"
-            raise ValueError(message)
-        return score_case(maps, segmentation, truth, labels)
-    except Exception as error:  # each image library has its own
-        message = f"{case.truth} cannot be used as ground truth: {error}."
-        raise InputError(message) from error
+def title_of(name: str, records: Records) -> str:
+    """Name of a case in the table, marked where nothing is segmented."""
+    return name if records.cases[name]["num_segmented"] else f"{name} (nothing segmented)"
 
 
 def describe(records: Records) -> str:
     """The most uncertain cases and, with a ground truth, what the uncertainty is worth."""
-    ranked = sorted(records.cases.items(), key=lambda item: -item[1]["mean_entropy"])
+    ranked = records.rank()
     columns = ["mean_entropy", "mean_variance"]
     columns += ["dice", "ece", "ece_foreground", "aurc"] if records.has_scores else []
     mean = records.mean()
-    rows = [[name, *(f"{case[c]:.4f}" for c in columns)] for name, case in ranked[:_NUM_SHOWN]]
+    rows = [
+        [title_of(name, records), *(f"{records.cases[name][column]:.4f}" for column in columns)]
+        for name in ranked[:_NUM_SHOWN]
+    ]
     rows.append(
         [f"mean of {len(ranked)}", *(f"{mean.get(column, np.nan):.4f}" for column in columns)]
     )
@@ -246,11 +263,14 @@ def describe(records: Records) -> str:
     if not records.has_scores:
         return text
     order = records.order()
+    aurc, aurc_random, aurc_best = (
+        mean.get(column, np.nan) for column in ("aurc", "aurc_random", "aurc_best")
+    )
     return (
         f"{text}\n\n"
         "Area under the risk-coverage curve, 0 is best:\n"
-        f"  voxels by entropy, risk = wrong voxels: {mean['aurc']:.5f} "
-        f"(random order {mean['aurc_random']:.5f}, best order {mean['aurc_best']:.5f})\n"
+        f"  voxels by entropy, risk = wrong voxels: {aurc:.5f} "
+        f"(random order {aurc_random:.5f}, best order {aurc_best:.5f})\n"
         f"  cases by mean entropy, risk = 1 - Dice: {order.aurc:.4f} "
         f"(random order {order.aurc_random:.4f}, best order {order.aurc_best:.4f})"
     )

@@ -21,6 +21,7 @@ from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.dropout_statistics import Sampling, sample_with
 from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.maps import make_maps
+from nnunetv2_mapo.uncertainty import vote_variance
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # nnU-Net's pools
@@ -93,6 +94,11 @@ def read(path: Path) -> np.ndarray:
 def read_maps(output: Path, case: str = "case_0") -> tuple[np.ndarray, np.ndarray]:
     folder = output / "uncertainty"
     return tuple(read(folder / f"{case}_{name}.nii.gz") for name in ("entropy", "variance"))
+
+
+def with_spacing(image: sitk.Image) -> sitk.Image:
+    image.SetSpacing((1.3, 0.9, 2.2))
+    return image
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
@@ -243,6 +249,7 @@ def test_the_second_stage_of_a_cascade_sees_the_first(
     stages[1].mkdir()
     assert run(images, tmp_path / "out", "-prev_stage_predictions", stages[1], model=model) == 1
     assert "no segmentation of the previous stage case_0.nii.gz" in capsys.readouterr().err
+    assert not (tmp_path / "out/uncertainty/uncertainty.json").exists()
     sitk.WriteImage(image * 0, stages[1] / "case_0.nii.gz")
     means = []
     for stage in stages:
@@ -251,6 +258,8 @@ def test_the_second_stage_of_a_cascade_sees_the_first(
         assert run(images, output, *options, model=model) == 0
         means.append(read_maps(output)[0].mean())
     assert means[0] != pytest.approx(means[1], rel=1e-3)
+    assert run(images, output, *options[:3], stages[0], "--continue_prediction", model=model) == 1
+    assert "previous_stage: " in capsys.readouterr().err
 
 
 def test_a_run_is_continued_with_the_cases_that_lack_something(
@@ -275,17 +284,82 @@ def test_a_run_is_continued_with_the_cases_that_lack_something(
     assert "rate: 0.1 then, 0.2 now" in capsys.readouterr().err
 
 
-def test_probabilities_are_exact_up_to_the_corners_of_an_image(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_rate_0_is_the_network_itself_up_to_the_corners_of_an_image(
+    make_trainer: MakeTrainer, is_compiled: bool
+) -> None:
     predictor = nnUNetPredictor(device=torch.device("cpu"))
     predictor.initialize_from_trained_model_folder(str(save_model(make_trainer)), (0,))
     image = torch.randn(1, 8, 16, 16)  # one window, whose corners weigh next to nothing
     with torch.inference_mode():
         plain = predictor.network.eval()(image[None])[0].softmax(0).numpy()
+    if is_compiled:
+        predictor.network = torch.compile(predictor.network)  # which is bypassed
     with sample_with(predictor, Labels(3), Sampling(1, 0.0)) as sampler:
         statistics = sampler.sample(image)
     assert np.abs(statistics[:3] - plain).max() < 0.002
+    assert not vote_variance(statistics[3:]).any()
     assert np.array_equal(statistics[3:].argmax(0), plain.argmax(0))
     assert set(np.unique(statistics[3:])) == {0, 1}
+
+
+def test_several_folds_are_averaged(make_trainer: MakeTrainer) -> None:
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    folder = save_model(make_trainer, folds=(0, 1))
+    predictor.initialize_from_trained_model_folder(str(folder), (0, 1))
+    image, plain = torch.randn(1, 8, 16, 16), []  # one window
+    for weights in predictor.list_of_parameters:
+        predictor.network.load_state_dict(weights)
+        with torch.inference_mode():
+            plain.append(predictor.network.eval()(image[None])[0].softmax(0).numpy())
+    with sample_with(predictor, Labels(3), Sampling(1, 0.0)) as sampler:
+        statistics = sampler.sample(image)
+    assert np.abs(plain[0] - plain[1]).max() > 0.1
+    assert np.abs(statistics[:3] - (plain[0] + plain[1]) / 2).max() < 0.002
+    votes = [each.argmax(0) for each in plain]
+    shares = [sum(vote == label for vote in votes) / 2 for label in range(3)]
+    assert np.allclose(statistics[3:], [np.float64(share) for share in shares], atol=1e-3)
+
+
+def test_maps_of_a_transposed_and_resampled_image_lie_where_nnunet_puts_its_own(
+    make_trainer: MakeTrainer, boxes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model(make_trainer)
+    plans = json.loads((folder / "plans.json").read_text())
+    plans |= {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.5, 2.0]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(folder), (0,))
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, 8, 9, 10)).astype(np.float32)
+    image[:, :2] = 0  # nnU-Net crops it off
+    data, _, properties = predictor.configuration_manager.preprocessor_class(
+        verbose=False
+    ).run_case_npy(
+        image, None, {"spacing": [3.0, 0.8, 1.2]}, predictor.plans_manager,
+        predictor.configuration_manager, predictor.dataset_json,
+    )  # fmt: skip
+    # 9 * 0.8 / 1, 10 * 1.2 / 1.5, 6 * 3 / 2
+    assert data.shape == (1, 7, 8, 9)
+    p = rng.dirichlet(np.ones(3), data.shape[1:]).transpose(3, 0, 1, 2).astype(np.float32)
+    # Two classes share the votes: their variance, q (1 - q), is resampled like a probability.
+    q = rng.random(data.shape[1:], np.float32)
+    maps = make_maps(np.concatenate([p, [q, 1 - q, 0 * q]]), properties, predictor)
+    monkeypatch.setattr(predictor.label_manager, "apply_inference_nonlin", torch.as_tensor)
+
+    def export(volumes: np.ndarray) -> np.ndarray:
+        """As nnU-Net exports probabilities, but of what needs no softmax."""
+        _, exported = convert_predicted_logits_to_segmentation_with_correct_shape(
+            torch.from_numpy(volumes), predictor.plans_manager, predictor.configuration_manager,
+            predictor.label_manager, properties, return_probabilities=True, num_threads_torch=1,
+        )  # fmt: skip
+        return np.asarray(exported)
+
+    assert maps.probabilities.shape == (3, 8, 9, 10)
+    assert np.allclose(maps.probabilities, export(p), atol=1e-6)
+    variance = export(np.stack([0 * q, q * (1 - q), 0 * q]))[1]
+    assert np.allclose(maps.variance, variance, atol=1e-6)
 
 
 def test_mean_probabilities_are_brought_back_as_nnunet_exports_its_own(
@@ -365,15 +439,76 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
     assert not [path for path in output.rglob("*") if path.is_file()]
 
 
-def test_a_ground_truth_that_does_not_fit_is_named(
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda truth: truth * 0 + 7, "case_1.nii.gz cannot be used as ground truth: it has the "
+         "values 7,"),
+        (lambda truth: sitk.Cast(truth, sitk.sitkFloat32) * 0 + 0.9, "it has the values 0.9,"),
+        (lambda truth: truth[1:], "case_1.nii.gz has (12, 20, 19)"),
+        (with_spacing, "name the ground truth of these very images with --labels"),
+    ],
+    ids=["label", "fraction", "shape", "spacing"],
+)  # fmt: skip
+def test_a_ground_truth_that_does_not_fit_is_named_before_anything_is_segmented(
+    make_trainer: MakeTrainer,
+    boxes: Path,
+    tmp_path: Path,
+    capsys: Any,
+    change: Callable[[sitk.Image], sitk.Image],
+    said: str,
+) -> None:
+    model = save_model(make_trainer)
+    images = write_images(boxes, tmp_path / "in")
+    path = tmp_path / "in/labels/case_1.nii.gz"
+    sitk.WriteImage(change(sitk.ReadImage(path)), path)
+    assert run(images, tmp_path / "out", "--labels", path.parent, model=model) == 1
+    assert said in capsys.readouterr().err
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+
+
+def test_a_checkpoint_without_the_state_of_the_training_is_enough_and_another_is_named(
     make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
 ) -> None:
     model = save_model(make_trainer)
     images = write_images(boxes, tmp_path / "in", number=1)
-    labels = tmp_path / "in/labels"
-    sitk.WriteImage(
-        sitk.GetImageFromArray(np.full((12, 20, 20), 7, np.uint8)), labels / "case_0.nii.gz"
-    )
-    assert run(images, tmp_path / "out", "--samples", 2, "--labels", labels, model=model) == 1
+    final = model / "fold_0/checkpoint_final.pth"
+    content = torch.load(final, weights_only=False)
+    kept = ("network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes")
+    torch.save({key: content[key] for key in kept}, final)
+    assert run(images, tmp_path / "out", "--samples", 2, model=model) == 0
+    torch.save({"network_weights": {}}, final)
+    assert run(images, tmp_path / "out", "--samples", 2, model=model) == 1
     error = capsys.readouterr().err
-    assert "case_0.nii.gz cannot be used as ground truth: it has the labels [7]" in error
+    assert "checkpoint_final.pth is damaged" in error
+    assert "Name another checkpoint with -chk." in error
+    assert "Delete" not in error
+
+
+def test_what_another_model_segmented_is_not_taken_for_this_ones(
+    make_trainer: MakeTrainer,
+    boxes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    images = write_images(boxes, tmp_path / "in", number=1)
+    first, second = (save_model(make_trainer, name) for name in (STOCK, MAPO))
+    options = ("--samples", 2, "--labels", tmp_path / "in/labels")
+    assert run(images, tmp_path / "out", *options, model=first) == 0
+
+    def die(*_: Any, **__: Any) -> None:
+        message = "Background workers died. Look for the error message further up!"
+        raise RuntimeError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetPredictor, "predict_from_files", die)
+        assert run(images, tmp_path / "out", *options, model=second) == 1
+    assert "Go on with --continue_prediction." in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+    options = (*options, "--continue_prediction")
+    assert run(images, tmp_path / "out", *options, model=second) == 0
+    assert run(images, tmp_path / "fresh", *options, model=second) == 0
+    files = sorted(path.relative_to(tmp_path / "fresh") for path in (tmp_path / "fresh").rglob("*"))
+    for name in (file for file in files if file.name.endswith((".nii.gz", ".csv"))):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
