@@ -18,10 +18,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor, predict_en
 from prepare import draw_boxes, prepare, write_dataset
 
 from nnunetv2_mapo.cli import main
+from nnunetv2_mapo.cli.uncertainty_run import describe, explain
 from nnunetv2_mapo.dropout_statistics import Sampling, sample_with
 from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.maps import make_maps
-from nnunetv2_mapo.uncertainty import vote_variance
+from nnunetv2_mapo.uncertainty import MapSummary, vote_variance
+from nnunetv2_mapo.uncertainty_files import Records
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # nnU-Net's pools
@@ -512,3 +514,20 @@ def test_what_another_model_segmented_is_not_taken_for_this_ones(
     files = sorted(path.relative_to(tmp_path / "fresh") for path in (tmp_path / "fresh").rglob("*"))
     for name in (file for file in files if file.name.endswith((".nii.gz", ".csv"))):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+def test_a_case_in_which_nothing_is_segmented_is_listed_first_and_marked(tmp_path: Path) -> None:
+    records = Records(tmp_path, {}, {})
+    records.add("sure", MapSummary(0.3, 0.6, 0.1, 9), None)
+    records.add("empty", MapSummary(0.01, 0.6, 0.0, 0), None)
+    names = [line.split("  ")[0] for line in describe(records).splitlines()[2:]]
+    assert names == ["empty (nothing segmented)", "sure", "mean of 2"]
+
+
+def test_advice_is_of_the_error_and_the_device() -> None:
+    memory = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    assert "-device cpu" in explain(memory, on_cpu=False)
+    assert "-device cpu" not in explain(memory, on_cpu=True)
+    worker = RuntimeError("Segmentation export worker died. It was likely killed by the system")
+    assert "fewer processes with -npp and -nps" in explain(worker, on_cpu=True)
+    assert not explain(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), on_cpu=True)
