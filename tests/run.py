@@ -12,6 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 
+# By file, because the tests of a file share trainings; a worker needs about 1 GB.
+PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+
 
 def main() -> int:
     """Return the first exit code that is not 0."""
@@ -21,8 +24,8 @@ def main() -> int:
         code = subprocess.run([sys.executable, "-m", *check], check=False).returncode
         if code:
             return code
-    # In this process, so that the installed package is tested and not the folder we are in.
-    return pytest.main([*sys.argv[1:]])
+    # From this process, so that the installed package is tested and not the folder we are in.
+    return pytest.main([*PARALLEL, *sys.argv[1:]])
 
 
 if __name__ == "__main__":
