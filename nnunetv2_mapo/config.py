@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from typing import Any
 
+from nnunetv2_mapo.field_checks import (
+    check_bool,
+    check_choice,
+    check_count,
+    check_number,
+    check_rates,
+    check_sigmas,
+    check_thresholds,
+)
 from nnunetv2_mapo.schedule import Schedule
 
 LIKELIHOODS = ("disagreement", "image")
 GRANULARITIES = ("element", "channel")
 STARTS = ("best", "last")
+# Name of each sampler, and what its candidates differ in.
+SAMPLERS = {"dropout": "dropout rate", "threshold": "threshold", "noise": "noise σ"}
+LOSS_TYPES = ("sigmoid", "ipo", "hinge", "robust")
+REFERENCE_UPDATES = ("never", "round", "average")
+SELECTION_UNITS = ("case", "slice", "window")
 
 # The paper's candidate rates; "eq." and "paper" refer to arXiv:2512.15009 throughout the package.
 RATES_2D = tuple(round(0.005 * step, 3) for step in range(11))
 RATES_3D = tuple(round(0.05 * step, 2) for step in range(7))
+THRESHOLDS = (0.5, *(round(0.375 + 0.025 * step, 3) for step in range(11) if step != 5))
+NOISE_SIGMAS = tuple(round(0.005 * step, 3) for step in range(11))
 
 
 @dataclass(frozen=True)
@@ -31,8 +46,23 @@ class MAPOConfig:
         rates_3d: The same in 3D configurations. Source: paper.
         granularity: What dropout drops: single `"element"`s of a feature map (`nn.Dropout`; paper)
             or whole `"channel"`s.
+        sampler: Where the candidates come from: `"dropout"` (paper), a `"threshold"` on the
+            foreground probability, or Gaussian `"noise"` on the image (paper, table 4). Dropout in
+            training is the same with each.
+        thresholds: Thresholds of the candidates of the sampler `"threshold"`, first 0.5 (the plain
+            prediction), each in (0, 1). Source: paper.
+        noise_sigmas: Standard deviations of the candidates of the sampler `"noise"`, in units of
+            the preprocessed intensities, first 0, increasing. Source: paper.
+        selection_unit_2d: What has a preference pair of its own in 2D configurations: a `"case"`, a
+            `"slice"` (paper) or a sliding `"window"`.
+        selection_unit_3d: The same in 3D configurations; a case (paper).
+        tile_step_size: Distance of mining's sliding windows as a share of the patch, in (0, 1]: 1
+            is fastest, nnU-Net's prediction has 0.5.
         tau: Least Dice gap between chosen and rejected, in (0, 1] (eq. 4). Paper: 0.3. Default
             measured: 0.1 beat the dropout control in four of four runs on two data sets.
+        tau_quantile: Takes the place of `tau` if given, in [0, 1): τ becomes this quantile of the
+            Dice gaps of the round's samples, so that the share 1 - `tau_quantile` of them has a
+            pair, however good the network is.
         beta: Sensitivity to preference differences, > 0 (eq. 2). Paper: 0.1. Default measured
             together with `likelihood="disagreement"`.
         lambda_supervised: Weight λ of nnU-Net's own loss in the preference stage, >= 0 (eq. 7).
@@ -40,6 +70,13 @@ class MAPOConfig:
         likelihood: What the log-likelihood is averaged over: `"image"`, every voxel of the patch
             (eq. 6), or `"disagreement"`, the voxels in which chosen and rejected differ. Default
             measured: with `"image"` the loss stays at ln 2.
+        loss_type: Loss of a pair by TRL's name: `"sigmoid"` (DPO, eq. 2; paper), `"ipo"`,
+            `"hinge"` or `"robust"`.
+        label_smoothing: Probability ε that a pair is the wrong way round, in [0, 0.5), for
+            `"sigmoid"` (conservative DPO) and `"robust"`, which needs it above 0.
+        reference_update: When the reference follows the policy: `"never"` (paper), at the start of
+            each `"round"`, or as its moving `"average"`.
+        reference_decay: Share of the moving average that a step keeps, in (0, 1).
         preference_dropout: Keep the warm-up's dropout on in the preference stage. Paper: no.
             Default measured: dropout contributes more than any other setting.
         warmup_fraction_2d: Share of all epochs that is warm-up in 2D configurations, in (0, 1).
@@ -66,10 +103,21 @@ class MAPOConfig:
     rates_2d: tuple[float, ...] = RATES_2D
     rates_3d: tuple[float, ...] = RATES_3D
     granularity: str = "element"
+    sampler: str = "dropout"
+    thresholds: tuple[float, ...] = THRESHOLDS
+    noise_sigmas: tuple[float, ...] = NOISE_SIGMAS
+    selection_unit_2d: str = "slice"
+    selection_unit_3d: str = "case"
+    tile_step_size: float = 1.0
     tau: float = 0.1
+    tau_quantile: float | None = None
     beta: float = 1.0
     lambda_supervised: float = 1.0
     likelihood: str = "disagreement"
+    loss_type: str = "sigmoid"
+    label_smoothing: float = 0.0
+    reference_update: str = "never"
+    reference_decay: float = 0.999
     preference_dropout: bool = True
     warmup_fraction_2d: float = 1 / 3
     warmup_fraction_3d: float = 5 / 13
@@ -91,28 +139,77 @@ class MAPOConfig:
             ValueError: One line for each invalid field: its value, what is valid.
         """
         problems = [
+            *self._check_mining(),
+            *self._check_preferences(),
+            *self._check_schedule(),
+            *self._check_optimisation(),
+        ]
+        if problems:
+            message = "Invalid MAPOConfig:\n  " + "\n  ".join(problems)
+            raise ValueError(message)
+
+    def _check_mining(self) -> list[str]:
+        problems = [
             *check_rates("rates_2d", self.rates_2d),
             *check_rates("rates_3d", self.rates_3d),
-            *_check_choice("granularity", self.granularity, GRANULARITIES),
-            *_check_number("tau", self.tau, "in (0, 1]", lambda v: 0 < v <= 1),
-            *_check_number("beta", self.beta, "> 0", lambda v: v > 0),
-            *_check_number("lambda_supervised", self.lambda_supervised, ">= 0", lambda v: v >= 0),
-            *_check_choice("likelihood", self.likelihood, LIKELIHOODS),
-            *_check_bool("preference_dropout", self.preference_dropout),
-            *_check_bool("fine_tune", self.fine_tune),
-            *_check_choice("start_from", self.start_from, STARTS),
-            *_check_count("num_rounds", self.num_rounds, 0),
-            *_check_count("seed", self.seed, 0),
+            *check_choice("granularity", self.granularity, GRANULARITIES),
+            *check_choice("sampler", self.sampler, list(SAMPLERS)),
+            *check_thresholds("thresholds", self.thresholds),
+            *check_sigmas("noise_sigmas", self.noise_sigmas),
+            *check_choice("selection_unit_2d", self.selection_unit_2d, SELECTION_UNITS),
+            *check_choice("selection_unit_3d", self.selection_unit_3d, SELECTION_UNITS),
+            *check_number("tile_step_size", self.tile_step_size, "in (0, 1]", lambda v: 0 < v <= 1),
+            *check_number("tau", self.tau, "in (0, 1]", lambda v: 0 < v <= 1),
+            *check_count("seed", self.seed, 0),
         ]
+        if self.tau_quantile is not None:
+            problems += check_number(
+                "tau_quantile", self.tau_quantile, "in [0, 1)", lambda v: 0 <= v < 1
+            )
+        return problems
+
+    def _check_preferences(self) -> list[str]:
+        problems = [
+            *check_number("beta", self.beta, "> 0", lambda v: v > 0),
+            *check_number("lambda_supervised", self.lambda_supervised, ">= 0", lambda v: v >= 0),
+            *check_choice("likelihood", self.likelihood, LIKELIHOODS),
+            *check_choice("loss_type", self.loss_type, LOSS_TYPES),
+            *check_choice("reference_update", self.reference_update, REFERENCE_UPDATES),
+            *check_number(
+                "reference_decay", self.reference_decay, "in (0, 1)", lambda v: 0 < v < 1
+            ),
+            *check_bool("preference_dropout", self.preference_dropout),
+            *check_choice("start_from", self.start_from, STARTS),
+        ]
+        smoothing = check_number(
+            "label_smoothing", self.label_smoothing, "in [0, 0.5)", lambda v: 0 <= v < 0.5
+        )
+        if not smoothing and self.label_smoothing and self.loss_type in ("ipo", "hinge"):
+            smoothing.append(
+                f"label_smoothing={self.label_smoothing!r} is not valid: it is of loss_type "
+                f"'sigmoid' and 'robust', which {self.loss_type!r} is not."
+            )
+        if not smoothing and not self.label_smoothing and self.loss_type == "robust":
+            smoothing.append(
+                "label_smoothing=0 is not valid: loss_type 'robust' needs a number in (0, 0.5)."
+            )
+        return [*problems, *smoothing]
+
+    def _check_schedule(self) -> list[str]:
+        problems = check_count("num_rounds", self.num_rounds, 0)
         for name in ("warmup_fraction_2d", "warmup_fraction_3d"):
-            problems += _check_number(name, getattr(self, name), "in (0, 1)", lambda v: 0 < v < 1)
+            problems += check_number(name, getattr(self, name), "in (0, 1)", lambda v: 0 < v < 1)
         for name, least in (("warmup_epochs", 1), ("num_epochs_2d", 2), ("num_epochs_3d", 2)):
             if getattr(self, name) is not None:
-                problems += _check_count(name, getattr(self, name), least)
+                problems += check_count(name, getattr(self, name), least)
+        return problems
+
+    def _check_optimisation(self) -> list[str]:
+        problems = check_bool("fine_tune", self.fine_tune)
         for name in ("num_epochs_factor", "learning_rate_factor"):
-            problems += _check_number(name, getattr(self, name), "> 0", lambda v: v > 0)
+            problems += check_number(name, getattr(self, name), "> 0", lambda v: v > 0)
         if self.adam_learning_rate is not None:
-            problems += _check_number(
+            problems += check_number(
                 "adam_learning_rate", self.adam_learning_rate, "> 0", lambda v: v > 0
             )
             if self.learning_rate_factor != 1:
@@ -120,13 +217,21 @@ class MAPOConfig:
                     f"learning_rate_factor={self.learning_rate_factor!r} is not valid: it is of "
                     "the base trainer's learning rate, which adam_learning_rate replaces."
                 )
-        if problems:
-            message = "Invalid MAPOConfig:\n  " + "\n  ".join(problems)
-            raise ValueError(message)
+        return problems
 
     def rates(self, num_dimensions: int) -> tuple[float, ...]:
-        """Candidate rates of a 2D or 3D configuration."""
+        """Dropout rates of a 2D or 3D configuration."""
         return self.rates_2d if num_dimensions == 2 else self.rates_3d
+
+    def candidate_values(self, num_dimensions: int) -> tuple[float, ...]:
+        """What the sampler's candidates differ in: rates, thresholds or noise σ."""
+        if self.sampler == "threshold":
+            return self.thresholds
+        return self.noise_sigmas if self.sampler == "noise" else self.rates(num_dimensions)
+
+    def selection_unit(self, num_dimensions: int) -> str:
+        """Selection unit of a 2D or 3D configuration."""
+        return self.selection_unit_2d if num_dimensions == 2 else self.selection_unit_3d
 
     def num_epochs(self, num_dimensions: int, base: int) -> int:
         """Length of the training in epochs, where the base trainer has `base` epochs."""
@@ -158,6 +263,17 @@ class MAPOConfig:
             for name, value in asdict(self).items()
         }
 
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> MAPOConfig:
+        """Undo `to_dict`; settings of other versions do not count, missing ones are the default."""
+        known = {field.name for field in fields(cls)}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+            if name in known
+        }
+        return cls(**values)
+
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Fields in which `other`, a `to_dict` of an earlier training, differs, one line each."""
         mine = self.to_dict()
@@ -166,43 +282,3 @@ class MAPOConfig:
             for field in fields(self)
             if field.name in other and other[field.name] != mine[field.name]
         ]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_number(name: str, value: object, valid: str, is_valid: Any) -> list[str]:
-    if _is_number(value) and is_valid(value):
-        return []
-    return [f"{name}={value!r} is not valid: a number {valid} is needed."]
-
-
-def _check_count(name: str, value: object, least: int) -> list[str]:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return []
-    return [f"{name}={value!r} is not valid: an integer >= {least} is needed."]
-
-
-def _check_bool(name: str, value: object) -> list[str]:
-    return [] if isinstance(value, bool) else [f"{name}={value!r} is not valid: True or False."]
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> list[str]:
-    if value in choices:
-        return []
-    return [f"{name}={value!r} is not valid: choose one of {list(choices)}."]
-
-
-def check_rates(name: str, rates: object) -> list[str]:
-    """Say what is wrong with candidate rates; empty where nothing is."""
-    valid = "increasing rates from 0 to below 1 are needed, such as (0.0, 0.1, 0.2)"
-    if (
-        isinstance(rates, (tuple, list))
-        and len(rates) >= 2
-        and all(_is_number(rate) and 0 <= rate < 1 for rate in rates)
-        and rates[0] == 0
-        and all(low < high for low, high in pairwise(rates))
-    ):
-        return []
-    return [f"{name}={rates!r} is not valid: {valid}."]

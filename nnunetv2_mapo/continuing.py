@@ -55,6 +55,8 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     _saved_config: dict[str, Any] | None = None
     _random_state: dict[str, Any] | None = None
     _fine_tuned: dict[str, Any] | None = None
+    _reference: nn.Module | None = None
+    _saved_average: dict[str, Any] | None = None
 
     def save_checkpoint(self, filename: str) -> None:
         """The base trainer's checkpoint plus the key `mapo`, complete or not at all.
@@ -74,11 +76,21 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
                 "random_state": read_state(self.device),
                 "weights": hash_weights(checkpoint["network_weights"]),
                 "base": self._fine_tuned,
+                "reference": self._read_average(),
             }
             torch.save(checkpoint, unfinished)
 
+    def _read_average(self) -> dict[str, Any] | None:
+        """Reference that moves with each step: its file would not be of the same moment."""
+        if self._reference is None or self.mapo.reference_update != "average":
+            return None
+        weights = self._reference.state_dict()
+        return {"weights": weights, "sha256": hash_weights(weights)}
+
     def _count_checkpoint_bytes(self) -> int:
-        states = (self._plain_network().state_dict(), *self.optimizer.state.values())
+        average = self._read_average() or {"weights": {}}
+        network = self._plain_network()
+        states = (network.state_dict(), average["weights"], *self.optimizer.state.values())
         tensors = [value for state in states for value in state.values()]
         # by memory: nnU-Net's networks have weights under several names, which are saved once
         sizes = {each.data_ptr(): each.nbytes for each in tensors if isinstance(each, Tensor)}
@@ -110,6 +122,12 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         saved = checkpoint.get("mapo", {"config": None, "begun": {}})
         self._saved_config, self._begun = saved["config"], Begun(**saved["begun"])
         self._random_state, self._fine_tuned = saved.get("random_state"), saved.get("base")
+        self._saved_average = saved.get("reference")
+        if self._saved_average and (
+            hash_weights(self._saved_average["weights"]) != self._saved_average["sha256"]
+        ):
+            message = f"{filename_or_checkpoint} is damaged, the reference in it. {_ADVICE}"
+            raise ValueError(message)
 
     def _restore_random_state(self) -> None:
         """Go on with the random numbers of the checkpoint that was loaded, once."""
@@ -162,7 +180,12 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         """Reference network from its file; if that is missing or damaged, from what is left."""
         self._barrier()  # the first rank may still be writing it
         path = self._folder / REFERENCE
-        weights = read_reference(path, self._begun.reference, self.device)
+        weights: dict[str, Tensor] | None
+        if self._saved_average is not None:
+            weights = self._saved_average["weights"]
+            self._saved_average = None
+        else:
+            weights = read_reference(path, self._begun.reference, self.device)
         if weights is None:
             weights = self._replace_reference(path)
         with self._single_output() as network:
@@ -172,13 +195,14 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         return reference
 
     def _replace_reference(self, path: Path) -> dict[str, Tensor]:
-        """Take the best warm-up weights if still there, else the policy, and then mine anew."""
+        """Take the same weights from elsewhere, else the policy, and then mine anew."""
         best = self._folder / BEST
-        weights: dict[str, Tensor] = {}
-        if best.is_file():
-            weights = read_checkpoint(best)["network_weights"]
+        weights = self._plain_network().state_dict()
+        source = "the policy"  # of a training that was stopped before the file was written
+        if hash_weights(weights) != self._begun.reference and best.is_file():
+            weights, source = read_checkpoint(best)["network_weights"], str(best)
         if hash_weights(weights) == self._begun.reference:
-            self.print_to_log_file(f"MAPO: {path} is missing or damaged; restored from {best}")
+            self.print_to_log_file(f"MAPO: {path} is missing or damaged; restored from {source}")
         else:
             self.print_to_log_file(
                 f"MAPO: WARNING: {path} is missing or damaged and the weights it held are gone. "

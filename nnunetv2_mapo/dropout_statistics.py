@@ -20,7 +20,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunetv2_mapo.dropout import StochasticDropout
 from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.mining import is_out_of_memory
+from nnunetv2_mapo.memory import is_out_of_memory
 from nnunetv2_mapo.sampling import fit_windows_per_forward, full_resolution
 
 

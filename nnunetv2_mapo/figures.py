@@ -31,13 +31,18 @@ def draw_curves(
     return figure
 
 
-def draw_dice_per_rate(dice: NDArray[np.float64], rates: Sequence[float]) -> Figure:
-    """Dice of the candidates of every training sample for each dropout rate, as box plots.
+def draw_dice_of_candidates(
+    dice: NDArray[np.float64], name: str, values: Sequence[float]
+) -> Figure:
+    """Dice of the candidates of every training sample as box plots, one of each candidate.
 
     Args:
         dice: Shape `(samples, K)`.
-        rates: Dropout rate of each candidate, K of them.
+        name: What the candidates differ in, such as the dropout rate.
+        values: It, of each candidate, K of them; the boxes are in its order.
     """
+    order = np.argsort(values)
+    dice, values = dice[:, order], [values[place] for place in order]
     figure, axis = _make_figure()
     boxes = axis.boxplot(
         dice,
@@ -47,8 +52,8 @@ def draw_dice_per_rate(dice: NDArray[np.float64], rates: Sequence[float]) -> Fig
     )
     for box in boxes["boxes"]:
         box.set(facecolor=_FILL, alpha=0.6)
-    axis.set_xticks(range(1, len(rates) + 1), [f"{rate:g}" for rate in rates], fontsize="small")
-    axis.set(xlabel="dropout rate", ylabel="Dice of the candidate")
+    axis.set_xticks(range(1, len(values) + 1), [f"{each:g}" for each in values], fontsize="small")
+    axis.set(xlabel=name, ylabel="Dice of the candidate")
     return figure
 
 
@@ -63,7 +68,7 @@ def draw_gaps(gaps: Sequence[float], tau: float) -> Figure:
     top = max(tau, *gaps) * 1.02
     axis.hist(gaps, bins=np.linspace(0, top, 25).tolist(), color=_FILL, alpha=0.6)
     axis.axvline(tau, color=_MARK, linewidth=1.5)
-    axis.text(tau, 0.98, f" τ = {tau:g}", va="top", transform=axis.get_xaxis_transform())
+    axis.text(tau, 0.98, f" τ = {tau:.3g}", va="top", transform=axis.get_xaxis_transform())
     axis.set(xlabel="Dice gap, best to worst candidate", ylabel="training samples")
     return figure
 

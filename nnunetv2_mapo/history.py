@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,10 @@ def find_checkpoint(fold: Path) -> Path:
 
 
 def find_stages(config: dict[str, Any] | None, num_epochs: int, num_dimensions: int) -> list[Stage]:
-    """Stages of a training by its settings, of which those of other versions do not count."""
+    """Stages of a training by its settings."""
     if config is None:
         return [Stage(0, 0, num_epochs)]
-    known = {field.name for field in fields(MAPOConfig)}
-    settings = MAPOConfig(**{name: value for name, value in config.items() if name in known})
-    return settings.schedule(num_epochs, num_dimensions).stages
+    return MAPOConfig.from_dict(config).schedule(num_epochs, num_dimensions).stages
 
 
 def _read_debug(fold: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Preference loss: DPO on logit margins, next to nnU-Net's own loss.
+"""Preference loss on logit margins, next to nnU-Net's own loss.
 
 In DPO only differences of log-likelihoods enter, and log p_a - log p_b = z_a - z_b for two classes
 a, b of one voxel: the normalisation cancels. So only the logits z of the *disagreement voxels*, in
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunetv2_mapo.labels import Labels
+from nnunetv2_mapo.preference_losses import preference_loss
 
 # A patch that only grazes the disagreement must not get an organ's weight.
 LEAST_DISAGREEMENT_SHARE = 0.001
@@ -110,20 +112,6 @@ def margin(logits: Tensor, disagreement: Disagreement) -> Tensor:
     return (disagreement.heads * logits).sum((1, 2)) / disagreement.num_voxels
 
 
-def dpo_loss(policy_margin: Tensor, reference_margin: Tensor, *, beta: float) -> Tensor:
-    """DPO loss of each pair, -log σ(β Δ) (eq. 2, written with margins).
-
-    Args:
-        policy_margin: Margin of the policy, shape `(B,)`.
-        reference_margin: Margin of the frozen reference, shape `(B,)`.
-        beta: Sensitivity to preference differences β, > 0.
-
-    Returns:
-        Loss of each pair, shape `(B,)`; ln 2 where policy and reference agree.
-    """
-    return functional.softplus(-beta * (policy_margin - reference_margin))
-
-
 def chosen_log_likelihood(logits: Tensor, disagreement: Disagreement, labels: Labels) -> Tensor:
     """Mean log-likelihood of the chosen labels over the disagreement voxels, for the log only.
 
@@ -150,7 +138,7 @@ class Rewards(NamedTuple):
     others contribute the same to chosen and rejected.
 
     Attributes:
-        loss: DPO loss.
+        loss: Preference loss.
         chosen: Reward of the chosen labels.
         rejected: Reward of the rejected labels.
         margins: Their difference, β Δ.
@@ -190,26 +178,38 @@ class PreferenceTarget:
 
 
 class MAPOLoss(nn.Module):
-    """λ · base loss + DPO loss for a `PreferenceTarget` (eq. 7), the base loss for any other.
+    """λ · base loss + preference loss for a `PreferenceTarget` (eq. 7), else the base loss.
 
     Args:
         base: nnU-Net's loss.
         labels: Meaning of the segmentation heads.
         beta: β of eq. 2.
         lambda_supervised: λ of eq. 7.
+        loss_type: Loss of a pair, see `preference_losses`.
+        label_smoothing: Of that loss.
 
     Attributes:
         supervised: Base loss of the last forward pass, without λ, a scalar tensor.
     """
 
     def __init__(
-        self, base: nn.Module, labels: Labels, *, beta: float, lambda_supervised: float
+        self,
+        base: nn.Module,
+        labels: Labels,
+        *,
+        beta: float,
+        lambda_supervised: float,
+        loss_type: str = "sigmoid",
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.base = base
         self.labels = labels
         self.beta = beta
         self.lambda_supervised = lambda_supervised
+        self._pair_loss = partial(
+            preference_loss, loss_type=loss_type, beta=beta, label_smoothing=label_smoothing
+        )
         self.supervised = torch.tensor(math.nan)
         self._rewards: Tensor | None = None
 
@@ -245,17 +245,15 @@ class MAPOLoss(nn.Module):
         return _spread_nan(self.lambda_supervised * supervised + preference)
 
     def _preference_loss(self, output: Any, target: PreferenceTarget) -> Tensor:
-        """DPO loss summed over the patches with a pair, divided by the batch size.
+        """Loss of the pairs, summed over the patches with one, divided by the batch size.
 
-        The other patches have a loss of ln 2 and a gradient of exactly 0; the constant is left
+        The other patches have a constant loss and a gradient of exactly 0; the constant is left
         out, so that the training loss stays comparable.
         """
         disagreement = target.disagreement
         logits = disagreement.gather(output[0] if isinstance(output, (list, tuple)) else output)
-        losses = dpo_loss(
-            margin(logits, disagreement),
-            margin(target.reference_logits, disagreement),
-            beta=self.beta,
+        losses = self._pair_loss(
+            margin(logits, disagreement) - margin(target.reference_logits, disagreement)
         )
         self._rewards = self._mean_rewards(logits.detach(), losses.detach(), target)
         return (losses * (disagreement.num_disagreeing > 0)).mean()

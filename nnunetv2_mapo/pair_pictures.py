@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.cases import load_case
+from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.mining import Miner
 from nnunetv2_mapo.pictures import (
@@ -27,6 +28,7 @@ from nnunetv2_mapo.reference import REFERENCE, read_reference
 from nnunetv2_mapo.remining import Remining, mine_like
 from nnunetv2_mapo.store import MinedRound, Round, SampleRecord, StoreError
 from nnunetv2_mapo.trained_model import TrainedModel
+from nnunetv2_mapo.windows import find_units
 
 DISAGREEMENT = COLOURS.index("#d55e00") + 1  # class that is painted in red
 _LARGEST_VARIANCE = 0.25  # of two classes; the brightest colour
@@ -37,7 +39,7 @@ class Sample(NamedTuple):
 
     Attributes:
         identifier: Case identifier.
-        number: 0, or in 2D the slice.
+        number: Place among the samples of the case.
         record: What mining found out.
     """
 
@@ -51,7 +53,7 @@ class Sample(NamedTuple):
         record = self.record
         if record.rejected is None:
             return 0.0
-        return record.dice[record.chosen] - record.dice[record.rejected]
+        return record.gap
 
 
 class Picture(NamedTuple):
@@ -131,20 +133,32 @@ class PairPainter:
                     work = partial(Miner.segment, image=image)
                     candidates = remining.do(work, sample.identifier).cpu().numpy()
                 stack = read_stack(mined, sample.identifier)
-                yield self._paint_slice(name, sample, image.numpy(), stack, candidates)
+                plane = self._find_plane(mined, sample, stack)
+                yield self._paint_slice(name, sample, plane, image.numpy(), stack, candidates)
+
+    def _find_plane(self, mined: MinedRound, sample: Sample, stack: NDArray[np.int16]) -> int:
+        """Slice in which a pair differs most."""
+        config = MAPOConfig.from_dict(mined.origin["settings"])
+        patch_size = self.model.configuration_manager.patch_size
+        unit = config.selection_unit(len(patch_size))
+        units = find_units(stack.shape[1:], patch_size, unit, config.tile_step_size)
+        place = units[sample.number]
+        if isinstance(place[0], int):
+            return place[0]
+        differing = np.zeros(stack.shape[1:], bool)
+        differing[place] = (stack[1] != stack[2])[place]
+        return find_slice(differing)
 
     def _paint_slice(
         self,
         name: str,
         sample: Sample,
+        plane: int,
         image: NDArray[np.float32],
         stack: NDArray[np.int16],
         candidates: NDArray[np.integer] | None,
     ) -> PairPictures:
-        """Pictures of a sample's slice: in 3D of that in which the pair differs most."""
-        plane = sample.number
-        if len(self.model.configuration_manager.patch_size) == 3:
-            plane = find_slice(stack[1] != stack[2])
+        """Pictures of a slice of a sample."""
         title = f"{sample.identifier}: {name}, {sample.gap:.3f}"
         if stack.shape[1] > 1:
             title += f", slice {plane + 1} of {stack.shape[1]}"
@@ -194,10 +208,8 @@ class PairPainter:
             yield None
             return
         self.model.network.load_state_dict(weights)
-        num_dimensions = len(self.model.configuration_manager.patch_size)
-        rates = settings[f"rates_{num_dimensions}d"]
-        number = mined.origin["round"]
-        with mine_like(self.model, settings, rates, self.device, number=number) as remining:
+        config, number = MAPOConfig.from_dict(settings), mined.origin["round"]
+        with mine_like(self.model, config, self.device, number=number) as remining:
             yield remining
 
 

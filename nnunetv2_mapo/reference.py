@@ -55,3 +55,22 @@ def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     reference = deepcopy(policy)
     reference.load_state_dict(weights)
     return reference.eval().requires_grad_(requires_grad=False)
+
+
+@torch.no_grad()
+def update_average(reference: nn.Module, policy: nn.Module, decay: float) -> None:
+    """Move the reference towards the policy: the reference is the policy's moving average.
+
+    Args:
+        reference: Copy of `policy` made by `build_reference`.
+        policy: Not wrapped, not compiled.
+        decay: Share of the reference that is kept, in (0, 1).
+    """
+    # Not by state dicts: nnU-Net's hold a weight under several names.
+    averages: list[Tensor] = [*reference.parameters(), *reference.buffers()]
+    latest: list[Tensor] = [*policy.parameters(), *policy.buffers()]
+    for mine, theirs in zip(averages, latest, strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, 1 - decay)
+        else:
+            mine.copy_(theirs)

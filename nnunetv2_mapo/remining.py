@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
+from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.dropout import StochasticDropout
-from nnunetv2_mapo.mining import Miner, within_memory
-from nnunetv2_mapo.sampling import fit_windows_per_forward
+from nnunetv2_mapo.memory import within_memory
+from nnunetv2_mapo.mining import Miner, make_miner
+from nnunetv2_mapo.samplers import make_sampler
 from nnunetv2_mapo.trained_model import TrainedModel
 
 T = TypeVar("T")
@@ -50,8 +52,7 @@ class Remining:
 @contextmanager
 def mine_like(
     model: TrainedModel,
-    settings: Mapping[str, Any],
-    rates: Sequence[float],
+    config: MAPOConfig,
     device: torch.device,
     *,
     number: int = 1,
@@ -61,19 +62,16 @@ def mine_like(
 
     Args:
         model: Its network's weights are the policy.
-        settings: As of `MAPOConfig.to_dict`; used are `granularity`, `tau` and `seed`.
-        rates: Dropout rate of each candidate.
+        config: Settings; only those of mining are used.
         device: Where the network lies.
         number: Of the round, from 1.
         log: Takes what a user should know.
     """
     plan, labels = model.configuration_manager, model.labels
-    dropout = StochasticDropout(model.network, labels.num_heads, settings["granularity"])
-    windows = fit_windows_per_forward(len(rates), plan.batch_size)
-    miner = Miner(
-        model.network, dropout, labels, rates, settings["tau"], plan.patch_size, windows, device
-    )
+    dropout = StochasticDropout(model.network, labels.num_heads, config.granularity)
+    sampler = make_sampler(config, len(plan.patch_size), dropout, len(model.channel_names))
+    miner = make_miner(config, model.network, sampler, labels, plan, device)
     try:
-        yield Remining(miner, f"{settings['seed']}/{number}", log)
+        yield Remining(miner, f"{config.seed}/{number}", log)
     finally:
         dropout.remove()

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.config import SAMPLERS, MAPOConfig
 from nnunetv2_mapo.figures import (
     draw_curves,
-    draw_dice_per_rate,
+    draw_dice_of_candidates,
     draw_disagreement,
     draw_gaps,
 )
@@ -22,7 +22,7 @@ from nnunetv2_mapo.page import figure_to_svg, image_to_uri
 from nnunetv2_mapo.pair_pictures import PairPictures
 from nnunetv2_mapo.progress import PANELS, Panel
 from nnunetv2_mapo.store import MinedRound
-from nnunetv2_mapo.summary import summarize
+from nnunetv2_mapo.summary import summarize_stored
 
 _STOCK_PANELS = (
     Panel("nnU-Net's loss", ("train_losses", "val_losses")),
@@ -128,26 +128,24 @@ def describe_round(
         num_dimensions: Of the configuration, 2 or 3.
         pairs: Pictures of some of its pairs.
     """
-    summary = summarize(mined.cases, num_mined=len(mined.cases), seconds=0.0)
+    summary = summarize_stored(mined)
     samples = [record for records in mined.cases.values() for record in records]
     shares = [r.num_disagreeing / r.num_voxels for r in samples if r.rejected is not None]
-    settings = mined.origin["settings"]
-    dice, rates = (
-        np.array([record.dice for record in samples]),
-        settings[f"rates_{num_dimensions}d"],
-    )
+    config = MAPOConfig.from_dict(mined.origin["settings"])
+    dice = np.array([record.dice for record in samples])
+    name, values = SAMPLERS[config.sampler], config.candidate_values(num_dimensions)
     facts = [
         ("pairs", f"{summary.num_pairs} of {summary.num_samples}"),
-        ("Dice without dropout", f"{summary.dice_plain:.3f}"),
+        ("Dice of the plain prediction", f"{summary.dice_plain:.3f}"),
     ]
     plots = [
         Plot(
-            figure_to_svg(draw_dice_per_rate(dice, rates)),
-            "Dice of each training sample's candidate for each dropout rate: box from quartile to "
+            figure_to_svg(draw_dice_of_candidates(dice, name, values)),
+            f"Dice of each training sample's candidate for each {name}: box from quartile to "
             "quartile, line at the median, whiskers to 1.5 times the box, points beyond.",
         ),
         Plot(
-            figure_to_svg(draw_gaps(summary.gaps, settings["tau"])),
+            figure_to_svg(draw_gaps(summary.gaps, summary.tau)),
             "Gap between the best and the worst candidate of each sample. Right of τ it is a pair.",
         ),
     ]

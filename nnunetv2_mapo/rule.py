@@ -51,9 +51,8 @@ def _combine(name: str, base_name: str, variant_name: str | None) -> type:
     if variant is None or issubclass(base, MAPOTrainer):
         message = (
             f"{name} asks for the variant {variant_name} of MAPO, but there is no trainer "
-            f"{_PLAIN}_{variant_name}. This package has {_PLAIN}_FineTune, {_PLAIN}_NoPreference, "
-            f"{_PLAIN}_FineTune_NoPreference and {_PLAIN}_Paper; a variant of your own is a class "
-            "in a folder that nnUNet_extTrainer names."
+            f"{_PLAIN}_{variant_name}. There are: {', '.join(_list_variants(nnUNetTrainer_MAPO))}; "
+            "a variant of your own is a class in a folder that nnUNet_extTrainer names."
         )
         raise RuntimeError(message)
     own = set(vars(variant)) - {"mapo", "__module__", "__doc__", "__qualname__", "__firstlineno__"}
@@ -81,6 +80,12 @@ def _search(name: str) -> Any:
         return None
     finally:
         _in_search.discard(name)
+
+
+def _list_variants(plain: Any) -> list[str]:
+    """Names of the variants in the modules that nnU-Net has just looked through."""
+    names = {variant.__name__ for variant in plain.__subclasses__()}
+    return sorted(name for name in names if name.startswith(f"{_PLAIN}_"))
 
 
 def _suggest(name: str) -> str:

@@ -32,10 +32,10 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """What mining found out about one training sample (a case in 3D, a slice in 2D).
+    """What mining found out about one training sample (a case, a slice or a window's cell).
 
     Attributes:
-        dice: Dice of each candidate, in the order of the rates; the first is the plain one.
+        dice: Dice of each candidate, in the sampler's order; the first is the plain one.
         chosen: Index of the chosen candidate.
         rejected: Index of the rejected one; None without a pair.
         num_disagreeing: Voxels in which they differ.
@@ -47,6 +47,11 @@ class SampleRecord:
     rejected: int | None
     num_disagreeing: int
     num_voxels: int
+
+    @property
+    def gap(self) -> float:
+        """Dice gap between the best and the worst candidate."""
+        return max(self.dice) - min(self.dice)
 
 
 class Finished(NamedTuple):

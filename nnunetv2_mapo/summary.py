@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunetv2_mapo.store import SampleRecord
+from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.selection import quantile_tau
+from nnunetv2_mapo.store import MinedRound, SampleRecord
 from nnunetv2_mapo.table import format_table
 
 
 @dataclass(frozen=True)
 class CandidateSummary:
-    """What became of the candidates of one dropout rate in a round.
+    """What became of one candidate, such as that of one dropout rate, in a round.
 
     Attributes:
         dice_mean: Mean Dice over all samples.
@@ -33,18 +35,20 @@ class RoundSummary:
     """What a round of mining found, over all its training samples.
 
     Attributes:
-        num_samples: Training samples (cases in 3D, slices in 2D).
+        tau: Least Dice gap of a pair.
+        num_samples: Training samples: cases, slices or windows.
         num_pairs: Those with a preference pair.
-        dice_plain: Mean Dice of the prediction without dropout, over all samples.
+        dice_plain: Mean Dice of the plain prediction, over all samples.
         dice_chosen: Mean Dice of the chosen candidates of the pairs; NaN without pairs.
         dice_rejected: The same of the rejected ones.
         disagreement: Mean share of disagreement voxels of the pairs; NaN without pairs.
         gaps: Dice gap between best and worst candidate of each sample.
-        candidates: One of each dropout rate, in their order.
+        candidates: One of each candidate, in the sampler's order.
         num_mined: Cases that were mined now; the others were in the store.
         seconds: Duration of mining.
     """
 
+    tau: float
     num_samples: int
     num_pairs: int
     dice_plain: float
@@ -70,12 +74,13 @@ class RoundSummary:
 
 
 def summarize(
-    cases: dict[str, list[SampleRecord]], *, num_mined: int, seconds: float
+    cases: dict[str, list[SampleRecord]], *, tau: float, num_mined: int, seconds: float
 ) -> RoundSummary:
-    """Summarise a round from the records of every case."""
+    """Summarise a round from the records of every case; the other arguments as of the summary."""
     samples = [record for records in cases.values() for record in records]
     pairs = [record for record in samples if record.rejected is not None]
     return RoundSummary(
+        tau=tau,
         num_samples=len(samples),
         num_pairs=len(pairs),
         dice_plain=_mean([record.dice[0] for record in samples]),
@@ -84,11 +89,21 @@ def summarize(
             [record.dice[record.rejected] for record in pairs if record.rejected is not None]
         ),
         disagreement=_mean([record.num_disagreeing / record.num_voxels for record in pairs]),
-        gaps=[max(record.dice) - min(record.dice) for record in samples],
+        gaps=[record.gap for record in samples],
         candidates=_summarize_candidates(samples),
         num_mined=num_mined,
         seconds=seconds,
     )
+
+
+def summarize_stored(mined: MinedRound) -> RoundSummary:
+    """Summarise a round that was mined before."""
+    config = MAPOConfig.from_dict(mined.origin["settings"])
+    tau = config.tau
+    if config.tau_quantile is not None:
+        dice = [record.dice for records in mined.cases.values() for record in records]
+        tau = quantile_tau(dice, config.tau_quantile)
+    return summarize(mined.cases, tau=tau, num_mined=len(mined.cases), seconds=0.0)
 
 
 def _summarize_candidates(samples: Sequence[SampleRecord]) -> list[CandidateSummary]:
@@ -111,29 +126,29 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def tabulate_round(summary: RoundSummary, tau: float, rates: Sequence[float]) -> str:
-    """Table of a round's candidates, one line for each dropout rate, and what the pairs are like.
+def tabulate_round(summary: RoundSummary, name: str, values: Sequence[float]) -> str:
+    """Table of a round's candidates, one line each, and what the pairs are like.
 
     Args:
         summary: The round.
-        tau: Least Dice gap of a pair.
-        rates: Dropout rate of each candidate.
+        name: What the candidates differ in, such as the dropout rate.
+        values: It, of each candidate.
     """
-    header = ["rate", "mean Dice", "25 %", "median", "75 %", "chosen", "rejected"]
+    header = [name, "mean Dice", "25 %", "median", "75 %", "chosen", "rejected"]
     rows = [
         [
-            f"{rate:g}",
+            f"{value:g}",
             *(f"{dice:.4f}" for dice in (each.dice_mean, *each.dice_quartiles)),
             str(each.num_chosen),
             str(each.num_rejected),
         ]
-        for rate, each in zip(rates, summary.candidates, strict=True)
+        for value, each in zip(values, summary.candidates, strict=True)
     ]
     share = summary.num_pairs / summary.num_samples
     text = (
         f"{format_table(header, rows)}\n"
         f"Dice gap of a sample's best and worst candidate: median {np.median(summary.gaps):.4f}, "
-        f"at least tau = {tau}, which makes a pair, in {summary.num_pairs} of "
+        f"at least tau = {summary.tau:.4g}, which makes a pair, in {summary.num_pairs} of "
         f"{summary.num_samples} samples ({share:.1%})"
     )
     if summary.num_pairs:
@@ -141,14 +156,18 @@ def tabulate_round(summary: RoundSummary, tau: float, rates: Sequence[float]) ->
     return text
 
 
-def explain_no_pairs(summary: RoundSummary, tau: float, rates: Sequence[float]) -> str:
-    """Warning for a round without any pair: how far it was from one, and what to change."""
+def explain_no_pairs(summary: RoundSummary, name: str, values: Sequence[float]) -> str:
+    """Warning for a round without any pair: how far it was from one, and what to change.
+
+    Arguments as of `tabulate_round`.
+    """
     largest, median = max(summary.gaps, default=0.0), float(np.median(summary.gaps or [0.0]))
     return (
         f"WARNING: this round has NO preference pair, so it trains with nnU-Net's own loss alone. "
-        f"A pair needs a Dice gap of tau = {tau} between two candidates; the largest gap of any "
-        f"sample is {largest:.4f}, the median {median:.4f} (dropout rates up to {max(rates)}, "
-        f"plain Dice {summary.dice_plain:.4f}). To get pairs, derive a trainer whose MAPOConfig "
-        f"has a smaller tau (half of the samples would have a pair at {median:.3f}) or higher "
-        "rates (rates_2d, rates_3d), or a shorter warm-up."
+        f"A pair needs a Dice gap of tau = {summary.tau:.4g} between two candidates; the largest "
+        f"gap of any sample is {largest:.4f}, the median {median:.4f} ({name} from {min(values)} "
+        f"to {max(values)}, plain Dice {summary.dice_plain:.4f}). To get pairs, derive a trainer "
+        f"whose MAPOConfig has a smaller tau (half of the samples would have a pair at "
+        f"{median:.3f}) or a tau_quantile, candidates that differ more (rates_2d, rates_3d), or a "
+        "shorter warm-up."
     )

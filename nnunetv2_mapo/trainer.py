@@ -17,9 +17,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nnunetv2_mapo.cases import labels_of, load_case
+from nnunetv2_mapo.cases import channels_of, labels_of, load_case
 from nnunetv2_mapo.checks import Checked
-from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.config import SAMPLERS, MAPOConfig
 from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable, read_checkpoint
 from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_preferences
 from nnunetv2_mapo.dropout import StochasticDropout, sample_rates
@@ -27,11 +27,13 @@ from nnunetv2_mapo.files import WriteError
 from nnunetv2_mapo.fine_tuning import FineTunable
 from nnunetv2_mapo.guard import StepGuard
 from nnunetv2_mapo.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
-from nnunetv2_mapo.mining import Miner, mine_round
+from nnunetv2_mapo.mining import make_miner
 from nnunetv2_mapo.progress import STEP_KEYS, plot_progress, register_keys, round_values
 from nnunetv2_mapo.randomness import untouched
-from nnunetv2_mapo.reference import REFERENCE, write_reference
-from nnunetv2_mapo.sampling import fit_windows_per_forward, full_resolution
+from nnunetv2_mapo.reference import REFERENCE, update_average, write_reference
+from nnunetv2_mapo.rounds import mine_round
+from nnunetv2_mapo.samplers import make_sampler
+from nnunetv2_mapo.sampling import full_resolution
 from nnunetv2_mapo.store import Round
 from nnunetv2_mapo.summary import RoundSummary, explain_no_pairs, tabulate_round
 from nnunetv2_mapo.weights import hash_weights
@@ -83,6 +85,10 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         self.dropout = StochasticDropout(
             self._plain_network(), self.labels.num_heads, self.mapo.granularity
         )
+        num_image_channels = len(channels_of(self.dataset_json))
+        self.sampler = make_sampler(
+            self.mapo, self.num_dimensions, self.dropout, num_image_channels
+        )
 
     def configure_optimizers(self, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's optimiser and schedule, or the paper's if the settings ask for it."""
@@ -102,6 +108,8 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
             self.labels,
             beta=self.mapo.beta,
             lambda_supervised=self.mapo.lambda_supervised,
+            loss_type=self.mapo.loss_type,
+            label_smoothing=self.mapo.label_smoothing,
         )
 
     def on_train_start(self) -> None:
@@ -142,6 +150,8 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         batch = self._add_preferences(batch)
         with self.dropout.at(rates) if is_dropping else nullcontext():
             output = super().train_step(batch)
+        if self._reference is not None and self.mapo.reference_update == "average":
+            update_average(self._reference, self._plain_network(), self.mapo.reference_decay)
         output = {**output, **self.loss.step_values()}
         self.guard.check(output, self.current_epoch, batch.get("keys", ()))
         return output
@@ -150,9 +160,15 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         if self._begun.round == 0:
             self._save_latest()  # what follows may fail, such as for want of disk space
             self._start_from_warmup()
-        policy = hash_weights(self._plain_network().state_dict())
-        self._begun = Begun(number, policy, self._begun.reference or policy)
+        weights = self._plain_network().state_dict()
+        policy = hash_weights(weights)
+        becomes_reference = not self._begun.reference or self.mapo.reference_update == "round"
+        self._begun = Begun(number, policy, policy if becomes_reference else self._begun.reference)
         self._save_latest()  # mining can be continued from here
+        if becomes_reference:
+            self._reference = None
+            if self.local_rank == 0:
+                write_reference(self._folder / REFERENCE, weights)
 
     def _save_latest(self) -> None:
         self.current_epoch -= 1  # nnU-Net stores the epoch after the current one
@@ -160,7 +176,7 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         self.current_epoch += 1
 
     def _start_from_warmup(self) -> None:
-        """Best warm-up weights become the policy and, frozen, the reference; no momentum."""
+        """Best warm-up weights become the policy; no momentum."""
         best, epoch = self._folder / BEST, self.current_epoch
         self._barrier()  # the first rank may still be writing it
         if self.mapo.start_from == "best" and best.is_file() and not self.disable_checkpointing:
@@ -169,8 +185,6 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
             epoch = checkpoint["current_epoch"]
         self.print_to_log_file(f"MAPO: preferences start from the weights after {epoch} epochs")
         self.optimizer.state.clear()
-        if self.local_rank == 0:
-            write_reference(self._folder / REFERENCE, self._plain_network().state_dict())
 
     def _open_round(self, number: int) -> None:
         self._shut_down_dataloaders()
@@ -185,26 +199,25 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         mined = self._round(number)
         self.print_to_log_file(f"MAPO: mining round {number}")
         with self._single_output() as network:
-            miner = Miner(
+            miner = make_miner(
+                self.mapo,
                 network,
-                self.dropout,
+                self.sampler,
                 self.labels,
-                self.rates,
-                self.mapo.tau,
-                self.configuration_manager.patch_size,
-                # nnU-Net's global batch size: the pairs must not depend on the number of ranks
-                fit_windows_per_forward(len(self.rates), self.configuration_manager.batch_size),
+                self.configuration_manager,
                 self.device,
             )
             self._summary = mine_round(
                 miner, lambda case: load_case(dataset, self.label_manager, case),
                 dataset.identifiers, mined, self.mapo.seed,
                 lambda message: self.print_to_log_file(f"MAPO: {message}"),
+                tau_quantile=self.mapo.tau_quantile,
             )  # fmt: skip
-        table = tabulate_round(self._summary, self.mapo.tau, self.rates)
+        candidates = (SAMPLERS[self.mapo.sampler], self.sampler.values)
+        table = tabulate_round(self._summary, *candidates)
         self.print_to_log_file(f"MAPO: round {number}: {self._summary}\n{table}")
         if self._summary.num_pairs == 0:
-            self.print_to_log_file(explain_no_pairs(self._summary, self.mapo.tau, self.rates))
+            self.print_to_log_file(explain_no_pairs(self._summary, *candidates))
         return mined
 
     def _add_preferences(self, batch: dict[str, Any]) -> dict[str, Any]:

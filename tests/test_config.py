@@ -12,10 +12,21 @@ INVALID = {
     "rates_2d": [(), (0.0,), (0.1, 0.2), (0.0, 0.2, 0.1), (0.0, 0.1, 0.1), (0.0, 1.0), 0.1],
     "rates_3d": [(0.0, -0.1), (0.0, math.nan), (False, 0.5), (0.0, "0.1"), "0.1", None],
     "granularity": ["voxel", "", None, 1],
+    "sampler": ["Dropout", "noise ", None, True],
+    "thresholds": [(0.5,), (0.4, 0.5), (0.5, 0.0), (0.5, 1.0), (0.5, 0.4, 0.4), (0.5, "0.4"), 0.5],
+    "noise_sigmas": [(0.0,), (0.01, 0.02), (0.0, -0.1), (0.0, math.nan), (0.0, 0.2, 0.1), None],
+    "selection_unit_2d": ["volume", "", None],
+    "selection_unit_3d": ["Case", 3, None],
+    "tile_step_size": [0, 0.0, -0.5, 1.01, math.nan, True, None],
     "tau": [0, 0.0, -0.1, 1.0001, math.nan, math.inf, True, "0.1", None],
+    "tau_quantile": [1, 1.0, -0.1, math.nan, True, "0.5"],
     "beta": [0.0, -1.0, math.nan, math.inf, True, None],
     "lambda_supervised": [-0.5, math.nan, math.inf, False, None],
     "likelihood": ["Image", "sum", None, True],
+    "loss_type": ["dpo", "Sigmoid", None],
+    "label_smoothing": [0.5, 1, -0.1, math.nan, True, None],
+    "reference_update": ["always", "", None, False],
+    "reference_decay": [0, 1, 1.0, -0.1, math.nan, None],
     "preference_dropout": [0, 1, "yes", None],
     "warmup_fraction_2d": [0.0, 1.0, -0.1, 1.5, math.nan, True, None],
     "warmup_fraction_3d": [0, 1, math.inf, False, "0.4"],
@@ -34,10 +45,21 @@ VALID = {
     "rates_2d": [(0, 0.5), [0.0, 0.1], (0.0, 0.999)],
     "rates_3d": [(0.0, 1e-6, 0.3)],
     "granularity": ["element", "channel"],
+    "sampler": ["dropout", "threshold", "noise"],
+    "thresholds": [(0.5, 0.4), [0.5, 0.6, 0.4], (0.5, 0.999)],
+    "noise_sigmas": [(0, 1), [0.0, 0.1], (0.0, 1e-6, 7)],
+    "selection_unit_2d": ["case", "slice", "window"],
+    "selection_unit_3d": ["case", "slice", "window"],
+    "tile_step_size": [1, 1.0, 0.5, 0.01],
     "tau": [1, 1.0, 1e-9],
+    "tau_quantile": [None, 0, 0.0, 0.999],
     "beta": [1e-6, 100],
     "lambda_supervised": [0, 0.0, 7.5],
     "likelihood": ["image", "disagreement"],
+    "loss_type": ["sigmoid", "ipo", "hinge"],
+    "label_smoothing": [0, 0.0, 0.49],
+    "reference_update": ["never", "round", "average"],
+    "reference_decay": [1e-6, 0.999],
     "preference_dropout": [True, False],
     "warmup_fraction_2d": [1e-6, 0.999],
     "warmup_fraction_3d": [0.5],
@@ -101,6 +123,38 @@ def test_a_message_says_what_is_valid():
         MAPOConfig(likelihood="sum").validate()
     with pytest.raises(ValueError, match="num_rounds=-1 is not valid: an integer >= 0 is needed"):
         MAPOConfig(num_rounds=-1).validate()
+
+
+def test_label_smoothing_fits_the_loss_type():
+    MAPOConfig(loss_type="robust", label_smoothing=0.1).validate()
+    for loss_type in ("ipo", "hinge"):
+        with pytest.raises(ValueError, match=r"label_smoothing=0.1 is not valid: it is of"):
+            MAPOConfig(loss_type=loss_type, label_smoothing=0.1).validate()
+    with pytest.raises(ValueError, match=r"'robust' needs a number in \(0, 0.5\)"):
+        MAPOConfig(loss_type="robust").validate()
+
+
+def test_each_sampler_has_the_papers_candidates():
+    values = {
+        name: MAPOConfig(sampler=name).candidate_values(2)
+        for name in ("dropout", "threshold", "noise")
+    }
+    assert values["dropout"] == MAPOConfig().rates_2d
+    assert values["threshold"][0] == 0.5
+    assert sorted(values["threshold"]) == [
+        0.375, 0.4, 0.425, 0.45, 0.475, 0.5, 0.525, 0.55, 0.575, 0.6, 0.625,
+    ]  # fmt: skip
+    assert values["noise"] == (
+        0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05,
+    )  # fmt: skip
+
+
+def test_settings_survive_json_and_another_version():
+    config = MAPOConfig(tau=0.2, thresholds=(0.5, 0.3), sampler="threshold")
+    settings = json.loads(json.dumps(config.to_dict()))
+    assert MAPOConfig.from_dict(settings) == config
+    del settings["loss_type"]  # as before there were several
+    assert MAPOConfig.from_dict({**settings, "of_a_later_version": 1}) == config
 
 
 def test_candidate_rates_are_those_of_the_paper():

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 
 from nnunetv2_mapo.figures import (
     draw_curves,
-    draw_dice_per_rate,
+    draw_dice_of_candidates,
     draw_disagreement,
     draw_gaps,
     draw_paired_dots,
@@ -39,7 +39,7 @@ def test_rewards_have_a_line_at_zero():
 
 def test_each_rate_has_a_box_with_its_median():
     dice = np.array([[0.9, 0.5], [0.8, 0.4], [0.7, 0.0]])
-    (axis,) = draw_dice_per_rate(dice, [0.0, 0.05]).axes
+    (axis,) = draw_dice_of_candidates(dice, "dropout rate", [0.0, 0.05]).axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "0.05"]
     medians = [line.get_ydata()[0] for line in axis.lines if line.get_color() == "#d55e00"]
     assert medians == [0.8, 0.4]

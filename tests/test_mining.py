@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,13 @@ from torch import Tensor
 
 from nnunetv2_mapo.dropout import StochasticDropout
 from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.mining import Miner, OutOfMemoryError, mine_round, window_places
+from nnunetv2_mapo.memory import OutOfMemoryError
+from nnunetv2_mapo.mining import Miner
 from nnunetv2_mapo.randomness import seeded
+from nnunetv2_mapo.rounds import mine_round
+from nnunetv2_mapo.samplers.dropout import DropoutSampler
 from nnunetv2_mapo.store import Round, StoreError
+from nnunetv2_mapo.windows import find_units
 
 CPU = torch.device("cpu")
 CLASSES = Labels(3)
@@ -24,10 +29,11 @@ RATES = (0.0, 0.2, 0.5, 0.8)
 
 @pytest.fixture
 def make_miner(make_network):
-    def make(patch_size, labels=CLASSES, tau=1e-6, windows_per_forward=3) -> Miner:
+    def make(patch_size, labels=CLASSES, tau=1e-6, windows_per_forward=3, unit=None) -> Miner:
         network = make_network(len(patch_size), num_heads=labels.num_heads)
-        dropout = StochasticDropout(network, labels.num_heads)
-        return Miner(network, dropout, labels, RATES, tau, patch_size, windows_per_forward, CPU)
+        sampler = DropoutSampler(RATES, StochasticDropout(network, labels.num_heads))
+        unit = unit or ("slice" if len(patch_size) == 2 else "case")
+        return Miner(network, sampler, labels, tau, patch_size, windows_per_forward, CPU, unit)
 
     return make
 
@@ -45,36 +51,6 @@ def class_dice(prediction: np.ndarray, target: np.ndarray) -> float:
     if not present:
         return 1.0
     return f1_score(target.ravel(), prediction.ravel(), labels=present, average="macro")
-
-
-# Windows ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shape", "patch_size"),
-    [
-        ((8, 8, 8), (8, 8, 8)),
-        ((9, 16, 17), (8, 8, 8)),
-        ((20, 13, 31), (8, 4, 10)),
-        ((3, 8, 8), (8, 8)),
-        ((5, 17, 30), (8, 10)),
-        ((1, 4, 25), (4, 5)),
-    ],
-)
-def test_windows_cover_every_voxel_with_as_few_as_needed(shape, patch_size):
-    covered = np.zeros(shape, int)
-    places = list(window_places(shape, patch_size))
-    for place in places:
-        assert covered[place].shape == patch_size
-        covered[place] += 1
-    assert covered.min() == 1
-    in_plane = zip(shape[-len(patch_size) :], patch_size, strict=True)
-    per_slice = math.prod(math.ceil(size / patch) for size, patch in in_plane)
-    num_slices = shape[0] if len(patch_size) == 2 else 1
-    assert len(places) == num_slices * per_slice
-    # without a remainder, no voxel is computed twice
-    if all(size % patch == 0 for size, patch in zip(shape[::-1], patch_size[::-1], strict=False)):
-        assert covered.max() == 1
 
 
 # One case -----------------------------------------------------------------------------------------
@@ -226,6 +202,40 @@ def test_regions_are_mined_as_bit_masks(make_miner):
     assert set(np.unique(mined.chosen)) | set(np.unique(mined.rejected)) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
+@pytest.mark.parametrize("unit", ["case", "slice", "window"])
+def test_each_unit_chooses_its_own_pair(make_miner, patch_size, unit):
+    miner = make_miner(patch_size, unit=unit)
+    image, segmentation = some_case((4, 12, 9))
+    torch.manual_seed(0)
+    candidates = miner.segment(image).numpy()
+    torch.manual_seed(0)
+    mined = miner.mine(image, segmentation)
+    units = find_units((4, 12, 9), patch_size, unit, 1.0)
+    assert len(mined.records) == len(units)
+    for place, record in zip(units, mined.records, strict=True):
+        found = candidates[(slice(None), *place)]
+        dice = [class_dice(candidate, segmentation[place].numpy()) for candidate in found]
+        assert record.dice == pytest.approx(dice, abs=1e-6)
+        assert np.array_equal(mined.chosen[place], found[np.argmax(dice)])
+        assert np.array_equal(mined.rejected[place], found[np.argmin(dice)])
+        assert record.num_voxels == found[0].size
+    if unit != "case":
+        assert len({record.chosen for record in mined.records}) > 1
+
+
+def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
+    miner = make_miner((8, 8, 8), windows_per_forward=1)
+    seen = fail_above(miner, 10**6, RuntimeError())
+    image, _ = some_case((16, 16, 16))
+    whole = miner.segment(image)
+    assert len(seen) == 2**3
+    half = replace(miner, tile_step_size=0.5).segment(image)
+    assert len(seen) == 2**3 + 3**3
+    assert half.shape == whole.shape
+    assert not torch.equal(half[0], whole[0])
+
+
 # A round ------------------------------------------------------------------------------------------
 
 
@@ -372,6 +382,65 @@ def test_cases_that_cannot_be_read_back_are_named(tmp_path, make_miner, monkeypa
     with pytest.raises(StoreError, match=r"cannot be read from .*round_01: \['a', 'b'\]"):
         mine_round(make_miner((8, 8, 8)), Cases("a", "b"), ["a", "b"], mined, seed=0, log=print)
     assert not (mined.folder / "manifest.json").exists()
+
+
+# A quantile of the gaps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["case", "slice", "window"])
+def test_with_a_quantile_the_samples_with_the_largest_gaps_keep_their_pairs(
+    tmp_path, make_miner, unit
+):
+    miner, load = make_miner((8, 8, 8), tau=0.0, unit=unit), Cases(*"abcd")
+    every, mined = round_in(tmp_path / "every"), round_in(tmp_path / "half")
+    mine_round(miner, load, list("abcd"), every, seed=0, log=print)
+    summary = mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
+    before, after = (each.find_finished("abcd").records for each in (every, mined))
+    gaps = sorted(record.gap for records in before.values() for record in records)
+    assert summary.tau == gaps[math.ceil((len(gaps) - 1) / 2)]
+    assert summary.num_pairs == sum(gap >= summary.tau for gap in gaps) < len(gaps)
+    for identifier in "abcd":
+        all_pairs, stack = (each.open_stack(identifier)[:] for each in (every, mined))
+        units = miner.find_units(stack.shape[1:])
+        for place, old, new in zip(units, before[identifier], after[identifier], strict=True):
+            part = (slice(None), *place)
+            if old.gap >= summary.tau:
+                assert new == old
+                assert np.array_equal(stack[part], all_pairs[part])
+            else:
+                assert new == replace(old, rejected=None, num_disagreeing=0)
+                assert np.array_equal(stack[part][0], all_pairs[part][0])
+                assert not stack[part][1:].any()
+    manifest = json.loads((mined.folder / "manifest.json").read_text())
+    rejected = [s["rejected"] for case in manifest["cases"].values() for s in case["samples"]]
+    assert sum(each is not None for each in rejected) == summary.num_pairs
+
+
+def test_a_round_that_was_stopped_while_pairs_were_dropped_ends_the_same(
+    tmp_path, make_miner, monkeypatch
+):
+    miner, load = make_miner((8, 8, 8), tau=0.0, unit="slice"), Cases(*"abcd")
+    whole, mined = round_in(tmp_path / "whole"), round_in(tmp_path / "stopped")
+    expected = mine_round(miner, load, list("abcd"), whole, 0, print, tau_quantile=0.5)
+    write_case, written = Round.write_case, []
+
+    def write_five(self, *arguments):
+        if len(written) == 5:  # four cases were mined, one has lost pairs
+            raise KeyboardInterrupt
+        written.append(arguments)
+        write_case(self, *arguments)
+
+    monkeypatch.setattr(Round, "write_case", write_five)
+    with pytest.raises(KeyboardInterrupt):
+        mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
+    monkeypatch.undo()
+    load.loaded.clear()
+    summary = mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
+    assert load.loaded == []
+    assert (summary.tau, summary.num_pairs) == (expected.tau, expected.num_pairs)
+    assert mined.find_finished("abcd") == whole.find_finished("abcd")
+    for identifier, stack in read_stacks(mined, "abcd").items():
+        assert np.array_equal(stack, read_stacks(whole, "abcd")[identifier])
 
 
 # Memory and damage -------------------------------------------------------------------------------

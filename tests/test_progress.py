@@ -19,6 +19,7 @@ from nnunetv2_mapo.summary import RoundSummary
 
 KEYS = (*STEP_KEYS, *MINING_KEYS)
 SUMMARY = RoundSummary(
+    tau=0.1,
     num_samples=5,
     num_pairs=3,
     dice_plain=0.6,

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_mapo.dropout import StochasticDropout
-from nnunetv2_mapo.reference import build_reference, read_reference, write_reference
+from nnunetv2_mapo.reference import (
+    build_reference,
+    read_reference,
+    update_average,
+    write_reference,
+)
 from nnunetv2_mapo.weights import hash_weights
 
 CPU = torch.device("cpu")
@@ -124,3 +129,31 @@ def test_reference_takes_the_given_weights(make_network):
     reference = build_reference(policy, doubled)
     for name, tensor in reference.state_dict().items():
         assert torch.equal(tensor, doubled[name])
+
+
+def test_a_moving_average_by_hand():
+    policy = torch.nn.BatchNorm1d(1)  # weight 1, running mean 0, no batch yet
+    reference = build_reference(policy, policy.state_dict())
+    with torch.no_grad():
+        policy.weight.fill_(5.0)
+    policy.running_mean.fill_(10.0)
+    policy.num_batches_tracked.fill_(3)
+    update_average(reference, policy, decay=0.75)
+    assert reference.weight.item() == 2.0  # 0.75 * 1 + 0.25 * 5
+    assert reference.running_mean.item() == 2.5
+    assert reference.num_batches_tracked.item() == 3  # a count has no average
+    update_average(reference, policy, decay=0.75)
+    assert reference.weight.item() == 2.75  # 0.75 * 2 + 0.25 * 5
+    assert policy.weight.item() == 5.0
+
+
+def test_a_moving_average_moves_weights_with_two_names_once(make_network):
+    policy = make_network()  # nnU-Net's: conv is also all_modules.0
+    reference = build_reference(policy, policy.state_dict())
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight += 1
+    update_average(reference, policy, decay=0.5)
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(tensor, before[name] + 0.5)

@@ -17,7 +17,7 @@ from nnunetv2_mapo.trained_model import TrainedModel
 
 CPU, RATES = torch.device("cpu"), (0.0, 0.5)
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # three slices
-SETTINGS = MAPOConfig(seed=7, granularity="channel").to_dict()
+SETTINGS = MAPOConfig(seed=7, granularity="channel", rates_2d=RATES)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def model() -> TrainedModel:
         plans_manager=None,
         configuration_manager=SimpleNamespace(patch_size=(8, 8), batch_size=1),
         label_manager=None,
-        dataset_json={},
+        dataset_json={"channel_names": {"0": "MRI"}},
         folder=Path("nowhere"),
         fold=0,
         mirroring_axes=None,
@@ -42,8 +42,8 @@ def model() -> TrainedModel:
 
 def test_candidates_have_the_seed_of_the_case_in_the_round_and_no_other(model):
     segment = partial(Miner.segment, image=IMAGE)
-    with mine_like(model, SETTINGS, RATES, CPU, number=2) as remining:
-        assert remining.miner.dropout.granularity == "channel"
+    with mine_like(model, SETTINGS, CPU, number=2) as remining:
+        assert remining.miner.sampler.dropout.granularity == "channel"
         with seeded("7/2/case_0", CPU):
             expected = segment(remining.miner)
         first, other = (remining.do(segment, case) for case in ("case_0", "case_1"))
@@ -62,7 +62,7 @@ def test_fewer_windows_stay_fewer_for_the_cases_to_come(model):
         return miner.windows_per_forward
 
     said = []
-    with mine_like(model, SETTINGS, RATES, CPU, log=said.append) as remining:
+    with mine_like(model, SETTINGS, CPU, log=said.append) as remining:
         assert remining.miner.windows_per_forward == 2  # 4 times a batch of 1, by 2 rates
         assert [remining.do(fail_with_many, case) for case in ("case_0", "case_1")] == [1, 1]
     assert said == ["mining ran out of memory: 1 windows a forward pass now"]
@@ -73,7 +73,7 @@ def test_network_is_plain_again_afterwards_even_after_an_error(model):
         raise KeyError
 
     def mine() -> None:
-        with mine_like(model, SETTINGS, RATES, CPU) as remining:
+        with mine_like(model, SETTINGS, CPU) as remining:
             assert model.network[0]._forward_hooks
             remining.do(fail, "case_0")
 

@@ -6,7 +6,13 @@ import torch
 from sklearn.metrics import f1_score
 
 from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.selection import Pair, candidate_dice, candidate_disagreement, select_pair
+from nnunetv2_mapo.selection import (
+    Pair,
+    candidate_dice,
+    candidate_disagreement,
+    quantile_tau,
+    select_pair,
+)
 
 TWO = Labels(2)
 FOUR = Labels(4)
@@ -152,3 +158,17 @@ def test_disagreement_of_each_two_candidates_by_hand():
     valid = torch.tensor([[True, False], [True, True]])  # of all four voxels all the same
     expected = [[0, 1 / 4, 1 / 4], [1 / 4, 0, 2 / 4], [1 / 4, 2 / 4, 0]]
     assert candidate_disagreement(candidates, valid).tolist() == expected
+
+
+def test_tau_zero_takes_any_gap_but_no_tie():
+    assert select_pair([0.5, 0.5 + 1e-9], tau=0.0) == Pair(1, 0)
+    assert select_pair([0.5, 0.5], tau=0.0) == Pair(0, None)
+
+
+def test_quantile_tau_by_hand():
+    dice = [[0.5, 0.5], [0.5, 0.75], [0.25, 1.0], [0.5, 1.0]]  # gaps 0, 0.25, 0.75, 0.5
+    # the gap from which on the share 1 - q of the samples has a pair, or a little less of them
+    assert quantile_tau(dice, 0.0) == 0.0
+    assert quantile_tau(dice, 0.5) == 0.5
+    assert quantile_tau(dice, 0.9) == 0.75
+    assert quantile_tau([], 0.5) == 0.0

@@ -19,7 +19,7 @@ RECORDS = {
 
 
 def test_summary_by_hand():
-    summary = summarize(RECORDS, num_mined=1, seconds=2.5)
+    summary = summarize(RECORDS, tau=0.5, num_mined=1, seconds=2.5)
     assert summary.num_samples == 3
     assert summary.num_pairs == 2
     assert summary.dice_plain == pytest.approx((0.75 + 0.25 + 0.5) / 3)
@@ -37,7 +37,7 @@ def test_summary_by_hand():
 def test_candidates_of_each_rate_by_hand():
     # Dice of the three samples, sorted: 0.25 0.5 0.75; 0 0.25 1; 0.25 0.25 0.5. With three values
     # the quartiles lie halfway between the middle one and its neighbours.
-    assert summarize(RECORDS, num_mined=3, seconds=0.0).candidates == [
+    assert summarize(RECORDS, tau=0.5, num_mined=3, seconds=0.0).candidates == [
         CandidateSummary(0.5, (0.375, 0.5, 0.625), num_chosen=1, num_rejected=0),
         CandidateSummary(pytest.approx(1.25 / 3), (0.125, 0.25, 0.625), 1, 1),
         CandidateSummary(pytest.approx(1.0 / 3), (0.25, 0.25, 0.375), 0, 1),
@@ -45,8 +45,8 @@ def test_candidates_of_each_rate_by_hand():
 
 
 def test_table_of_a_round_has_a_line_for_each_rate_and_one_for_the_pairs():
-    summary = summarize(RECORDS, num_mined=3, seconds=0.0)
-    assert tabulate_round(summary, tau=0.5, rates=(0.0, 0.125, 0.25)).splitlines() == [
+    summary = summarize(RECORDS, tau=0.5, num_mined=3, seconds=0.0)
+    assert tabulate_round(summary, "rate", (0.0, 0.125, 0.25)).splitlines() == [
         "rate   mean Dice    25 %  median    75 %  chosen  rejected",
         "-----  ---------  ------  ------  ------  ------  --------",
         "0         0.5000  0.3750  0.5000  0.6250       1         0",
@@ -58,14 +58,14 @@ def test_table_of_a_round_has_a_line_for_each_rate_and_one_for_the_pairs():
 
 
 def test_table_of_a_round_without_pairs_says_nothing_of_their_voxels():
-    summary = summarize({"a": RECORDS["a"][1:]}, num_mined=1, seconds=0.0)
-    table = tabulate_round(summary, tau=0.1, rates=(0.0, 0.1, 0.2))
+    summary = summarize({"a": RECORDS["a"][1:]}, tau=0.1, num_mined=1, seconds=0.0)
+    table = tabulate_round(summary, "rate", (0.0, 0.1, 0.2))
     assert table.endswith("in 0 of 1 samples (0.0%)")
     assert [line.split()[-2:] for line in table.splitlines()[2:5]] == [["0", "0"]] * 3
 
 
 def test_summary_without_pairs_has_nan_for_what_only_pairs_have():
-    summary = summarize({"a": RECORDS["a"][1:]}, num_mined=0, seconds=0.0)
+    summary = summarize({"a": RECORDS["a"][1:]}, tau=0.1, num_mined=0, seconds=0.0)
     assert summary.num_pairs == 0
     assert summary.dice_plain == 0.25
     for value in (summary.dice_chosen, summary.dice_rejected, summary.disagreement):
@@ -78,10 +78,10 @@ def test_no_pairs_are_explained_with_gaps_and_tau():
         SampleRecord([0.5, 0.5 + gap], chosen=1, rejected=None, num_disagreeing=0, num_voxels=1)
         for gap in (0.0125, 0.025, 0.05)
     ]
-    summary = summarize({"a": samples}, num_mined=1, seconds=0.0)
-    message = explain_no_pairs(summary, tau=0.3, rates=(0.0, 0.125))
+    summary = summarize({"a": samples}, tau=0.3, num_mined=1, seconds=0.0)
+    message = explain_no_pairs(summary, "dropout rate", (0.0, 0.125))
     assert message.startswith("WARNING: this round has NO preference pair")
     assert "tau = 0.3 between two candidates" in message
     assert "largest gap of any sample is 0.0500, the median 0.0250" in message
-    assert "dropout rates up to 0.125, plain Dice 0.5000" in message
+    assert "(dropout rate from 0.0 to 0.125, plain Dice 0.5000)" in message
     assert "half of the samples would have a pair at 0.025" in message

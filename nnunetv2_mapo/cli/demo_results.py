@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_mapo.cli.phantom import LABELS, read_image
 from nnunetv2_mapo.store import PREFERENCES, Round, SampleRecord, read_rounds
-from nnunetv2_mapo.summary import RoundSummary, summarize
+from nnunetv2_mapo.summary import RoundSummary, summarize_stored
 from nnunetv2_mapo.table import format_table
 
 if TYPE_CHECKING:
@@ -81,11 +81,7 @@ def read_results(fold: Path, summaries: dict[str, Path]) -> Results:
             },
             "mean": content["foreground_mean"]["Dice"],
         }
-    rounds = [
-        summarize(mined.cases, num_mined=len(mined.cases), seconds=0.0)
-        for mined in read_rounds(fold)
-    ]
-    return Results(dice, rounds)
+    return Results(dice, [summarize_stored(mined) for mined in read_rounds(fold)])
 
 
 def find_largest_gaps(cases: dict[str, list[SampleRecord]], num_cases: int) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_mapo.cli.nnunet import CommandError
-from nnunetv2_mapo.config import check_rates
+from nnunetv2_mapo.field_checks import check_rates
 
 DEVICES = ("cpu", "cuda", "mps")
 

@@ -33,7 +33,7 @@ class SampleView(NamedTuple):
 
     Attributes:
         case: Case identifier.
-        number: Of the slice in 2D; 0 in 3D.
+        number: Of the sample in the case, from 0.
         has_foreground: Whether its ground truth has any.
         dice: Dice of each candidate, shape `(K,)`.
         disagreement: Share of voxels in which each two candidates differ, shape `(K, K)`.

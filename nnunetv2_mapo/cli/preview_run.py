@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from nnunetv2_mapo.cli.nnunet import CommandError
 from nnunetv2_mapo.cli.preview_report import SampleView, Seen, draw
 from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.files import WriteError
-from nnunetv2_mapo.mining import Miner, OutOfMemoryError
+from nnunetv2_mapo.memory import OutOfMemoryError
+from nnunetv2_mapo.mining import Miner
 from nnunetv2_mapo.preview import Settings
 from nnunetv2_mapo.remining import mine_like
 from nnunetv2_mapo.selection import candidate_disagreement
@@ -142,9 +144,14 @@ def look_at(
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
     """
-    config = {**MAPOConfig().to_dict(), **(model.mapo or {})}
+    config = replace(
+        MAPOConfig.from_dict(model.mapo or {}),
+        sampler="dropout",
+        rates_2d=tuple(rates),
+        rates_3d=tuple(rates),
+    )
     samples = []
-    with mine_like(model, config, rates, device, log=tqdm.write) as remining:
+    with mine_like(model, config, device, log=tqdm.write) as remining:
         for identifier in tqdm(identifiers, desc="preview", unit="case"):
             image, segmentation = load_case(cases, model.label_manager, identifier)
             truth = torch.from_numpy(segmentation[0])

@@ -88,11 +88,20 @@ def validate_warmup(folder: Path, fold: str, tolerance: float, device: torch.dev
     Segmentations and metrics are kept in the fold's folder `validation_warmup`.
 
     Raises:
-        HistoryError: The weights are missing or damaged.
+        HistoryError: The weights are missing, damaged or those of a later round.
     """
     path = folder / f"fold_{fold}"
-    model = open_model(folder, fold, find_checkpoint(path).name, device)
-    weights = read_reference(path / REFERENCE, read_history(path).reference_hash, device)
+    model, history = (
+        open_model(folder, fold, find_checkpoint(path).name, device),
+        read_history(path),
+    )
+    if (history.config or {}).get("reference_update") == "round":
+        message = (
+            f"{path / REFERENCE} holds the weights at the start of the last round, because the "
+            "reference was renewed with each (reference_update): those after the warm-up are gone."
+        )
+        raise HistoryError(message)
+    weights = read_reference(path / REFERENCE, history.reference_hash, device)
     if weights is None:
         message = (
             f"{path / REFERENCE} is missing or damaged: it holds the weights after the warm-up of "

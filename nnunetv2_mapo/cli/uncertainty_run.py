@@ -23,7 +23,7 @@ from nnunetv2_mapo.dropout_statistics import Sampling, sample_with
 from nnunetv2_mapo.files import WriteError
 from nnunetv2_mapo.ground_truth import read_ground_truth
 from nnunetv2_mapo.maps import make_maps, write_map
-from nnunetv2_mapo.mining import is_out_of_memory
+from nnunetv2_mapo.memory import is_out_of_memory
 from nnunetv2_mapo.prediction_input import ImageFiles, find_images
 from nnunetv2_mapo.randomness import seeded
 from nnunetv2_mapo.table import format_table

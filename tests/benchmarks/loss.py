@@ -20,7 +20,8 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.loss import dpo_loss, find_disagreement, margin
+from nnunetv2_mapo.loss import find_disagreement, margin
+from nnunetv2_mapo.preference_losses import sigmoid_loss
 
 BATCH_SIZE, PATCH, BETA = 2, (64, 64, 64), 0.1
 SHARES = (0.01, 0.05, 0.20)
@@ -63,7 +64,7 @@ def margin_form(batch: Batch) -> Tensor:
     with torch.no_grad():
         reference_margin = margin(disagreement.gather(batch.reference), disagreement)
     policy_margin = margin(disagreement.gather(batch.policy), disagreement)
-    return dpo_loss(policy_margin, reference_margin, beta=BETA).mean()
+    return sigmoid_loss(policy_margin - reference_margin, BETA).mean()
 
 
 def log_form(batch: Batch) -> Tensor:

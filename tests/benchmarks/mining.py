@@ -16,8 +16,9 @@ from torch import Tensor
 from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.dropout import StochasticDropout
 from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.mining import Miner, window_places
-from nnunetv2_mapo.sampling import fit_windows_per_forward
+from nnunetv2_mapo.mining import Miner, make_miner
+from nnunetv2_mapo.samplers import make_sampler
+from nnunetv2_mapo.windows import find_windows
 
 SHAPES = {
     "2D": Shape(case=(1, 96, 96), patch=(64, 64), batch_size=12, num_stages=5),
@@ -60,7 +61,7 @@ def _compare(name: str, dataset: TinyDataset, repeats: int) -> Iterator[Row]:
             lambda: miner.mine(image, segmentation),
             REPEATS_PREDICTOR,
         )
-    num_candidates = len(miner.rates)
+    num_candidates = len(miner.sampler.values)
     yield Row(
         f"{name}, K = {num_candidates} times one prediction by nnU-Net / mining",
         Ratios(*(num_candidates * ratio for ratio in ratios)),
@@ -69,19 +70,11 @@ def _compare(name: str, dataset: TinyDataset, repeats: int) -> Iterator[Row]:
 
 def _make_miner(trainer: Any) -> Miner:
     """Miner as MAPO's trainer makes it."""
-    patch_size = trainer.configuration_manager.patch_size
-    num_heads = trainer.label_manager.num_segmentation_heads
-    rates = MAPOConfig().rates(len(patch_size))
-    return Miner(
-        trainer.network,
-        StochasticDropout(trainer.network, num_heads),
-        Labels(num_heads),
-        rates,
-        MAPOConfig().tau,
-        patch_size,
-        fit_windows_per_forward(len(rates), trainer.configuration_manager.batch_size),
-        trainer.device,
-    )
+    plan, num_heads = trainer.configuration_manager, trainer.label_manager.num_segmentation_heads
+    dropout = StochasticDropout(trainer.network, num_heads)
+    sampler = make_sampler(MAPOConfig(), len(plan.patch_size), dropout, num_image_channels=1)
+    labels = Labels(num_heads)
+    return make_miner(MAPOConfig(), trainer.network, sampler, labels, plan, trainer.device)
 
 
 def _make_predictor(trainer: Any) -> nnUNetPredictor:
@@ -104,11 +97,11 @@ def _make_predictor(trainer: Any) -> nnUNetPredictor:
 def _only_forward(miner: Miner, image: Tensor) -> None:
     """The network's work in `Miner.mine` and nothing else, in the same batches."""
     padded = pad_nd_image(image, miner.patch_size, "constant", {"value": 0})
-    places = list(window_places(padded.shape[1:], miner.patch_size))
+    places = find_windows(padded.shape[1:], miner.patch_size, miner.tile_step_size)
     for start in range(0, len(places), miner.windows_per_forward):
         batch = places[start : start + miner.windows_per_forward]
-        windows = torch.stack([padded[(slice(None), *place)] for place in batch])
-        miner.network(windows.repeat_interleave(len(miner.rates), 0))
+        windows = torch.stack([padded[(slice(None), *window.place)] for window in batch])
+        miner.network(windows.repeat_interleave(miner.sampler.num_passes, 0))
 
 
 if __name__ == "__main__":

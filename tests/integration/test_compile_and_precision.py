@@ -56,7 +56,7 @@ def test_a_compiled_training_is_the_eager_one_and_compiles_few_graphs(
 # Mixed precision ----------------------------------------------------------------------------------
 
 
-def test_margins_and_dpo_loss_stay_float32_in_mixed_precision(
+def test_margins_and_preference_loss_stay_float32_in_mixed_precision(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
@@ -67,20 +67,20 @@ def test_margins_and_dpo_loss_stay_float32_in_mixed_precision(
     # where nnU-Net takes autocast on CUDA, it takes this on the CPU
     monkeypatch.setattr(stock, "dummy_context", cpu_autocast)
     seen: dict[str, set[torch.dtype]] = {"logits": set(), "margin": set(), "loss": set()}
-    margin, dpo_loss = loss.margin, loss.dpo_loss
+    margin, preference_loss = loss.margin, loss.preference_loss
 
     def note_margin(logits: torch.Tensor, disagreement: Any) -> torch.Tensor:
         result = margin(logits, disagreement)
         seen["margin"].add(result.dtype)
         return result
 
-    def note_loss(*margins: torch.Tensor, beta: float) -> torch.Tensor:
-        result = dpo_loss(*margins, beta=beta)
+    def note_loss(delta: torch.Tensor, **settings: Any) -> torch.Tensor:
+        result = preference_loss(delta, **settings)
         seen["loss"].add(result.dtype)
         return result
 
     monkeypatch.setattr(loss, "margin", note_margin)
-    monkeypatch.setattr(loss, "dpo_loss", note_loss)
+    monkeypatch.setattr(loss, "preference_loss", note_loss)
     trainer = make_trainer()
     trainer.initialize()
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)

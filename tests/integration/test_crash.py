@@ -33,7 +33,7 @@ KILLS = {
     "half of the reference": ("pathlib:Path.write_bytes", 1, "half"),
     "the reference written": ("nnunetv2_mapo.trainer:write_reference", 1, "after"),
     "the round begun": (f"{TRAINER}._open_round", 1, "before"),
-    "inside the first case": ("nnunetv2_mapo.mining:dropout_candidates", 1, "after"),
+    "inside the first case": ("nnunetv2_mapo.samplers.dropout:group_candidates", 1, "after"),
     "half of a case": ("pathlib:Path.write_bytes", 1, "half"),
     "a case without its record": (f"{STORE}:write_sealed", 1, "before"),
     "half of a record, behind a whole case": ("pathlib:Path.write_bytes", 4, "half"),
@@ -42,7 +42,7 @@ KILLS = {
     "half of the manifest": ("pathlib:Path.write_bytes", 1, "half"),
     "second epoch of round 1": (f"{TRAINER}.train_step", 5, "before"),
     "end of round 1": (f"{TRAINER}._save_latest", 1, "before"),
-    "round 2, third case": ("nnunetv2_mapo.mining:dropout_candidates", 9, "before"),
+    "round 2, third case": ("nnunetv2_mapo.samplers.dropout:group_candidates", 9, "before"),
     "the last step": (f"{TRAINER}.train_step", 6, "after"),
     "before the final checkpoint": (f"{STOCK}.on_train_end", 1, "before"),
     "the final checkpoint beside the latest one": ("os:remove", 1, "before"),
@@ -102,7 +102,7 @@ class Watch:
         reference = hash_file(self.folder / "reference.pth")
         if self.reference:
             assert reference == self.reference
-        if any(each["round"] for each in begun):
+        if reference and any(each["round"] for each in begun):
             self.reference = reference
             torch.load(self.folder / "reference.pth", weights_only=True)
         for manifest in self.folder.glob("preferences/*/manifest.json"):

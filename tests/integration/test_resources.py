@@ -18,7 +18,8 @@ from nnunetv2_mapo import trainer as mapo
 from nnunetv2_mapo.files import WriteError
 from nnunetv2_mapo.guard import MOST_IN_A_ROW, NotFiniteError
 from nnunetv2_mapo.lock import InUseError
-from nnunetv2_mapo.mining import Miner, OutOfMemoryError
+from nnunetv2_mapo.memory import OutOfMemoryError
+from nnunetv2_mapo.mining import Miner
 from nnunetv2_mapo.store import Round
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

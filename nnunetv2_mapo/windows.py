@@ -1,0 +1,107 @@
+"""Sliding windows of a case, and which voxels each of them decides."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+
+Index = tuple[int | slice, ...]
+
+
+class Window(NamedTuple):
+    """One sliding window.
+
+    The cells of all windows are disjoint and cover the case: a voxel belongs to the window whose
+    centre is nearest along each axis, because a network is least sure at its patch's border.
+
+    Attributes:
+        place: Index of the window for the three spatial axes; in 2D its first entry is the slice.
+        cell: Index of the voxels that it decides, likewise.
+        inside: Index of these voxels within the window, one slice for each axis of the patch.
+    """
+
+    place: Index
+    cell: Index
+    inside: tuple[slice, ...]
+
+
+class _Step(NamedTuple):
+    """A window along one axis; attributes as those of `Window`."""
+
+    place: slice
+    cell: slice
+    inside: slice
+
+
+def find_windows(
+    shape: Sequence[int], patch_size: Sequence[int], tile_step_size: float
+) -> list[Window]:
+    """Windows that cover a case.
+
+    Args:
+        shape: Three spatial axes, at least as large as the patch.
+        patch_size: In voxels; with two entries the windows lie in single slices.
+        tile_step_size: Largest distance of two windows as a share of the patch, in (0, 1]; at 1
+            they overlap only where they must.
+    """
+    in_plane = tuple(shape[-len(patch_size) :])
+    starts = compute_steps_for_sliding_window(in_plane, tuple(patch_size), tile_step_size)
+    axes = [_divide(*axis) for axis in zip(starts, patch_size, in_plane, strict=True)]
+    windows = [
+        Window(*(tuple(part) for part in zip(*steps, strict=True)))
+        for steps in itertools.product(*axes)
+    ]
+    if len(patch_size) == 3:
+        return windows
+    return [
+        Window((plane, *window.place), (plane, *window.cell), window.inside)
+        for plane in range(shape[0])
+        for window in windows
+    ]
+
+
+def _divide(starts: Sequence[int], size: int, length: int) -> list[_Step]:
+    """Windows of one axis; the border of two neighbours is in the middle of their overlap."""
+    middles = [(low + size + high) // 2 for low, high in itertools.pairwise(starts)]
+    cells = itertools.pairwise([0, *middles, length])
+    return [
+        _Step(slice(start, start + size), slice(low, high), slice(low - start, high - start))
+        for start, (low, high) in zip(starts, cells, strict=True)
+    ]
+
+
+def find_units(
+    shape: Sequence[int], patch_size: Sequence[int], unit: str, tile_step_size: float
+) -> list[Index]:
+    """Parts of a case that have a preference pair each; disjoint, and together the case.
+
+    Args:
+        shape: Three spatial axes.
+        patch_size: In voxels, 2 or 3 entries.
+        unit: `"case"`, `"slice"` (along the first axis) or `"window"` (the cells of
+            `find_windows`).
+        tile_step_size: As of `find_windows`.
+
+    Returns:
+        Index of each unit for the three spatial axes.
+    """
+    if unit == "case":
+        return [(slice(None),) * 3]
+    if unit == "slice":
+        return [(plane, slice(None), slice(None)) for plane in range(shape[0])]
+    # The miner pads a case that is smaller than the patch, half of it in front.
+    patch = (*(1 for _ in shape[len(patch_size) :]), *patch_size)
+    padded = [max(size, least) for size, least in zip(shape, patch, strict=True)]
+    front = [(large - size) // 2 for large, size in zip(padded, shape, strict=True)]
+    return [
+        tuple(
+            axis
+            if isinstance(axis, int)
+            else slice(max(axis.start - before, 0), min(axis.stop - before, size))
+            for axis, before, size in zip(window.cell, front, shape, strict=True)
+        )
+        for window in find_windows(padded, patch_size, tile_step_size)
+    ]

@@ -1,0 +1,183 @@
+"""Whole trainings with each sampler, selection unit, preference loss and reference update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training import read_log, read_manifests, stop_in_epoch
+
+# nnU-Net divides 0 by 0 where a validation batch has no foreground.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+MakeVariant = Callable[..., Any]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "thresholds": {"sampler": "threshold", "thresholds": (0.5, 0.01, 0.99)},
+    "noise": {"sampler": "noise", "noise_sigmas": (0.0, 0.5, 2.0)},
+    "windows": {"selection_unit_2d": "window", "selection_unit_3d": "window"},
+    "slices of a volume": {"selection_unit_3d": "slice"},
+    "cases of slices": {"selection_unit_2d": "case"},
+    "overlapping windows": {"tile_step_size": 0.5},
+    "quantile": {"tau_quantile": 0.5, "tau": 1.0},
+    "ipo": {"loss_type": "ipo"},
+    "hinge": {"loss_type": "hinge"},
+    "robust": {"loss_type": "robust", "label_smoothing": 0.1},
+    "reference of each round": {"reference_update": "round"},
+    "moving average": {"reference_update": "average", "reference_decay": 0.5},
+}
+
+
+@pytest.fixture
+def make_variant(make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> MakeVariant:
+    """Makes the tiny trainer with other settings."""
+
+    def make(settings: dict[str, Any], **options: Any) -> Any:
+        variant = type(make_trainer())
+        monkeypatch.setattr(variant, "mapo", replace(variant.mapo, **settings))
+        return make_trainer(**options)
+
+    return make
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_a_training_runs_through_two_rounds_with_pairs(
+    make_variant: MakeVariant, configuration: str, settings: dict[str, Any]
+) -> None:
+    trainer = make_variant(settings, configuration=configuration)
+    trainer.run_training()
+    rounds = read_manifests(trainer)
+    assert sorted(rounds) == ["round_01", "round_02"]
+    assert rounds["round_01"]["origin"]["settings"] == trainer.mapo.to_dict()
+    logged = trainer.logger.local_logger.my_fantastic_logging
+    assert all(math.isfinite(value) for value in logged["loss/dpo"][2:])
+    assert all(value > 0 for value in logged["mining/pairs"][2:])
+
+
+def test_the_log_names_what_the_candidates_differ_in(make_variant: MakeVariant) -> None:
+    trainer = make_variant(VARIANTS["thresholds"])
+    stop_in_epoch(trainer, epoch=2)
+    assert "threshold | mean Dice" in " ".join(read_log(trainer).split())
+
+
+def test_thresholds_move_the_foreground_both_ways(make_variant: MakeVariant) -> None:
+    trainer = make_variant(VARIANTS["thresholds"])
+    stop_in_epoch(trainer, epoch=2)
+    image = torch.randn(1, 12, 24, 24)
+    trainer.network.eval()
+    trainer.set_deep_supervision_enabled(False)
+    windows = image[:, :8, :16, :16][None]
+    with torch.no_grad():
+        plain, more, less = trainer.sampler.segment(trainer.network, windows, trainer.labels)[0]
+    assert (more > 0).sum() > (plain > 0).sum() > (less > 0).sum()
+
+
+@pytest.mark.parametrize("unit", ["window", "slice"])
+def test_smaller_units_give_more_samples(make_variant: MakeVariant, unit: str) -> None:
+    trainer = make_variant({"selection_unit_3d": unit})
+    stop_in_epoch(trainer, epoch=2)
+    cases = read_manifests(trainer)["round_01"]["cases"].values()
+    assert all(len(case["samples"]) > 1 for case in cases)
+
+
+def test_half_of_the_samples_have_a_pair_by_the_quantile(make_variant: MakeVariant) -> None:
+    trainer = make_variant({**VARIANTS["quantile"], "selection_unit_3d": "slice"})
+    stop_in_epoch(trainer, epoch=2)
+    samples = [
+        sample
+        for case in read_manifests(trainer)["round_01"]["cases"].values()
+        for sample in case["samples"]
+    ]
+    num_pairs = sum(sample["rejected"] is not None for sample in samples)
+    gaps = sorted(max(sample["dice"]) - min(sample["dice"]) for sample in samples)
+    assert gaps[0] < gaps[-1]
+    assert num_pairs == sum(gap >= gaps[math.ceil((len(gaps) - 1) / 2)] > 0 for gap in gaps)
+
+
+# Reference ---------------------------------------------------------------------------------------
+
+
+def read_reference(trainer: Any) -> dict[str, torch.Tensor]:
+    path = Path(trainer.output_folder) / "reference.pth"
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    return weights
+
+
+def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_the_reference_of_each_round_is_the_policy_that_mines_it(
+    make_variant: MakeVariant,
+) -> None:
+    trainer = make_variant(VARIANTS["reference of each round"])
+    references, open_round = [], trainer._open_round
+
+    def open_and_look(number: int) -> None:
+        open_round(number)
+        policy = trainer._plain_network().state_dict()
+        assert are_equal(policy, read_reference(trainer))
+        assert are_equal(policy, trainer._reference.state_dict())
+        references.append(read_reference(trainer))
+
+    trainer._open_round = open_and_look
+    trainer.run_training()
+    first, second = references
+    assert not are_equal(first, second)
+
+
+def test_the_reference_never_moves_by_default(make_variant: MakeVariant) -> None:
+    trainer = make_variant({})
+    stop_in_epoch(trainer, epoch=2)
+    before = read_reference(trainer)
+    again = make_variant({}, continue_training=True)
+    again.run_training()
+    assert are_equal(before, read_reference(again))
+    assert are_equal(before, again._reference.state_dict())
+
+
+def test_a_moving_average_follows_the_policy_in_every_step(make_variant: MakeVariant) -> None:
+    trainer = make_variant(VARIANTS["moving average"])
+    stop_in_epoch(trainer, epoch=3)
+    name, before = next(iter(trainer._reference.named_parameters()))
+    expected = before.clone()
+    for _ in range(2):
+        type(trainer).train_step(trainer, next(trainer.dataloader_train))
+        expected = (expected + trainer.network.get_parameter(name).detach()) / 2  # decay 0.5
+        torch.testing.assert_close(trainer._reference.get_parameter(name), expected)
+
+
+@pytest.mark.parametrize("name", ["moving average", "reference of each round", "quantile"])
+@pytest.mark.parametrize("epoch", [3, 4, 5])
+def test_a_variant_continued_ends_like_one_that_was_not_stopped(
+    make_variant: MakeVariant, name: str, epoch: int
+) -> None:
+    stopped = make_variant(VARIANTS[name])
+    stopped.save_every = 1
+    stop_in_epoch(stopped, epoch)
+    torch.rand(epoch)  # another process has drawn other numbers
+    continued = make_variant(VARIANTS[name], continue_training=True)
+    continued.run_training()
+    whole = make_variant(VARIANTS[name])
+    whole.run_training()
+    ends = [
+        (end.network.state_dict(), end._reference.state_dict(), end.optimizer.state_dict())
+        for end in (continued, whole)
+    ]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+def test_a_damaged_moving_average_is_refused(make_variant: MakeVariant) -> None:
+    stopped = make_variant(VARIANTS["moving average"])
+    stopped.save_every = 1
+    stop_in_epoch(stopped, epoch=4)
+    path = Path(stopped.output_folder) / "checkpoint_latest.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    next(iter(checkpoint["mapo"]["reference"]["weights"].values())).add_(1)
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=r"checkpoint_latest.pth is damaged, the reference in it"):
+        make_variant(VARIANTS["moving average"], continue_training=True)
