@@ -19,6 +19,7 @@ from nnunetv2_mapo import MAPOConfig, MAPOTrainer
 from nnunetv2_mapo.cli import build_parser
 from nnunetv2_mapo.config import GRANULARITIES, LIKELIHOODS, STARTS
 from nnunetv2_mapo.metrics import METRICS
+from nnunetv2_mapo.monai_sizes import NETWORKS, PlannedUNet
 from nnunetv2_mapo.progress import MINING_KEYS, PLOT, STEP_KEYS
 from nnunetv2_mapo.reference import REFERENCE
 from nnunetv2_mapo.store import MANIFEST, PREFERENCES, SampleRecord
@@ -103,7 +104,7 @@ def evaluate(text: str) -> object:
 
 def test_the_table_holds_every_shipped_trainer_and_no_other():
     table = rows(REFERENCE_PAGES / "trainers.md")
-    assert {name for name in table if name.startswith("nnUNetTrainer")} == set(shipped_trainers())
+    assert {name for name in table if "_MAPO" in name and name[0] != "X"} == set(shipped_trainers())
 
 
 def test_the_readme_names_every_shipped_trainer_and_no_other():
@@ -134,6 +135,17 @@ def test_trainers_that_the_reference_names_exist():
     assert len(names) >= 6
     for name in names:
         assert issubclass(recursive_find_trainer_class_by_name(name), MAPOTrainer), name
+
+
+def test_the_page_of_monai_networks_has_each_of_them_and_its_multiple():
+    table = rows(REFERENCE_PAGES / "monai-networks.md")
+    assert list(table) == [f"nnUNetTrainer_{name}" for name in NETWORKS]
+    planned = PlannedUNet([64, 64], [32, 64], [[3, 3]] * 2, [[1, 1], [2, 2]])
+    for name, cells in zip(NETWORKS, table.values(), strict=True):
+        [multiple] = set(NETWORKS[name](planned).rule.multiples)
+        is_fixed = name not in ("DynUNet", "AttentionUnet")
+        expected = str(multiple) if is_fixed else "the product of the strides"
+        assert cells[-1].startswith(f"multiple of {expected}")
 
 
 # Command line -------------------------------------------------------------------------------------
@@ -288,10 +300,11 @@ def test_nnunet_finds_the_trainers_of_the_examples(page, tmp_path, monkeypatch):
     for number, block in enumerate(python_blocks(page)):
         (tmp_path / f"example_{page.stem.replace('-', '_').lower()}_{number}.py").write_text(block)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
-    names = re.findall(r"^class (\w+)", "\n".join(python_blocks(page)), flags=re.MULTILINE)
+    names = re.findall(r"^class (nnUNet\w+)", "\n".join(python_blocks(page)), flags=re.MULTILINE)
     found = [recursive_find_trainer_class_by_name(name) for name in names]
     variants = [trainer for trainer in found if issubclass(trainer, MAPOTrainer)]
-    assert variants  # a page may have a base trainer as well
+    assert found
+    assert variants or page.name in ("own-network.md", "monai-networks.md")  # base trainers only
     for trainer in variants:
         trainer.mapo.validate()
         assert trainer.mapo != MAPOConfig()

@@ -1,0 +1,11 @@
+"""UNETR without its 86 million weights."""
+
+from nnunetv2_mapo.monai_networks import MonaiTrainer, network_builder
+
+
+class nnUNetTrainerSmallUNETR(MonaiTrainer):
+    """Two attention heads of 12 features."""
+
+    build_network_architecture = staticmethod(
+        network_builder("UNETR", hidden_size=24, mlp_dim=24, num_heads=2)
+    )
