@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from nnunetv2_mapo import __version__
-from nnunetv2_mapo.cli import compare, demo, doctor, evaluate, export, preview, report, uncertainty
+from nnunetv2_mapo.cli import (
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    preview,
+    report,
+    sweep,
+    uncertainty,
+)
 from nnunetv2_mapo.cli.completion import SHELLS, PrintCompletion
 from nnunetv2_mapo.cli.nnunet import CommandError
 
@@ -48,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_parser(commands)
     evaluate.add_parser(commands)
     compare.add_parser(commands)
+    sweep.add_parser(commands)
     report.add_parser(commands)
     export.add_parser(commands)
     uncertainty.add_parser(commands)

@@ -71,25 +71,43 @@ def run(arguments: argparse.Namespace) -> None:
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         message = f"There is no folder {', '.join(missing)}."
         raise CommandError(message)
-    from nnunetv2_mapo.compared import (
-        ComparisonError,
-        note_sources,
-        read_methods,
-    )
-    from nnunetv2_mapo.comparison_text import describe_comparison, format_markdown
-    from nnunetv2_mapo.method_values import compare_methods
+    from nnunetv2_mapo.comparison_text import format_markdown
 
-    try:
-        methods = read_methods(folders, arguments.f)
-        comparisons = compare_methods(methods, arguments.metrics)
-    except ComparisonError as error:
-        raise CommandError(str(error)) from error
-    text = describe_comparison(comparisons, methods, note_sources(methods, folders, arguments.f))
+    text, comparisons, methods = make_comparison(folders, arguments.f, arguments.metrics)
     if arguments.o is not None:  # before printing, which a closed pipe can end
         write_files(arguments.o.expanduser(), text, comparisons, methods)
     print(format_markdown(text, with_cases=False))
     if arguments.o is not None:
         print(f"\nWritten: comparison.md, comparison.html and comparison.json in {arguments.o}")
+
+
+def make_comparison(
+    folders: Sequence[Path], folds: Sequence[str] | None, metrics: Sequence[str] | None
+) -> tuple[ComparisonText, list[MetricComparison], list[Method]]:
+    """Compare folders.
+
+    Args:
+        folders: Two or more that exist, the baseline first.
+        folds: Folds of the models to compare; None: all.
+        metrics: Names of the metrics; None: all.
+
+    Returns:
+        What is said; the comparison of each metric; the methods.
+
+    Raises:
+        CommandError: The folders cannot be compared.
+    """
+    from nnunetv2_mapo.compared import ComparisonError, note_sources, read_methods
+    from nnunetv2_mapo.comparison_text import describe_comparison
+    from nnunetv2_mapo.method_values import compare_methods
+
+    try:
+        methods = read_methods(folders, folds)
+        comparisons = compare_methods(methods, metrics)
+    except ComparisonError as error:
+        raise CommandError(str(error)) from error
+    notes = note_sources(methods, folders, folds)
+    return describe_comparison(comparisons, methods, notes), comparisons, methods
 
 
 def write_files(
