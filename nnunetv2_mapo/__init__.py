@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnunetv2_mapo.config import MAPOConfig
+    from nnunetv2_mapo.dropout_sites import find_dropout_sites
     from nnunetv2_mapo.trainer import MAPOTrainer, nnUNetTrainer_MAPO
 
 __version__ = "0.1.0"
-__all__ = ["MAPOConfig", "MAPOTrainer", "__version__", "nnUNetTrainer_MAPO"]
+__all__ = [
+    "MAPOConfig",
+    "MAPOTrainer",
+    "__version__",
+    "find_dropout_sites",
+    "nnUNetTrainer_MAPO",
+]
 
 _HOME = {
     "MAPOConfig": "nnunetv2_mapo.config",
     "MAPOTrainer": "nnunetv2_mapo.trainer",
+    "find_dropout_sites": "nnunetv2_mapo.dropout_sites",
     "nnUNetTrainer_MAPO": "nnunetv2_mapo.trainer",
 }
 

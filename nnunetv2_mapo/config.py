@@ -11,6 +11,7 @@ from nnunetv2_mapo.field_checks import (
     check_choice,
     check_count,
     check_number,
+    check_patterns,
     check_rates,
     check_sigmas,
     check_thresholds,
@@ -98,6 +99,10 @@ class MAPOConfig:
         num_epochs_factor: Length of the training as a multiple of the base trainer's number of
             epochs, > 0, at least 2 epochs; `num_epochs_2d` and `num_epochs_3d` come first.
         learning_rate_factor: Factor, > 0, on the base trainer's initial learning rate.
+        dropout_include: Names of modules whose output is dropped as well, with wildcards, such as
+            `("blocks.*.mixer",)`; see `find_dropout_sites`.
+        dropout_exclude: Names of modules in which nothing is dropped, with wildcards; stronger than
+            `dropout_include`.
     """
 
     rates_2d: tuple[float, ...] = RATES_2D
@@ -131,6 +136,8 @@ class MAPOConfig:
     fine_tune: bool = False
     num_epochs_factor: float = 1.0
     learning_rate_factor: float = 1.0
+    dropout_include: tuple[str, ...] = ()
+    dropout_exclude: tuple[str, ...] = ()
 
     def validate(self) -> None:
         """Check every field.
@@ -160,6 +167,8 @@ class MAPOConfig:
             *check_choice("selection_unit_3d", self.selection_unit_3d, SELECTION_UNITS),
             *check_number("tile_step_size", self.tile_step_size, "in (0, 1]", lambda v: 0 < v <= 1),
             *check_number("tau", self.tau, "in (0, 1]", lambda v: 0 < v <= 1),
+            *check_patterns("dropout_include", self.dropout_include),
+            *check_patterns("dropout_exclude", self.dropout_exclude),
             *check_count("seed", self.seed, 0),
         ]
         if self.tau_quantile is not None:

@@ -12,50 +12,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from nnunetv2_mapo.dropout_sites import (
+    CONVOLUTIONS,
+    TRANSPOSED_CONVOLUTIONS,
+    Layer,
+    find_dropout_sites,
+)
+
+_MAKE_THEIR_OUTPUT = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
 
 
-def find_dropout_sites(network: nn.Module, num_outputs: int) -> dict[str, nn.Module]:
-    """Modules whose output is dropped: every convolution and linear layer but the output heads.
+class Switch:
+    """What all hooks of a network share, and all that a copy of the network takes along.
 
-    A head is a layer that maps to the `num_outputs` segmentation heads voxel by voxel: a 1x1
-    convolution, a linear layer, or a transposed convolution without overlap. In nnU-Net's blocks
-    the sites are between convolution and norm, where its own `dropout_op` sits. An attention
-    module is a site as a whole, because it uses the weights of its last layer without calling it.
-
-    Args:
-        network: Any network, not compiled.
-        num_outputs: Number of segmentation heads (classes or regions).
-
-    Returns:
-        The sites by name, each module once, in the order of registration.
+    Attributes:
+        granularity: `"element"` or `"channel"`.
+        active: Whether anything is dropped.
+        rates: Dropout rate of each sample, shape `(B,)`.
     """
-    inside_attention = {
-        id(inner)
-        for module in network.modules()
-        if isinstance(module, nn.MultiheadAttention)
-        for inner in module.modules()
-        if inner is not module
-    }
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if id(module) not in inside_attention and _is_site(module, num_outputs)
-    }
 
+    def __init__(self, granularity: str) -> None:
+        self.granularity = granularity
+        self.active = False
+        # A tensor, so that torch.compile sees an input and does not compile anew for each rate.
+        self.rates = torch.zeros(1)
 
-def _is_site(module: nn.Module, num_outputs: int) -> bool:
-    if isinstance(module, nn.MultiheadAttention):
-        return True
-    if isinstance(module, nn.Linear):
-        return module.out_features != num_outputs
-    if isinstance(module, TRANSPOSED_CONVOLUTIONS):
-        return module.out_channels != num_outputs or module.kernel_size != module.stride
-    if isinstance(module, CONVOLUTIONS):
-        return module.out_channels != num_outputs or set(module.kernel_size) != {1}
-    return False
+    @contextmanager
+    def at(self, rates: Tensor) -> Iterator[None]:
+        """Switch dropout on inside a `with` block."""
+        self.rates, self.active = rates, True
+        try:
+            yield
+        finally:
+            self.active = False
 
 
 class StochasticDropout:
@@ -65,24 +56,45 @@ class StochasticDropout:
         network: The network to hook into, not compiled and not wrapped.
         num_outputs: Number of its segmentation heads, see `find_dropout_sites`.
         granularity: `"element"` (`nn.Dropout`) or `"channel"` (`nn.Dropout3d`).
+        include: Patterns of further sites, see `find_dropout_sites`.
+        exclude: Patterns of modules without dropout, see `find_dropout_sites`.
 
     Raises:
-        ValueError: The network has no layer to drop out.
+        ValueError: The network has no layer to drop out, or a pattern fits no module.
     """
 
-    def __init__(self, network: nn.Module, num_outputs: int, granularity: str = "element") -> None:
-        self.sites = find_dropout_sites(network, num_outputs)
+    def __init__(
+        self,
+        network: nn.Module,
+        num_outputs: int,
+        granularity: str = "element",
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> None:
+        self.sites = find_dropout_sites(network, num_outputs, include, exclude)
         if not self.sites:
             message = (
                 f"{type(network).__name__} has no convolution or linear layer besides its output "
-                "heads: MAPO finds its candidates through dropout and needs at least one."
+                "heads, or none is left by dropout_exclude: MAPO finds its candidates through "
+                "dropout and needs at least one. dropout_include takes modules of any type."
             )
             raise ValueError(message)
-        self.granularity = granularity
-        self.active = False
-        # A tensor, so that torch.compile sees an input and does not compile anew for each rate.
-        self.rates = torch.zeros(1)
-        self._handles = [site.register_forward_hook(self) for site in self.sites.values()]
+        self._switch = Switch(granularity)
+        self._handles = [
+            layer.module.register_forward_hook(SiteHook(layer, self._switch))
+            for layer in self.sites.sites
+        ]
+
+    @property
+    def granularity(self) -> str:
+        """What is dropped, `"element"` or `"channel"`."""
+        return self._switch.granularity
+
+    @property
+    def active(self) -> bool:
+        """Whether dropout is switched on."""
+        return self._switch.active
 
     @contextmanager
     def at(self, rates: Tensor) -> Iterator[None]:
@@ -92,38 +104,82 @@ class StochasticDropout:
             rates: Dropout rate of each sample of the batch, each in [0, 1), shape `(B,)`, on the
                 network's device.
         """
-        self.rates, self.active = rates, True
-        try:
+        with self._switch.at(rates):
             yield
-        finally:
-            self.active = False
 
     def remove(self) -> None:
         """Take every hook off the network."""
         for handle in self._handles:
             handle.remove()
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Forward hook: drop the output of one site (of attention: its features)."""
-        if not self.active:
-            return output
-        if not isinstance(module, nn.MultiheadAttention):
-            return self._drop(output, channels_last=isinstance(module, nn.Linear))
-        features, weights = output
-        if module.batch_first:
-            return self._drop(features, channels_last=True), weights
-        return self._drop(features.transpose(0, 1), channels_last=True).transpose(0, 1), weights
 
-    def _drop(self, features: Tensor, *, channels_last: bool) -> Tensor:
+class SiteHook:
+    """Forward hook that drops what one site puts out: a tensor, or those in lists, tuples, dicts.
+
+    Args:
+        layer: The site.
+        switch: Whether and at which rates to drop.
+    """
+
+    # No reference to the module or its network: a copy of one block must not copy all others.
+    def __init__(self, layer: Layer, switch: Switch) -> None:
+        self.name, self.batch_axis, self.switch = layer.name, layer.batch_axis, switch
+        self.channel_axis: int | None = None
+        if isinstance(layer.module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)):
+            self.channel_axis = 1
+        elif isinstance(layer.module, (nn.Linear, nn.MultiheadAttention)):
+            self.channel_axis = -1
+        self.is_attention = isinstance(layer.module, nn.MultiheadAttention)
+        # Neither a convolution nor a linear layer needs its output for its gradient, and nobody
+        # else has it yet. A derived class may have returned anything, also its input.
+        self.is_in_place = type(layer.module) in _MAKE_THEIR_OUTPUT and layer.batch_axis == 0
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Drop the output of one call (of attention: its features)."""
+        if not self.switch.active:
+            return output
+        if isinstance(output, Tensor):
+            return self._drop(output)
+        if self.is_attention:
+            features, *others = output
+            return self._drop(features), *others
+        if not any(isinstance(part, Tensor) for part in tree_leaves(output)):
+            message = (
+                f"dropout of {self.name!r}: it returns {type(output).__name__}; only tensors, also "
+                "in lists, tuples and dicts, can be dropped. Take it out of dropout_include."
+            )
+            raise TypeError(message)
+        return tree_map_only(Tensor, self._drop, output)
+
+    def _drop(self, features: Tensor) -> Tensor:
+        if not features.is_floating_point() or features.ndim <= self.batch_axis:
+            return features  # indices, or a loss
+        num_rows, num_samples = features.shape[self.batch_axis], self.switch.rates.shape[0]
+        if num_rows % num_samples:
+            message = (
+                f"dropout of {self.name!r}: its output of shape {tuple(features.shape)} does not "
+                f"hold a batch of {num_samples} samples on axis {self.batch_axis}. "
+                f"Set dropout_exclude=({self.name!r},) in MAPOConfig."
+            )
+            raise ValueError(message)
         # Attention in windows folds several windows of a sample into the batch.
-        rates = self.rates.repeat_interleave(features.shape[0] // self.rates.shape[0])
+        rates = self.switch.rates.repeat_interleave(num_rows // num_samples)
+        if self.batch_axis:
+            features = features.transpose(0, self.batch_axis)
         shape = list(features.shape)
-        if self.granularity == "channel":
-            channels = features.ndim - 1 if channels_last else 1
+        if self.switch.granularity == "channel":
+            channels = self._find_channels(features) % features.ndim
             shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(shape)]
         multiplier = dropout_multiplier(rates, shape).to(features.dtype)
-        # In place: neither a convolution nor a linear layer needs its output for its gradient.
-        return features.mul_(multiplier)
+        if self.is_in_place:
+            return features.mul_(multiplier)
+        return (features * multiplier).transpose(0, self.batch_axis)
+
+    def _find_channels(self, features: Tensor) -> int:
+        """Axis of the channels: of an included module the last one of tokens, else axis 1."""
+        if self.channel_axis is not None:
+            return self.channel_axis
+        return -1 if features.ndim == 3 else 1
 
 
 def dropout_multiplier(rates: Tensor, shape: Sequence[int]) -> Tensor:

@@ -32,11 +32,15 @@ class Sampling:
         num_samples: Samples S of each window, >= 1.
         rate: Dropout rate of all of them, in [0, 1).
         granularity: What dropout drops, `"element"` or `"channel"`.
+        include: Patterns of further dropout sites, see `find_dropout_sites`.
+        exclude: Patterns of modules without dropout.
     """
 
     num_samples: int
     rate: float
     granularity: str = "element"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 class DropoutStatistics(nn.Module):
@@ -63,7 +67,13 @@ class DropoutStatistics(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.dropout = StochasticDropout(network, labels.num_heads, sampling.granularity)
+        self.dropout = StochasticDropout(
+            network,
+            labels.num_heads,
+            sampling.granularity,
+            include=sampling.include,
+            exclude=sampling.exclude,
+        )
         self.samples_per_forward, self.scale = samples_per_forward, scale
         self._has_regions, self._sampling = labels.regions is not None, sampling
 

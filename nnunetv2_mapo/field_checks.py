@@ -40,6 +40,14 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> list[str]:
     return [f"{name}={value!r} is not valid: choose one of {list(choices)}."]
 
 
+def check_patterns(name: str, patterns: object) -> list[str]:
+    """Problem of names of modules."""
+    if isinstance(patterns, (tuple, list)) and all(isinstance(p, str) and p for p in patterns):
+        return []
+    valid = "a tuple of module names, which may hold wildcards, such as ('decoder.*',), is needed"
+    return [f"{name}={patterns!r} is not valid: {valid}."]
+
+
 def check_rates(name: str, rates: object) -> list[str]:
     """Problem of candidate dropout rates."""
     if _is_increasing(rates, lambda rate: 0 <= rate < 1) and rates[0] == 0:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +54,7 @@ def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     Returns:
         A copy in evaluation mode that needs no gradients.
     """
-    reference = deepcopy(policy)
+    reference = _copy(policy)
     reference.load_state_dict(weights)
     return reference.eval().requires_grad_(requires_grad=False)
 
@@ -74,3 +76,46 @@ def update_average(reference: nn.Module, policy: nn.Module, decay: float) -> Non
             mine.lerp_(theirs, 1 - decay)
         else:
             mine.copy_(theirs)
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    """`deepcopy`, also of networks that keep results of a forward pass or cannot be pickled."""
+    memo: dict[int, Any] = {}
+    values = list(_walk(network, set()))
+    for value in values:
+        if isinstance(value, Tensor) and not value.is_leaf:  # of an autograd graph: torch refuses
+            memo[id(value)] = value.detach().clone()
+    try:
+        return deepcopy(network, dict(memo))
+    except TypeError:  # such as a lock
+        # What stands in the way belongs to no single copy: both networks use it in turn.
+        memo |= {id(value): value for value in values if not _can_be_copied(value)}
+    return deepcopy(network, memo)
+
+
+def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
+    """All that a network holds, but parts of objects that are neither modules nor containers."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        parts: Iterable[Any] = vars(value).values()
+    elif isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = value
+    else:
+        yield value
+        return
+    for part in parts:
+        yield from _walk(part, seen)
+
+
+def _can_be_copied(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    try:
+        deepcopy(value)
+    except TypeError:
+        return False
+    return True

@@ -68,7 +68,13 @@ def mine_like(
         log: Takes what a user should know.
     """
     plan, labels = model.configuration_manager, model.labels
-    dropout = StochasticDropout(model.network, labels.num_heads, config.granularity)
+    dropout = StochasticDropout(
+        model.network,
+        labels.num_heads,
+        config.granularity,
+        include=config.dropout_include,
+        exclude=config.dropout_exclude,
+    )
     sampler = make_sampler(config, len(plan.patch_size), dropout, len(model.channel_names))
     miner = make_miner(config, model.network, sampler, labels, plan, device)
     try:

@@ -28,6 +28,7 @@ from nnunetv2_mapo.fine_tuning import FineTunable
 from nnunetv2_mapo.guard import StepGuard
 from nnunetv2_mapo.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
 from nnunetv2_mapo.mining import make_miner
+from nnunetv2_mapo.network_check import check_network
 from nnunetv2_mapo.progress import STEP_KEYS, plot_progress, register_keys, round_values
 from nnunetv2_mapo.randomness import untouched
 from nnunetv2_mapo.reference import REFERENCE, update_average, write_reference
@@ -83,7 +84,11 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         self.guard = StepGuard()
         super().initialize()
         self.dropout = StochasticDropout(
-            self._plain_network(), self.labels.num_heads, self.mapo.granularity
+            self._plain_network(),
+            self.labels.num_heads,
+            self.mapo.granularity,
+            include=self.mapo.dropout_include,
+            exclude=self.mapo.dropout_exclude,
         )
         num_image_channels = len(channels_of(self.dataset_json))
         self.sampler = make_sampler(
@@ -126,9 +131,17 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         self.print_to_log_file(
             f"MAPO: {self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}"
         )
+        self._check_network()
         super().on_train_start()
         if self.current_epoch:
             self.print_to_log_file(f"MAPO: continued {self._describe_progress()}")
+
+    def _check_network(self) -> None:
+        shape = (self.num_input_channels, *self.configuration_manager.patch_size)
+        with self._single_output() as network:
+            notes = check_network(network, self.dropout, self.labels.num_heads, shape, self.device)
+        for note in notes:
+            self.print_to_log_file(f"MAPO: {note}")
 
     # The method: warm-up -> (mining -> preference optimisation) x rounds --------------------------
 

@@ -40,6 +40,8 @@ INVALID = {
     "fine_tune": [0, 1, "checkpoint.pth", None],
     "num_epochs_factor": [0, -0.1, math.nan, math.inf, True, "0.1", None],
     "learning_rate_factor": [0.0, -1, math.nan, math.inf, False, None],
+    "dropout_include": ["decoder.*", ("",), (1,), None, {"encoder"}],
+    "dropout_exclude": ["", ["encoder", ""], (None,), 0],
 }
 VALID = {
     "rates_2d": [(0, 0.5), [0.0, 0.1], (0.0, 0.999)],
@@ -73,6 +75,8 @@ VALID = {
     "fine_tune": [True, False],
     "num_epochs_factor": [1e-9, 0.1, 2],
     "learning_rate_factor": [1e-9, 0.1, 10],
+    "dropout_include": [(), ("blocks.*.mixer",), ["encoder"]],
+    "dropout_exclude": [(), ("decoder.*", "head")],
 }
 CASES = [(name, value) for name, values in INVALID.items() for value in values]
 VALID_CASES = [(name, value) for name, values in VALID.items() for value in values]

@@ -13,9 +13,9 @@ import nnunetv2_mapo.dropout
 from nnunetv2_mapo.dropout import (
     StochasticDropout,
     dropout_multiplier,
-    find_dropout_sites,
     sample_rates,
 )
+from nnunetv2_mapo.dropout_sites import find_dropout_sites
 
 NUM_HEADS = 3
 RATES = torch.tensor([0.0, 0.1, 0.3, 0.6])
@@ -270,7 +270,8 @@ def test_a_layer_registered_under_two_names_is_dropped_once(site_noise):
     ids=str,
 )
 def test_what_is_a_site(layer, is_site):
-    assert list(find_dropout_sites(nn.Sequential(layer), NUM_HEADS)) == ["0"] * is_site
+    head = nn.Conv2d(8, NUM_HEADS, 1)
+    assert list(find_dropout_sites(nn.Sequential(layer, head), NUM_HEADS)) == ["0"] * is_site
 
 
 def test_a_network_without_a_layer_to_drop_is_refused():

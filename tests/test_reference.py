@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pickle
+import threading
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from nnunetv2_mapo.dropout import StochasticDropout
 from nnunetv2_mapo.reference import (
@@ -129,6 +131,48 @@ def test_reference_takes_the_given_weights(make_network):
     reference = build_reference(policy, doubled)
     for name, tensor in reference.state_dict().items():
         assert torch.equal(tensor, doubled[name])
+
+
+class Keeping(nn.Module):
+    """Keeps what a forward pass made, and a lock, in attributes and nested containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.lock, self.kept = nn.Linear(2, 2), threading.Lock(), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.lock:
+            output = self.layer(x)
+        self.kept = {"outputs": [output, (2 * output, self.layer.weight)]}
+        return output
+
+
+def test_results_of_a_training_step_that_a_network_keeps_do_not_prevent_a_copy():
+    policy = Keeping()
+    policy(torch.ones(1, 2)).sum().backward()
+    reference = build_reference(policy, policy.state_dict())
+    first, (second, weight) = reference.kept["outputs"]
+    assert not first.requires_grad
+    assert torch.equal(second, policy.kept["outputs"][1][0])
+    assert second is not policy.kept["outputs"][1][0]
+    assert weight is reference.layer.weight
+    assert weight is not policy.layer.weight
+    assert policy.kept["outputs"][0].requires_grad
+
+
+def test_what_cannot_be_copied_is_shared():
+    policy = Keeping()
+    reference = build_reference(policy, policy.state_dict())
+    assert reference.lock is policy.lock
+    assert reference.layer is not policy.layer
+
+
+def test_a_kept_result_is_one_tensor_in_the_copy_wherever_it_is_kept():
+    policy = Keeping()
+    policy(torch.ones(1, 2))
+    policy.again = policy.kept["outputs"][0]
+    reference = build_reference(policy, policy.state_dict())
+    assert reference.again is reference.kept["outputs"][0]
 
 
 def test_a_moving_average_by_hand():

@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_mapo.cases import labels_of
 from nnunetv2_mapo.cli.preview_run import choose_device
-from nnunetv2_mapo.dropout import find_dropout_sites
+from nnunetv2_mapo.dropout_sites import find_dropout_sites
 from nnunetv2_mapo.dropout_statistics import Sampling, drops_out
 from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.trained_model import (
@@ -43,6 +43,8 @@ class Model:
         labels: Meaning of the network's heads.
         folder: Of the model.
         granularity: Of the dropout that it was trained with; else `"element"`.
+        include: Patterns of that dropout's further sites.
+        exclude: Patterns of modules without it.
         largest_rate: Largest dropout rate that MAPO trained it with; None if that is not known.
         knows_dropout: Whether every fold was trained with dropout, as far as can be told.
     """
@@ -51,6 +53,8 @@ class Model:
     labels: Labels
     folder: Path
     granularity: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
     largest_rate: float | None
     knows_dropout: bool
 
@@ -75,10 +79,13 @@ def open_predictor(arguments: argparse.Namespace) -> Model:
         tile_step_size=arguments.step_size, use_mirroring=not arguments.disable_tta, device=device
     )
     load_folds(predictor, folder, arguments.folds, arguments.checkpoint)
-    if not find_dropout_sites(predictor.network, predictor.label_manager.num_segmentation_heads):
+    settings = find_settings(configs, folder, arguments.folds)
+    include = tuple(settings.get("dropout_include", ()))
+    exclude = tuple(settings.get("dropout_exclude", ()))
+    num_heads = predictor.label_manager.num_segmentation_heads
+    if not find_dropout_sites(predictor.network, num_heads, include, exclude):
         message = f"The network in {folder} has no layer to drop out: it has no samples."
         raise ModelError(message)
-    settings = find_settings(configs, folder, arguments.folds)
     try:
         labels = labels_of(predictor.label_manager)
     except ValueError as error:
@@ -90,6 +97,8 @@ def open_predictor(arguments: argparse.Namespace) -> Model:
         labels,
         folder,
         settings.get("granularity", "element"),
+        include,
+        exclude,
         max(settings.get(f"rates_{num_dimensions}d", ()), default=None),
         knows_dropout=bool(settings) or drops_out(predictor.network),
     )
@@ -127,7 +136,7 @@ def find_sampling(arguments: argparse.Namespace, model: Model) -> Sampling:
     """How to draw samples; says what a reader of the maps must know."""
     if arguments.rate == 0:
         print("NOTE: rate 0 is the plain network: one sample, the entropy of its softmax.")
-        return Sampling(1, 0.0, model.granularity)
+        return Sampling(1, 0.0, model.granularity, model.include, model.exclude)
     if not model.knows_dropout:
         print(_NOT_TRAINED_WITH_DROPOUT)
     elif model.largest_rate is not None and arguments.rate > model.largest_rate:
@@ -135,4 +144,6 @@ def find_sampling(arguments: argparse.Namespace, model: Model) -> Sampling:
             f"NOTE: the network was trained with dropout rates up to {model.largest_rate}; what "
             f"its samples at {arguments.rate} say was no part of that training."
         )
-    return Sampling(arguments.samples, arguments.rate, model.granularity)
+    return Sampling(
+        arguments.samples, arguments.rate, model.granularity, model.include, model.exclude
+    )

@@ -61,7 +61,7 @@ def test_a_training_runs_through_two_rounds_with_pairs(
 def test_the_log_names_what_the_candidates_differ_in(make_variant: MakeVariant) -> None:
     trainer = make_variant(VARIANTS["thresholds"])
     stop_in_epoch(trainer, epoch=2)
-    assert "threshold | mean Dice" in " ".join(read_log(trainer).split())
+    assert "threshold mean Dice" in " ".join(read_log(trainer).split())
 
 
 def test_thresholds_move_the_foreground_both_ways(make_variant: MakeVariant) -> None:
