@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_mapo.cli.nnunet import CommandError, find_trainer_configs
+from nnunetv2_mapo.cli.nnunet import CommandError, find_installed_trainers, find_trainer_configs
 from nnunetv2_mapo.cli.sweep_folder import SweepFolder, name_trainer_folders, read_json
 from nnunetv2_mapo.cli.sweep_table import find_finished, tabulate
 from nnunetv2_mapo.cli.sweep_train import SweepRun, start_command
@@ -52,7 +53,6 @@ def run_sweep(
     sweep_folder = SweepFolder(folder)
     sweep_folder.write(sweep, prepared.name)
     name_trainer_folders(sweep_folder.trainer_folders)
-    check_own_trainers(sweep)
     num_folds = len(sweep.file.folds)
     print(
         f"{len(sweep.trainings)} trainers, {num_folds} fold{'s'[: num_folds > 1]}: "
@@ -68,7 +68,10 @@ def run_sweep(
         return
     run = SweepRun(sweep, sweep_folder, results / prepared.name, start)
     check_results(run)
-    failed = _train(run) if is_run else []
+    failed = []
+    if is_run:
+        failed = _train(run)
+        check_results(run)  # also of trainers that nnU-Net found in another place
     finished = find_finished(run)
     if is_run or any(finished.values()):
         print(f"\n{tabulate(run, finished)}")
@@ -139,35 +142,33 @@ def check_trainers(sweep: Sweep) -> None:
     Raises:
         SweepError: One line for each of them.
     """
-    problems = _find_problems_of({f"{sweep.file.trainer}_MAPO": None}, "trainer")
+    base, name = sweep.file.trainer, sweep.file.name
+    problems = []
+    if is_shipped(name):
+        problems.append(f"name: there are trainers {PLAIN}_{name} already, choose another name")
     others = {each.trainer: each.settings for each in sweep.trainings if not each.is_own}
-    if problems := problems or _find_problems_of(others, "baselines"):
+    if not any(other == base or other.startswith(f"{base}_MAPO") for other in others):
+        others[f"{base}_MAPO"] = None
+    for trainer, settings in others.items():  # each costs nnU-Net a search
+        found = find_trainer(trainer)
+        key = "trainer" if trainer.startswith(f"{base}_MAPO") else "baselines"
+        if found.trainer is None:
+            problems.append(f"{key}: {_say_missing(found, trainer)}")
+        elif settings and (differences := settings.differences(found.trainer.mapo.to_dict())):
+            varied = ", ".join(each.split(":")[0] for each in differences)
+            problems.append(f"{key}: {trainer} is defined with other settings ({varied})")
+    if problems:
         raise SweepError(problems)
 
 
-def check_own_trainers(sweep: Sweep) -> None:
-    """Refuse names that nnU-Net finds elsewhere first.
-
-    Raises:
-        CommandError: One line for each of them.
-    """
-    own = {each.trainer: each.settings for each in sweep.trainings if each.is_own}
-    if problems := _find_problems_of(own, "name"):
-        lines = "\n  ".join(problems)
-        message = f'Give the sweep another "name" and another folder (-o):\n  {lines}'
-        raise CommandError(message)
-
-
-def _find_problems_of(trainers: Mapping[str, MAPOConfig | None], key: str) -> list[str]:
-    problems = []
-    for name, settings in trainers.items():
-        found = find_trainer(name)
-        if found.trainer is None:
-            problems.append(f"{key}: {_say_missing(found, name)}")
-        elif settings and (differences := settings.differences(found.trainer.mapo.to_dict())):
-            varied = ", ".join(each.split(":")[0] for each in differences)
-            problems.append(f"{key}: another {name} is found first, with other settings ({varied})")
-    return problems
+def is_shipped(name: str) -> bool:
+    """Whether trainers of this package begin with the name, which nnU-Net would find first."""
+    installed = find_installed_trainers()
+    folders = find_trainer_configs() if installed is None else [installed]
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("*.py")
+    )
+    return re.search(rf"class {PLAIN}_{name}(_\w+)?\(", text) is not None
 
 
 def _say_missing(found: Found, name: str) -> str:

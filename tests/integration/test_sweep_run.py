@@ -158,6 +158,7 @@ def test_a_sweep_survives_a_failure_goes_on_and_compares_what_nnunet_measured(
         ({"variant": "tinny"}, "variant: nnUNetTrainer_MAPO_tinny asks for the variant tinny"),
         ({"trainer": "nnUNetTrainerTyny"}, "Did you mean nnUNetTrainerTiny"),
         ({"baselines": ["nnUNetTrainerMine"]}, "baselines: nnU-Net finds no trainer"),
+        ({"name": "FineTune"}, "name: there are trainers nnUNetTrainer_MAPO_FineTune already"),
         ({"settings": {"rates_3d": [[0, 0.1]]}}, "rates_3d has no effect in 2d"),
     ],
 )
