@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import NoReturn
 
 from torch import nn
 
@@ -105,7 +106,8 @@ def find_dropout_sites(
         include: Patterns such as `"blocks.*.mixer"` of modules of any type that are sites as
             well; `*` stands for any text, dots too.
         exclude: Patterns of modules in which, and in whose parts, nothing is dropped; stronger
-            than `include`.
+            than `include`. Of a module with several names the first one counts, another one where
+            a pattern fits no first name.
 
     Returns:
         All layers, with what was decided and why.
@@ -116,7 +118,8 @@ def find_dropout_sites(
     names: dict[nn.Module, list[str]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    _check_patterns((*include, *exclude), [name for each in names.values() for name in each])
+    included = _find_matches(include, names, with_parts=False)
+    excluded = _find_matches(exclude, names, with_parts=True)
     heads = _find_heads(names, num_outputs)
     around = {
         inner: attention
@@ -129,14 +132,12 @@ def find_dropout_sites(
     layers = []
     for module, its_names in names.items():
         kind = _kind(module)
-        included = _find_match(its_names, include)
-        if not kind and not included:
+        if not kind and module not in included:
             continue
-        excluded = _find_match([part for name in its_names for part in _lineage(name)], exclude)
-        if excluded:
-            is_site, reason = False, f"excluded by {excluded!r}"
-        elif included:
-            is_site, reason = True, f"included by {included!r}"
+        if module in excluded:
+            is_site, reason = False, f"excluded by {excluded[module]!r}"
+        elif module in included:
+            is_site, reason = True, f"included by {included[module]!r}"
         elif module in around:
             is_site, reason = False, f"inside attention {names[around[module]][0]}"
         elif module in heads:
@@ -215,24 +216,43 @@ def _find_sequence_first(network: nn.Module) -> set[nn.Module]:
     }
 
 
-def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+def _find_matches(
+    patterns: Sequence[str], names: Mapping[nn.Module, Sequence[str]], *, with_parts: bool
+) -> dict[nn.Module, str]:
+    """Modules that a pattern fits, and which one does."""
+    found: dict[nn.Module, str] = {}
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names if name):
-            close = get_close_matches(pattern, names, cutoff=0.4)
-            advice = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
-            message = (
-                f"dropout pattern {pattern!r} fits no module of the network.{advice} "
-                "print(find_dropout_sites(network, num_outputs)) shows the names of its layers."
-            )
-            raise ValueError(message)
+        # nnU-Net's encoder is also a part of its decoder: a second name counts only where no first
+        # one fits.
+        for num_names in (1, None):
+            fitting = [
+                module
+                for module, its_names in names.items()
+                for name in its_names[:num_names]
+                if any(
+                    fnmatchcase(each, pattern) for each in _lineage(name)[0 if with_parts else -1 :]
+                )
+            ]
+            if fitting:
+                break
+        if not fitting:
+            _refuse(pattern, [name for each in names.values() for name in each])
+        for module in fitting:
+            found.setdefault(module, pattern)
+    return found
 
 
-def _find_match(names: Sequence[str], patterns: Sequence[str]) -> str:
-    """First pattern that fits one of the names; empty if none does."""
-    return next((p for p in patterns if any(fnmatchcase(n, p) for n in names if n)), "")
+def _refuse(pattern: str, names: Sequence[str]) -> NoReturn:
+    close = get_close_matches(pattern, names, cutoff=0.4)
+    advice = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+    message = (
+        f"dropout pattern {pattern!r} fits no module of the network.{advice} "
+        "print(find_dropout_sites(network, num_outputs)) shows the names of its layers."
+    )
+    raise ValueError(message)
 
 
 def _lineage(name: str) -> list[str]:
-    """Names of a module and of those that it is part of."""
-    parts = name.split(".")
+    """Names of a module and of those that it is part of; none of the whole network."""
+    parts = name.split(".") if name else []
     return [".".join(parts[: end + 1]) for end in range(len(parts))]

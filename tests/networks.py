@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from conftest import make_unet
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from monai.networks import nets
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from unets import make_unet
 
 NUM_HEADS = 3
 PATCH = (32, 32)

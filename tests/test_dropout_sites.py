@@ -71,6 +71,18 @@ def test_a_module_can_be_named_by_any_of_its_names():
     assert reasons(exclude=("alias",)) == {**reasons(), "decoder.0": "no: excluded by 'alias'"}
 
 
+def test_excluding_nnu_net_s_decoder_leaves_the_encoder_that_is_a_part_of_it(make_network):
+    net = make_network(deep_supervision=True)
+    assert net.decoder.encoder is net.encoder
+    encoder = [f"encoder.stages.{stage}.0.convs.0.conv" for stage in range(3)]
+    for pattern in ("decoder", "decoder.*"):
+        assert list(find_dropout_sites(net, NUM_HEADS, exclude=(pattern,))) == encoder
+    alias = "decoder.encoder.stages.*"
+    sites = find_dropout_sites(net, NUM_HEADS, exclude=(alias,))
+    assert not set(encoder) & set(sites)
+    assert len(sites) == 4  # two convolutions, two transposed ones
+
+
 def test_a_pattern_includes_any_module_and_none_of_its_parts():
     included = reasons(include=("encoder", "attention.*", "head"))
     assert included == {
