@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunetv2_mapo.field_checks import (
     check_bool,
@@ -21,8 +21,7 @@ from nnunetv2_mapo.schedule import Schedule
 LIKELIHOODS = ("disagreement", "image")
 GRANULARITIES = ("element", "channel")
 STARTS = ("best", "last")
-# Name of each sampler, and what its candidates differ in.
-SAMPLERS = {"dropout": "dropout rate", "threshold": "threshold", "noise": "noise σ"}
+SAMPLERS = ("dropout", "threshold", "noise")
 LOSS_TYPES = ("sigmoid", "ipo", "hinge", "robust")
 REFERENCE_UPDATES = ("never", "round", "average")
 SELECTION_UNITS = ("case", "slice", "window")
@@ -32,6 +31,20 @@ RATES_2D = tuple(round(0.005 * step, 3) for step in range(11))
 RATES_3D = tuple(round(0.05 * step, 2) for step in range(7))
 THRESHOLDS = (0.5, *(round(0.375 + 0.025 * step, 3) for step in range(11) if step != 5))
 NOISE_SIGMAS = tuple(round(0.005 * step, 3) for step in range(11))
+
+
+class Candidates(NamedTuple):
+    """What the candidates of a sample differ in.
+
+    Attributes:
+        label: In words, such as "dropout rate".
+        setting: Field of `MAPOConfig` that holds the values.
+        values: One of each candidate; the first is that of the plain prediction.
+    """
+
+    label: str
+    setting: str
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class MAPOConfig:
             measured: 0.1 beat the dropout control in four of four runs on two data sets.
         tau_quantile: Takes the place of `tau` if given, in [0, 1): τ becomes this quantile of the
             Dice gaps of the round's samples, so that the share 1 - `tau_quantile` of them has a
-            pair, however good the network is.
+            pair, however good the network is. Samples without foreground and those whose
+            candidates all have the same Dice do not count.
         beta: Sensitivity to preference differences, > 0 (eq. 2). Paper: 0.1. Default measured
             together with `likelihood="disagreement"`.
         lambda_supervised: Weight λ of nnU-Net's own loss in the preference stage, >= 0 (eq. 7).
@@ -76,8 +90,9 @@ class MAPOConfig:
         label_smoothing: Probability ε that a pair is the wrong way round, in [0, 0.5), for
             `"sigmoid"` (conservative DPO) and `"robust"`, which needs it above 0.
         reference_update: When the reference follows the policy: `"never"` (paper), at the start of
-            each `"round"`, or as its moving `"average"`.
-        reference_decay: Share of the moving average that a step keeps, in (0, 1).
+            each `"round"`, or as its moving `"average"` (TR-DPO, arXiv:2404.09656).
+        reference_decay: Share of the moving average that a step keeps, in (0, 1), TR-DPO's 1 - α.
+            Not tuned.
         preference_dropout: Keep the warm-up's dropout on in the preference stage. Paper: no.
             Default measured: dropout contributes more than any other setting.
         warmup_fraction_2d: Share of all epochs that is warm-up in 2D configurations, in (0, 1).
@@ -160,7 +175,7 @@ class MAPOConfig:
             *check_rates("rates_2d", self.rates_2d),
             *check_rates("rates_3d", self.rates_3d),
             *check_choice("granularity", self.granularity, GRANULARITIES),
-            *check_choice("sampler", self.sampler, list(SAMPLERS)),
+            *check_choice("sampler", self.sampler, SAMPLERS),
             *check_thresholds("thresholds", self.thresholds),
             *check_sigmas("noise_sigmas", self.noise_sigmas),
             *check_choice("selection_unit_2d", self.selection_unit_2d, SELECTION_UNITS),
@@ -175,7 +190,18 @@ class MAPOConfig:
             problems += check_number(
                 "tau_quantile", self.tau_quantile, "in [0, 1)", lambda v: 0 <= v < 1
             )
-        return problems
+        return [
+            *problems,
+            *self._check_used("thresholds", "sampler", "threshold"),
+            *self._check_used("noise_sigmas", "sampler", "noise"),
+        ]
+
+    def _check_used(self, name: str, switch: str, needed: str) -> list[str]:
+        """Refuse a setting that was given but that another one leaves unused."""
+        default = type(self).__dataclass_fields__[name].default
+        if getattr(self, name) == default or getattr(self, switch) == needed:
+            return []
+        return [f"{name}={getattr(self, name)!r} is not valid: it needs {switch}={needed!r}."]
 
     def _check_preferences(self) -> list[str]:
         problems = [
@@ -187,6 +213,7 @@ class MAPOConfig:
             *check_number(
                 "reference_decay", self.reference_decay, "in (0, 1)", lambda v: 0 < v < 1
             ),
+            *self._check_used("reference_decay", "reference_update", "average"),
             *check_bool("preference_dropout", self.preference_dropout),
             *check_choice("start_from", self.start_from, STARTS),
         ]
@@ -232,11 +259,13 @@ class MAPOConfig:
         """Dropout rates of a 2D or 3D configuration."""
         return self.rates_2d if num_dimensions == 2 else self.rates_3d
 
-    def candidate_values(self, num_dimensions: int) -> tuple[float, ...]:
-        """What the sampler's candidates differ in: rates, thresholds or noise σ."""
+    def candidates(self, num_dimensions: int) -> Candidates:
+        """What the sampler's candidates differ in."""
         if self.sampler == "threshold":
-            return self.thresholds
-        return self.noise_sigmas if self.sampler == "noise" else self.rates(num_dimensions)
+            return Candidates("threshold", "thresholds", self.thresholds)
+        if self.sampler == "noise":
+            return Candidates("noise σ", "noise_sigmas", self.noise_sigmas)
+        return Candidates("dropout rate", f"rates_{num_dimensions}d", self.rates(num_dimensions))
 
     def selection_unit(self, num_dimensions: int) -> str:
         """Selection unit of a 2D or 3D configuration."""

@@ -82,7 +82,9 @@ class Continuable(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def _read_average(self) -> dict[str, Any] | None:
         """Reference that moves with each step: its file would not be of the same moment."""
-        if self._reference is None or self.mapo.reference_update != "average":
+        if self._reference is None:  # the loaded one is not needed before the round is opened
+            return self._saved_average
+        if self.mapo.reference_update != "average":
             return None
         weights = self._reference.state_dict()
         return {"weights": weights, "sha256": hash_weights(weights)}

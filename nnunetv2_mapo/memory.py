@@ -44,13 +44,13 @@ def within_memory(
             if not is_out_of_memory(error):
                 raise
             if miner.windows_per_forward == 1:
+                num_passes = miner.sampler.num_passes
                 message = (
                     f"Mining runs out of memory on {miner.device} even with a single window of "
-                    f"{tuple(miner.patch_size)} voxels and its {miner.sampler.num_passes} "
-                    "candidates in a forward pass. The cases mined before are kept: free memory "
-                    "there and go on with --c, or start anew with fewer candidates (rates_2d, "
-                    "rates_3d)."
+                    f"{tuple(miner.patch_size)} voxels, {num_passes} times in a forward pass. The "
+                    "cases mined before are kept: free memory there and go on with --c"
                 )
+                message += ", or start anew with fewer candidates." if num_passes > 1 else "."
                 raise OutOfMemoryError(message) from error
         # Not in the except clause, whose traceback holds what is to be freed.
         miner = replace(miner, windows_per_forward=miner.windows_per_forward // 2)

@@ -158,6 +158,7 @@ class Miner:
             rejected=pair.rejected,
             num_disagreeing=int((chosen != rejected).sum()),
             num_voxels=sample.target.numel(),
+            has_foreground=bool(sample.target.any()),
         )
         return chosen, rejected, record
 

@@ -110,7 +110,7 @@ class PairPainter:
     """Paints the pairs of a training.
 
     Attributes:
-        model: The training's model; its network is used to mine round 1 once more.
+        model: The training's model; its network is used to mine a round once more.
         dataset: nnU-Net's dataset of the training cases.
         device: Where the network lies.
     """
@@ -133,39 +133,40 @@ class PairPainter:
                     work = partial(Miner.segment, image=image)
                     candidates = remining.do(work, sample.identifier).cpu().numpy()
                 stack = read_stack(mined, sample.identifier)
-                plane = self._find_plane(mined, sample, stack)
-                yield self._paint_slice(name, sample, plane, image.numpy(), stack, candidates)
+                place = self._find_place(mined, sample, stack)
+                yield self._paint_slice(name, sample, place, image.numpy(), stack, candidates)
 
-    def _find_plane(self, mined: MinedRound, sample: Sample, stack: NDArray[np.int16]) -> int:
-        """Slice in which a pair differs most."""
+    def _find_place(
+        self, mined: MinedRound, sample: Sample, stack: NDArray[np.int16]
+    ) -> tuple[Any, ...]:
+        """The sample's part of the slice in which its pair differs most."""
         config = MAPOConfig.from_dict(mined.origin["settings"])
         patch_size = self.model.configuration_manager.patch_size
         unit = config.selection_unit(len(patch_size))
         units = find_units(stack.shape[1:], patch_size, unit, config.tile_step_size)
         place = units[sample.number]
         if isinstance(place[0], int):
-            return place[0]
+            return place
         differing = np.zeros(stack.shape[1:], bool)
         differing[place] = (stack[1] != stack[2])[place]
-        return find_slice(differing)
+        return (find_slice(differing), *place[1:])
 
     def _paint_slice(
         self,
         name: str,
         sample: Sample,
-        plane: int,
+        place: tuple[Any, ...],
         image: NDArray[np.float32],
         stack: NDArray[np.int16],
         candidates: NDArray[np.integer] | None,
     ) -> PairPictures:
-        """Pictures of a slice of a sample."""
+        """Pictures of a place, which lies in one slice."""
         title = f"{sample.identifier}: {name}, {sample.gap:.3f}"
         if stack.shape[1] > 1:
-            title += f", slice {plane + 1} of {stack.shape[1]}"
-        shown = None if candidates is None else candidates[:, plane]
-        return PairPictures(
-            title, self._paint(sample.record, image[:, plane], stack[:, plane], shown)
-        )
+            title += f", slice {place[0] + 1} of {stack.shape[1]}"
+        part = (slice(None), *place)
+        shown = None if candidates is None else candidates[part]
+        return PairPictures(title, self._paint(sample.record, image[part], stack[part], shown))
 
     def _paint(
         self,

@@ -69,13 +69,10 @@ def update_average(reference: nn.Module, policy: nn.Module, decay: float) -> Non
         decay: Share of the reference that is kept, in (0, 1).
     """
     # Not by state dicts: nnU-Net's hold a weight under several names.
-    averages: list[Tensor] = [*reference.parameters(), *reference.buffers()]
-    latest: list[Tensor] = [*policy.parameters(), *policy.buffers()]
-    for mine, theirs in zip(averages, latest, strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - decay)
-        else:
-            mine.copy_(theirs)
+    for average, latest in zip(reference.parameters(), policy.parameters(), strict=True):
+        average.lerp_(latest, 1 - decay)
+    for mine, theirs in zip(reference.buffers(), policy.buffers(), strict=True):
+        mine.copy_(theirs)  # such as counts, or masks of -inf, which have no average
 
 
 def _copy(network: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from nnunetv2_mapo.config import SAMPLERS, MAPOConfig
+from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.figures import (
     draw_curves,
     draw_dice_of_candidates,
@@ -33,8 +33,9 @@ _CAPTIONS = {
     "the training loss is the whole one: λ · nnU-Net's loss + DPO.",
     "pseudo Dice": "Mean foreground Dice of validation patches in each epoch, and nnU-Net's moving "
     "average, by which it keeps the best checkpoint.",
-    "loss": "The two parts of the loss. DPO starts near ln 2 = 0.69: lower means that the policy "
-    "prefers chosen to rejected by more than the reference does.",
+    "loss": "The two parts of the loss. DPO starts near ln 2 = 0.69, with another loss_type "
+    "elsewhere: lower means that the policy prefers chosen to rejected by more than the reference "
+    "does.",
     "reward": "Reward: how much more likely the policy makes a segmentation than the reference "
     "does, in units of β. The margin is chosen minus rejected and should rise above 0.",
     "Dice": "Pseudo Dice, and the mean Dice of the plain prediction, the chosen and the rejected "
@@ -133,15 +134,15 @@ def describe_round(
     shares = [r.num_disagreeing / r.num_voxels for r in samples if r.rejected is not None]
     config = MAPOConfig.from_dict(mined.origin["settings"])
     dice = np.array([record.dice for record in samples])
-    name, values = SAMPLERS[config.sampler], config.candidate_values(num_dimensions)
+    label, _, values = config.candidates(num_dimensions)
     facts = [
         ("pairs", f"{summary.num_pairs} of {summary.num_samples}"),
         ("Dice of the plain prediction", f"{summary.dice_plain:.3f}"),
     ]
     plots = [
         Plot(
-            figure_to_svg(draw_dice_of_candidates(dice, name, values)),
-            f"Dice of each training sample's candidate for each {name}: box from quartile to "
+            figure_to_svg(draw_dice_of_candidates(dice, label, values)),
+            f"Dice of each training sample's candidate for each {label}: box from quartile to "
             "quartile, line at the median, whiskers to 1.5 times the box, points beyond.",
         ),
         Plot(

@@ -16,12 +16,10 @@ from tqdm import tqdm
 
 from nnunetv2_mapo.memory import within_memory
 from nnunetv2_mapo.mining import Miner
-from nnunetv2_mapo.selection import quantile_tau
 from nnunetv2_mapo.store import Round, SampleRecord, StoreError, stack_preferences
-from nnunetv2_mapo.summary import RoundSummary, summarize
+from nnunetv2_mapo.summary import RoundSummary, quantile_tau, summarize
 
 LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
-Records = dict[str, list[SampleRecord]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,16 @@ class Ranks:
         """Wait until every one is here."""
         if self.size > 1:
             dist.barrier()
+
+    def meet(self, number: int, num_cases: int) -> None:
+        """Wait at some of the cases, often enough for the backend's time never to be up.
+
+        Args:
+            number: Of the case in this rank's share.
+            num_cases: In all shares together.
+        """
+        if number % 20 == 0 and number < num_cases // self.size:
+            self.barrier()
 
     def share(self, identifiers: Sequence[str]) -> Sequence[str]:
         """Cases of this one."""
@@ -95,9 +103,10 @@ def mine_round(
     ranks.barrier()
     records, tau = _read_records(mined, identifiers), miner.tau
     if tau_quantile is not None:
-        tau = quantile_tau([each.dice for case in records.values() for each in case], tau_quantile)
+        tau = quantile_tau(records, tau_quantile)
         ranks.barrier()  # every rank has read the records before the first one changes
-        for identifier in ranks.share(identifiers):
+        for number, identifier in enumerate(ranks.share(identifiers)):
+            ranks.meet(number, len(identifiers))
             _drop_small_gaps(mined, identifier, records[identifier], miner, tau)
         ranks.barrier()
         records = _read_records(mined, identifiers)
@@ -133,8 +142,7 @@ def _mine_cases(
     mine = ranks.share(missing)
     with tqdm(mine, desc="mining", unit="case", disable=ranks.rank > 0) as progress:
         for number, identifier in enumerate(progress):
-            if number % 20 == 0 and number < len(missing) // ranks.size:
-                ranks.barrier()  # often enough for no rank to wait until the backend's time is up
+            ranks.meet(number, len(missing))
             image, segmentation = load_case(identifier)
             truth = torch.from_numpy(segmentation[0])
             miner, case = within_memory(
@@ -147,7 +155,7 @@ def _mine_cases(
             progress.set_postfix(pairs=num_pairs)
 
 
-def _read_records(mined: Round, identifiers: Sequence[str]) -> Records:
+def _read_records(mined: Round, identifiers: Sequence[str]) -> dict[str, list[SampleRecord]]:
     records = mined.find_finished(identifiers).records
     if lost := sorted(set(identifiers) - set(records)):
         message = f"Cases were mined but cannot be read from {mined.folder}: {lost}."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,20 +39,6 @@ def select_pair(dice: Sequence[float], tau: float) -> Pair:
     gaps = [dice[chosen] - dice[k] for k in candidates]
     valid = [k for k in candidates if gaps[k] >= tau and gaps[k] > 0]  # eq. 4
     return Pair(chosen, min(valid, key=lambda k: dice[k]) if valid else None)
-
-
-def quantile_tau(dice: Sequence[Sequence[float]], quantile: float) -> float:
-    """τ at which the share 1 - `quantile` of the samples has a pair, or as many as can have one.
-
-    Args:
-        dice: Dice of each candidate of each sample.
-        quantile: In [0, 1).
-
-    Returns:
-        One of the samples' gaps between best and worst candidate; 0 without samples.
-    """
-    gaps = [max(each) - min(each) for each in dice]
-    return float(np.quantile(gaps, quantile, method="higher")) if gaps else 0.0
 
 
 def candidate_dice(

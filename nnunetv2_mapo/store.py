@@ -19,6 +19,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from numpy.typing import NDArray
 
+from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.files import hash_file, read_sealed, write_atomically, write_sealed
 
 PREFERENCES = "preferences"  # folder of the rounds in nnU-Net's fold folder
@@ -40,6 +41,7 @@ class SampleRecord:
         rejected: Index of the rejected one; None without a pair.
         num_disagreeing: Voxels in which they differ.
         num_voxels: Voxels of the sample.
+        has_foreground: Whether its ground truth has any.
     """
 
     dice: list[float]
@@ -47,6 +49,7 @@ class SampleRecord:
     rejected: int | None
     num_disagreeing: int
     num_voxels: int
+    has_foreground: bool = True
 
     @property
     def gap(self) -> float:
@@ -132,7 +135,7 @@ class Round:
         found = Finished({}, [])
         for identifier in identifiers:
             record = read_sealed(self.record_path(identifier))
-            if record and record["origin"] != self.origin:
+            if record and _complete(record["origin"]) != _complete(self.origin):
                 continue
             if record and record["sha256"] == hash_file(self.path(identifier)):
                 found.records[identifier] = [SampleRecord(**each) for each in record["samples"]]
@@ -159,20 +162,26 @@ class Round:
 
         Empty where nothing is stored that can be read.
         """
-        theirs = self.origin
+        ours = theirs = _complete(self.origin)
         for path in (self.folder / MANIFEST, *sorted(self.folder.glob("*.json"))):
             if content := read_sealed(path):
-                theirs = content["origin"]
+                theirs = _complete(content["origin"])
                 break
         return [
             f"{key}: {theirs.get(key)} in the store, {mine} now"
-            for key, mine in self.origin.items()
+            for key, mine in ours.items()
             if key != "policy" and theirs.get(key) != mine
         ]
 
     def forget_manifest(self) -> None:
         """Delete the manifest, because cases are about to change."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _complete(origin: dict[str, Any]) -> dict[str, Any]:
+    """An origin with the default of each setting that there was not when it was written."""
+    settings = origin.get("settings", {})
+    return {**origin, "settings": MAPOConfig.from_dict(settings).to_dict()}
 
 
 class MinedRound(NamedTuple):

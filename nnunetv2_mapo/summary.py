@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.selection import quantile_tau
+from nnunetv2_mapo.config import Candidates, MAPOConfig
 from nnunetv2_mapo.store import MinedRound, SampleRecord
 from nnunetv2_mapo.table import format_table
 
@@ -96,13 +95,30 @@ def summarize(
     )
 
 
+def quantile_tau(cases: Mapping[str, Sequence[SampleRecord]], quantile: float) -> float:
+    """τ at which the share 1 - `quantile` of a round's samples has a pair.
+
+    Samples without foreground do not count, where a single voxel may be a gap of 1, nor do those
+    whose candidates all have the same Dice.
+
+    Args:
+        cases: Records of the round.
+        quantile: In [0, 1).
+
+    Returns:
+        The Dice gap of one of the samples; 0 if none counts.
+    """
+    records = [record for records in cases.values() for record in records]
+    gaps = [each.gap for each in records if each.has_foreground and each.gap > 0]
+    return float(np.quantile(gaps, quantile, method="higher")) if gaps else 0.0
+
+
 def summarize_stored(mined: MinedRound) -> RoundSummary:
     """Summarise a round that was mined before."""
     config = MAPOConfig.from_dict(mined.origin["settings"])
     tau = config.tau
     if config.tau_quantile is not None:
-        dice = [record.dice for records in mined.cases.values() for record in records]
-        tau = quantile_tau(dice, config.tau_quantile)
+        tau = quantile_tau(mined.cases, config.tau_quantile)
     return summarize(mined.cases, tau=tau, num_mined=len(mined.cases), seconds=0.0)
 
 
@@ -126,15 +142,9 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def tabulate_round(summary: RoundSummary, name: str, values: Sequence[float]) -> str:
-    """Table of a round's candidates, one line each, and what the pairs are like.
-
-    Args:
-        summary: The round.
-        name: What the candidates differ in, such as the dropout rate.
-        values: It, of each candidate.
-    """
-    header = [name, "mean Dice", "25 %", "median", "75 %", "chosen", "rejected"]
+def tabulate_round(summary: RoundSummary, candidates: Candidates) -> str:
+    """Table of a round's candidates, one line each, and what the pairs are like."""
+    header = [candidates.label, "mean Dice", "25 %", "median", "75 %", "chosen", "rejected"]
     rows = [
         [
             f"{value:g}",
@@ -142,7 +152,7 @@ def tabulate_round(summary: RoundSummary, name: str, values: Sequence[float]) ->
             str(each.num_chosen),
             str(each.num_rejected),
         ]
-        for value, each in zip(values, summary.candidates, strict=True)
+        for value, each in zip(candidates.values, summary.candidates, strict=True)
     ]
     share = summary.num_pairs / summary.num_samples
     text = (
@@ -156,18 +166,20 @@ def tabulate_round(summary: RoundSummary, name: str, values: Sequence[float]) ->
     return text
 
 
-def explain_no_pairs(summary: RoundSummary, name: str, values: Sequence[float]) -> str:
-    """Warning for a round without any pair: how far it was from one, and what to change.
-
-    Arguments as of `tabulate_round`.
-    """
+def explain_no_pairs(summary: RoundSummary, candidates: Candidates) -> str:
+    """Warning for a round without any pair: how far it was from one, and what to change."""
     largest, median = max(summary.gaps, default=0.0), float(np.median(summary.gaps or [0.0]))
+    label, setting, values = candidates
+    advice = f"candidates that differ more ({setting}), or a shorter warm-up"
+    if largest > 0:
+        advice = (
+            f"a smaller tau (half of the samples would have a pair at {median:.3f}) or a "
+            f"tau_quantile, {advice}"
+        )
     return (
         f"WARNING: this round has NO preference pair, so it trains with nnU-Net's own loss alone. "
-        f"A pair needs a Dice gap of tau = {summary.tau:.4g} between two candidates; the largest "
-        f"gap of any sample is {largest:.4f}, the median {median:.4f} ({name} from {min(values)} "
-        f"to {max(values)}, plain Dice {summary.dice_plain:.4f}). To get pairs, derive a trainer "
-        f"whose MAPOConfig has a smaller tau (half of the samples would have a pair at "
-        f"{median:.3f}) or a tau_quantile, candidates that differ more (rates_2d, rates_3d), or a "
-        "shorter warm-up."
+        f"A pair needs a Dice gap of tau = {summary.tau:.4g}, and more than 0, between two "
+        f"candidates; the largest gap of any sample is {largest:.4f}, the median {median:.4f} "
+        f"({label} from {min(values)} to {max(values)}, plain Dice {summary.dice_plain:.4f}). To "
+        f"get pairs, derive a trainer whose MAPOConfig has {advice}."
     )

@@ -19,7 +19,7 @@ from torch import distributed as dist
 
 from nnunetv2_mapo.cases import channels_of, labels_of, load_case
 from nnunetv2_mapo.checks import Checked
-from nnunetv2_mapo.config import SAMPLERS, MAPOConfig
+from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable, read_checkpoint
 from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_preferences
 from nnunetv2_mapo.dropout import StochasticDropout, sample_rates
@@ -226,11 +226,11 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
                 lambda message: self.print_to_log_file(f"MAPO: {message}"),
                 tau_quantile=self.mapo.tau_quantile,
             )  # fmt: skip
-        candidates = (SAMPLERS[self.mapo.sampler], self.sampler.values)
-        table = tabulate_round(self._summary, *candidates)
+        candidates = self.mapo.candidates(self.num_dimensions)
+        table = tabulate_round(self._summary, candidates)
         self.print_to_log_file(f"MAPO: round {number}: {self._summary}\n{table}")
         if self._summary.num_pairs == 0:
-            self.print_to_log_file(explain_no_pairs(self._summary, *candidates))
+            self.print_to_log_file(explain_no_pairs(self._summary, candidates))
         return mined
 
     def _add_preferences(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,12 @@ VALID = {
     "dropout_exclude": [(), ("decoder.*", "head")],
 }
 CASES = [(name, value) for name, values in INVALID.items() for value in values]
+# Settings that are only valid together with another one.
+NEEDED = {
+    "thresholds": {"sampler": "threshold"},
+    "noise_sigmas": {"sampler": "noise"},
+    "reference_decay": {"reference_update": "average"},
+}
 VALID_CASES = [(name, value) for name, values in VALID.items() for value in values]
 
 
@@ -94,7 +100,7 @@ def test_defaults_are_valid():
 
 @pytest.mark.parametrize(("name", "value"), CASES)
 def test_an_invalid_value_is_named_with_its_field_and_only_when_validated(name, value):
-    config = MAPOConfig(**{name: value})
+    config = MAPOConfig(**{name: value, **NEEDED.get(name, {})})
     with pytest.raises(ValueError) as error:
         config.validate()
     first, *problems = str(error.value).splitlines()
@@ -105,7 +111,15 @@ def test_an_invalid_value_is_named_with_its_field_and_only_when_validated(name, 
 
 @pytest.mark.parametrize(("name", "value"), VALID_CASES)
 def test_the_ends_of_a_valid_range_are_accepted(name, value):
-    MAPOConfig(**{name: value}).validate()
+    MAPOConfig(**{name: value, **NEEDED.get(name, {})}).validate()
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_setting_that_would_have_no_effect_is_refused(name):
+    config = MAPOConfig(**{name: VALID[name][0]})
+    [(switch, needed)] = NEEDED[name].items()
+    with pytest.raises(ValueError, match=f"{name}=.* is not valid: it needs {switch}='{needed}'"):
+        config.validate()
 
 
 def test_several_problems_are_listed_at_once():
@@ -140,7 +154,7 @@ def test_label_smoothing_fits_the_loss_type():
 
 def test_each_sampler_has_the_papers_candidates():
     values = {
-        name: MAPOConfig(sampler=name).candidate_values(2)
+        name: MAPOConfig(sampler=name).candidates(2).values
         for name in ("dropout", "threshold", "noise")
     }
     assert values["dropout"] == MAPOConfig().rates_2d

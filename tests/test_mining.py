@@ -397,6 +397,7 @@ def test_with_a_quantile_the_samples_with_the_largest_gaps_keep_their_pairs(
     summary = mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
     before, after = (each.find_finished("abcd").records for each in (every, mined))
     gaps = sorted(record.gap for records in before.values() for record in records)
+    assert gaps[0] > 0  # so that all count
     assert summary.tau == gaps[math.ceil((len(gaps) - 1) / 2)]
     assert summary.num_pairs == sum(gap >= summary.tau for gap in gaps) < len(gaps)
     for identifier in "abcd":

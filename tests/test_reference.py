@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 import threading
 
@@ -180,12 +181,12 @@ def test_a_moving_average_by_hand():
     reference = build_reference(policy, policy.state_dict())
     with torch.no_grad():
         policy.weight.fill_(5.0)
-    policy.running_mean.fill_(10.0)
+    policy.running_mean.fill_(-math.inf)
     policy.num_batches_tracked.fill_(3)
     update_average(reference, policy, decay=0.75)
     assert reference.weight.item() == 2.0  # 0.75 * 1 + 0.25 * 5
-    assert reference.running_mean.item() == 2.5
-    assert reference.num_batches_tracked.item() == 3  # a count has no average
+    assert reference.running_mean.item() == -math.inf  # buffers are copied
+    assert reference.num_batches_tracked.item() == 3
     update_average(reference, policy, decay=0.75)
     assert reference.weight.item() == 2.75  # 0.75 * 2 + 0.25 * 5
     assert policy.weight.item() == 5.0

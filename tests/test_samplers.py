@@ -107,7 +107,7 @@ def test_the_first_candidate_is_plain_and_the_others_differ(make_network, name, 
     assert torch.equal(candidates[:, 0].long(), expected)
     assert all((candidates[:, k].long() != expected).any() for k in (1, 2))
     assert torch.equal(windows, image)  # noise is added to a copy
-    assert sampler.values == config.candidate_values(2)
+    assert sampler.values == config.candidates(2).values
     assert sampler.num_passes == (1 if name == "threshold" else 3)
 
 

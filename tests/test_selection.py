@@ -10,7 +10,6 @@ from nnunetv2_mapo.selection import (
     Pair,
     candidate_dice,
     candidate_disagreement,
-    quantile_tau,
     select_pair,
 )
 
@@ -163,12 +162,3 @@ def test_disagreement_of_each_two_candidates_by_hand():
 def test_tau_zero_takes_any_gap_but_no_tie():
     assert select_pair([0.5, 0.5 + 1e-9], tau=0.0) == Pair(1, 0)
     assert select_pair([0.5, 0.5], tau=0.0) == Pair(0, None)
-
-
-def test_quantile_tau_by_hand():
-    dice = [[0.5, 0.5], [0.5, 0.75], [0.25, 1.0], [0.5, 1.0]]  # gaps 0, 0.25, 0.75, 0.5
-    # the gap from which on the share 1 - q of the samples has a pair, or a little less of them
-    assert quantile_tau(dice, 0.0) == 0.0
-    assert quantile_tau(dice, 0.5) == 0.5
-    assert quantile_tau(dice, 0.9) == 0.75
-    assert quantile_tau([], 0.5) == 0.0

@@ -221,10 +221,12 @@ def test_manifest_holds_origin_records_and_checksums(mined):
     assert manifest["cases"]["a"]["samples"] == [
         {
             "dice": [0.9, 0.4], "chosen": 0, "rejected": 1, "num_disagreeing": 7, "num_voxels": 60,
+            "has_foreground": True,
         },
         {
             "dice": [0.9, 0.9], "chosen": 0, "rejected": None, "num_disagreeing": 0,
             "num_voxels": 60,
+            "has_foreground": True,
         },
     ]  # fmt: skip
     assert sorted(file.name for file in mined.folder.iterdir()) == [

@@ -4,8 +4,15 @@ import math
 
 import pytest
 
+from nnunetv2_mapo.config import Candidates
 from nnunetv2_mapo.store import SampleRecord
-from nnunetv2_mapo.summary import CandidateSummary, explain_no_pairs, summarize, tabulate_round
+from nnunetv2_mapo.summary import (
+    CandidateSummary,
+    explain_no_pairs,
+    quantile_tau,
+    summarize,
+    tabulate_round,
+)
 
 RECORDS = {
     "a": [
@@ -46,7 +53,9 @@ def test_candidates_of_each_rate_by_hand():
 
 def test_table_of_a_round_has_a_line_for_each_rate_and_one_for_the_pairs():
     summary = summarize(RECORDS, tau=0.5, num_mined=3, seconds=0.0)
-    assert tabulate_round(summary, "rate", (0.0, 0.125, 0.25)).splitlines() == [
+    assert tabulate_round(
+        summary, Candidates("rate", "rates_2d", (0.0, 0.125, 0.25))
+    ).splitlines() == [
         "rate   mean Dice    25 %  median    75 %  chosen  rejected",
         "-----  ---------  ------  ------  ------  ------  --------",
         "0         0.5000  0.3750  0.5000  0.6250       1         0",
@@ -59,7 +68,7 @@ def test_table_of_a_round_has_a_line_for_each_rate_and_one_for_the_pairs():
 
 def test_table_of_a_round_without_pairs_says_nothing_of_their_voxels():
     summary = summarize({"a": RECORDS["a"][1:]}, tau=0.1, num_mined=1, seconds=0.0)
-    table = tabulate_round(summary, "rate", (0.0, 0.1, 0.2))
+    table = tabulate_round(summary, Candidates("rate", "rates_2d", (0.0, 0.1, 0.2)))
     assert table.endswith("in 0 of 1 samples (0.0%)")
     assert [line.split()[-2:] for line in table.splitlines()[2:5]] == [["0", "0"]] * 3
 
@@ -79,9 +88,39 @@ def test_no_pairs_are_explained_with_gaps_and_tau():
         for gap in (0.0125, 0.025, 0.05)
     ]
     summary = summarize({"a": samples}, tau=0.3, num_mined=1, seconds=0.0)
-    message = explain_no_pairs(summary, "dropout rate", (0.0, 0.125))
+    message = explain_no_pairs(summary, Candidates("dropout rate", "rates_3d", (0.0, 0.125)))
     assert message.startswith("WARNING: this round has NO preference pair")
-    assert "tau = 0.3 between two candidates" in message
+    assert "tau = 0.3, and more than 0, between two candidates" in message
     assert "largest gap of any sample is 0.0500, the median 0.0250" in message
     assert "(dropout rate from 0.0 to 0.125, plain Dice 0.5000)" in message
     assert "half of the samples would have a pair at 0.025" in message
+
+
+def test_equal_candidates_are_explained_without_a_tau_that_would_help():
+    samples = [SampleRecord([0.5, 0.5], chosen=0, rejected=None, num_disagreeing=0, num_voxels=1)]
+    summary = summarize({"a": samples}, tau=0.0, num_mined=1, seconds=0.0)
+    message = explain_no_pairs(summary, Candidates("noise σ", "noise_sigmas", (0.0, 0.05)))
+    assert "whose MAPOConfig has candidates that differ more (noise_sigmas), or" in message
+    assert "smaller tau" not in message
+
+
+def records_of(gaps: list[float], *, has_foreground: bool = True) -> list[SampleRecord]:
+    return [SampleRecord([0.0, gap], 1, 0, 1, 9, has_foreground) for gap in gaps]
+
+
+def test_quantile_tau_by_hand():
+    cases = {"a": records_of([0.25, 0.75]), "b": records_of([0.5, 1.0])}
+    assert quantile_tau(cases, 0.0) == 0.25
+    assert quantile_tau(cases, 0.5) == 0.75  # the upper middle: half of the four have a pair
+    assert quantile_tau(cases, 0.9) == 1.0
+    assert quantile_tau({}, 0.5) == 0.0
+
+
+def test_samples_without_foreground_or_gap_do_not_move_the_quantile():
+    cases = {
+        "a": records_of([0.25, 0.5, 0.75]),
+        "b": records_of([1.0] * 9, has_foreground=False),
+        "c": records_of([0.0] * 9),
+    }
+    assert quantile_tau(cases, 0.5) == 0.5
+    assert quantile_tau({"c": cases["c"]}, 0.5) == 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,11 +143,14 @@ def look_at(
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
     """
-    config = replace(
-        MAPOConfig.from_dict(model.mapo or {}),
-        sampler="dropout",
+    trained = MAPOConfig.from_dict(model.mapo or {})
+    config = MAPOConfig(  # samples are those of the default, whatever the model was trained with
         rates_2d=tuple(rates),
         rates_3d=tuple(rates),
+        granularity=trained.granularity,
+        seed=trained.seed,
+        dropout_include=trained.dropout_include,
+        dropout_exclude=trained.dropout_exclude,
     )
     samples = []
     with mine_like(model, config, device, log=tqdm.write) as remining:

@@ -91,16 +91,14 @@ def validate_warmup(folder: Path, fold: str, tolerance: float, device: torch.dev
         HistoryError: The weights are missing, damaged or those of a later round.
     """
     path = folder / f"fold_{fold}"
-    model, history = (
-        open_model(folder, fold, find_checkpoint(path).name, device),
-        read_history(path),
-    )
+    history = read_history(path)
     if (history.config or {}).get("reference_update") == "round":
         message = (
             f"{path / REFERENCE} holds the weights at the start of the last round, because the "
             "reference was renewed with each (reference_update): those after the warm-up are gone."
         )
         raise HistoryError(message)
+    model = open_model(folder, fold, find_checkpoint(path).name, device)
     weights = read_reference(path / REFERENCE, history.reference_hash, device)
     if weights is None:
         message = (

@@ -24,7 +24,7 @@ def make_sampler(
         num_image_channels: Channels of the network's input that are image; in a cascade the
             previous stage's segmentation comes behind them.
     """
-    values = config.candidate_values(num_dimensions)
+    values = config.candidates(num_dimensions).values
     if config.sampler == "threshold":
         return ThresholdSampler(values)
     if config.sampler == "noise":
