@@ -114,7 +114,11 @@ class FocalLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Loss of a batch."""
-        heads, is_counted = self.target_format.split(output, target)
+        return self.of(output, self.target_format.split(output, target))
+
+    def of(self, output: Tensor, target: SplitTarget) -> Tensor:
+        """Loss of a batch whose target is split already."""
+        heads, is_counted = target
         losses: Tensor = self.focal(output.float(), heads)
         # with classes only the right one's entry is not 0
         voxels = losses.mean(1, True) if self.target_format.has_regions else losses.sum(1, True)
@@ -139,10 +143,9 @@ class DiceFocalLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Loss of a batch."""
-        heads, is_counted = self.focal.target_format.split(output, target)
-        dice: Tensor = self.dice(output.float(), heads, loss_mask=is_counted)
-        focal: Tensor = self.focal(output, target)
-        return dice + focal
+        split = self.focal.target_format.split(output, target)
+        dice: Tensor = self.dice(output.float(), split.heads, loss_mask=split.is_counted)
+        return dice + self.focal.of(output, split)
 
 
 class LovaszLoss(nn.Module):
@@ -177,7 +180,9 @@ class LovaszLoss(nn.Module):
             is_meant = self._as_sets(is_counted).any(-1).expand_as(losses)
         else:
             is_meant = foreground.any(-1)
-        return (losses * is_meant).sum() / is_meant.sum().clamp(min=1)
+        num_classes = is_meant.sum(1)
+        of_sets = (losses * is_meant).sum(1) / num_classes.clamp(min=1)
+        return of_sets.sum() / (num_classes > 0).sum().clamp(min=1)
 
     def _as_sets(self, values: Tensor) -> Tensor:
         """From `(B, C, *spatial)` to `(sets, C, voxels)`."""
