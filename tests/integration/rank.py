@@ -65,6 +65,7 @@ def train(trainer: Any) -> dict[str, Any]:
         "summary": [trainer._summary.num_pairs, trainer._summary.gaps],
         "is_finite": all(w.isfinite().all().item() for w in trainer.network.parameters()),
         "weights": hash_weights(trainer._plain_network().state_dict()),
+        "reference": hash_weights(trainer._reference.state_dict()),
         "logged": {key: values for key, values in logged.items() if "/" in key},
     }
 

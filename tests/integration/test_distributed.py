@@ -67,6 +67,15 @@ def test_ranks_end_with_equal_weights_and_logged_values(trained: tuple[Path, lis
     assert first["logged"]["loss/dpo"][-1] > 0
 
 
+def test_ranks_agree_on_the_quantile_and_on_the_moving_average(boxes: Path, tmp_path: Path) -> None:
+    first, second = run_ranks(tmp_path, "nnUNetTrainerTiny_MAPO_tinyaverage", "train")
+    assert first["summary"] == second["summary"]
+    num_pairs, gaps = first["summary"]
+    assert 0 < num_pairs < len(gaps)
+    assert first["weights"] == second["weights"]
+    assert first["reference"] == second["reference"] != first["weights"]
+
+
 def test_only_the_first_rank_writes_what_there_is_once(trained: tuple[Path, list[Any]]) -> None:
     folder, (first, second) = trained
     assert first["written"] == ["plot_progress", "save", "write_manifest", "write_reference"]

@@ -58,6 +58,18 @@ class nnUNetTrainer_MAPO_steady(nnUNetTrainer_MAPO):
     mapo = MAPOConfig(**TINY, preference_dropout=False)
 
 
+class nnUNetTrainer_MAPO_tinyaverage(nnUNetTrainer_MAPO):
+    """What the ranks of a distributed training have to agree on besides the weights."""
+
+    mapo = MAPOConfig(
+        **TINY,
+        tau_quantile=0.5,
+        selection_unit_3d="slice",
+        reference_update="average",
+        reference_decay=0.5,
+    )
+
+
 class nnUNetTrainer_MAPO_tinytune(nnUNetTrainer_MAPO):
     """Half the epochs, from the base trainer's finished checkpoint."""
 
