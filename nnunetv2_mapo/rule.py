@@ -15,6 +15,11 @@ from typing import Any
 
 _NAME = re.compile(r"(?P<base>\w+?)_MAPO(?:_(?P<variant>\w+))?")
 _PLAIN = "nnUNetTrainer_MAPO"
+# What Python itself adds to a class, up to 3.14, is no change of the trainer.
+_IN_EVERY_VARIANT = {
+    "mapo", "__module__", "__doc__", "__qualname__", "__firstlineno__", "__static_attributes__",
+    "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
+}  # fmt: skip
 _in_search: set[str] = set()
 
 
@@ -55,15 +60,26 @@ def _combine(name: str, base_name: str, variant_name: str | None) -> type:
             "a variant of your own is a class in a folder that nnUNet_extTrainer names."
         )
         raise RuntimeError(message)
-    own = set(vars(variant)) - {"mapo", "__module__", "__doc__", "__qualname__", "__firstlineno__"}
-    if variant is not nnUNetTrainer_MAPO and own - {"__static_attributes__"}:
+    if more := describe_more(variant):
         message = (
-            f"{variant.__name__} is more than a configuration (it defines {sorted(own)}), so it "
-            f"cannot be combined with {base_name} by name: write {name} as a class of its own."
+            f"{variant.__name__} is more than its settings ({more}), so it cannot be combined with "
+            f"{base_name} by name: write {name} as a class of its own."
         )
         raise RuntimeError(message)
     body = {"mapo": variant.mapo, "__doc__": f"{base_name} with MAPO.", "__module__": __name__}
     return type(name, (MAPOTrainer, base), body)
+
+
+def describe_more(variant: type) -> str:
+    """What a variant is besides the settings in `mapo`, in words; empty if nothing."""
+    from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
+
+    if not issubclass(variant, nnUNetTrainer_MAPO):
+        return f"it is no subclass of {_PLAIN}"
+    # not only the classes before it: V(nnUNetTrainer_MAPO, Other) has Other behind it
+    added = [each for each in variant.__mro__ if each not in nnUNetTrainer_MAPO.__mro__]
+    names = sorted({name for each in added for name in vars(each)} - _IN_EVERY_VARIANT)
+    return f"it defines {', '.join(names)}" if names else ""
 
 
 def _search(name: str) -> Any:

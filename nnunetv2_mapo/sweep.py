@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from itertools import product
 from typing import Any, NamedTuple
 
 from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.sweep_file import SETTINGS, SweepError, SweepFile, find_invalid
-from nnunetv2_mapo.sweep_names import describe_values, name_value
+from nnunetv2_mapo.sweep_file import SETTINGS, WORD, SweepError, SweepFile, find_invalid
 
 PLAIN = "nnUNetTrainer_MAPO"
+_LONGEST = 12  # characters of a value in a name; a longer one is numbered
 
 
 @dataclass(frozen=True)
@@ -153,3 +154,43 @@ def _name_known(file: SweepFile, start: MAPOConfig) -> Mapping[MAPOConfig, str]:
         plain = f"{file.trainer}_MAPO_{file.variant}"
         control = f"{file.trainer}_MAPO_{file.name}_NoPreference"  # of the variant
     return {replace(start, num_rounds=0): control, start: plain}
+
+
+def name_value(field: str, value: Any, number: int) -> str:
+    """Name of a setting and its value, such as `tau005` for 0.05.
+
+    Two values of a setting never share a name: digits that start with 0 are decimals, so 0.5 is
+    `05` and 5 is `5`; 2.5 is `2p5`.
+
+    Args:
+        field: Name of the setting.
+        value: Its value.
+        number: Place of the value in its list, from 1; names what has no short name, such as rates.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        digits = _name_number(value)
+        return f"{field}{digits}" if len(digits) <= _LONGEST else f"{field}_{number}"
+    word = str(value)
+    return f"{field}_{word if WORD.fullmatch(word) and len(word) <= _LONGEST else number}"
+
+
+def _name_number(value: float) -> str:
+    text = format(Decimal(repr(value)), "f")
+    whole, _, decimals = text.replace("-", "m").partition(".")
+    decimals = decimals.rstrip("0")
+    if not decimals:
+        return whole
+    return f"{whole}{decimals}" if whole in ("0", "m0") else f"{whole}p{decimals}"
+
+
+def describe_values(values: Mapping[str, Any]) -> str:
+    """Settings in words, such as `tau = 0.05, beta = 0.3`."""
+    return ", ".join(f"{field} = {describe_value(value)}" for field, value in values.items())
+
+
+def describe_value(value: Any) -> str:
+    """A value for a table; of long lists, such as rates, the first two and the last."""
+    if not isinstance(value, tuple):
+        return str(value)
+    shown = [*map(str, value[:2]), "…", str(value[-1])] if len(value) > 4 else map(str, value)
+    return f"({', '.join(shown)})"

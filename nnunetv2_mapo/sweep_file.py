@@ -12,10 +12,11 @@ from typing import Any
 from nnunetv2_mapo.config import MAPOConfig
 
 COMBINE = ("one", "all")
-# What a sweep decides itself; without checkpoints it would not see what is finished.
-RESERVED = ("-tr", "-p", "--c", "--val", "--disable_checkpointing")
+# What a sweep decides itself; without checkpoints it would not see what is finished, and nnU-Net
+# does not continue with pretrained weights (the variant FineTune begins from a training).
+RESERVED = ("-tr", "-p", "--c", "--val", "--disable_checkpointing", "-pretrained_weights")
 SETTINGS = tuple(each.name for each in fields(MAPOConfig))
-_WORD = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")  # "__" separates the parts of a folder's name
+WORD = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")  # "__" separates the parts of a folder's name
 
 
 class SweepError(ValueError):
@@ -153,7 +154,7 @@ def _are_different(values: list[Any]) -> bool:
 
 
 def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and _WORD.fullmatch(value) is not None
+    return isinstance(value, str) and WORD.fullmatch(value) is not None
 
 
 def _is_plain_word(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,23 +11,22 @@ from typing import Any
 from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.sweep import PLAIN, Sweep
 
-_WIDTH = 88  # of a line as ruff and black format it where nobody tells them otherwise
+_WIDTH = 100  # of a line, more is broken
 _TITLE = '''\
 """Trainers of a sweep, written by nnUNetv2_mapo sweep: change its file, not this one."""
 '''
 _SCRIPT = """\
 #!/bin/sh
-# The trainings of a sweep, written by nnUNetv2_mapo sweep. Each line can run by itself, on any GPU
-# or machine that sees this folder. A line that runs again begins its training anew, while
-# nnUNetv2_mapo sweep FILE --run goes on with what there is.
+# The trainings of a sweep, written by nnUNetv2_mapo sweep. Each can run by itself, on any GPU or
+# machine that sees this folder, where nnUNet_extTrainer is set by the line below. A training that
+# runs again begins anew, while nnUNetv2_mapo sweep FILE --run goes on with what there is.
 export nnUNet_extTrainer={folders}"${{nnUNet_extTrainer:+{separator}$nnUNet_extTrainer}}"
-{trainings}
-nnUNetv2_mapo compare {models} -f {folds} -o {output}
+{commands}
 """
 
 
 def write_trainers(sweep: Sweep) -> str:
-    """Python file with the sweep's own trainers, formatted as `ruff format` would.
+    """Python file with the sweep's own trainers.
 
     The settings of a variant are written out: a sweep stays what it is when the variant changes.
     """
@@ -63,28 +61,17 @@ def _differ(settings: MAPOConfig, start: MAPOConfig) -> dict[str, Any]:
 def _format_call(
     target: str, function: str, first: Sequence[str], values: Mapping[str, Any], *, indent: str
 ) -> str:
-    """Assignment of a call, in one line where it fits."""
-    named = [f"{name}={_format_value(value)}" for name, value in values.items()]
-    line = f"{indent}{target} = {function}({', '.join([*first, *named])})\n"
-    if len(line) <= _WIDTH + 1:
-        return line
-    inner = f"{indent}    "
-    arguments = [f"{inner}{each},\n" for each in first]
-    for name, value in values.items():
-        argument = f"{inner}{name}={_format_value(value)},\n"
-        if isinstance(value, tuple) and len(argument) > _WIDTH + 1:
-            entries = "".join(f"{inner}    {_format_value(each)},\n" for each in value)
-            argument = f"{inner}{name}=(\n{entries}{inner}),\n"
-        arguments.append(argument)
-    return f"{indent}{target} = {function}(\n{''.join(arguments)}{indent})\n"
-
-
-def _format_value(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    """Assignment of a call, in one line where it fits, else with one line for each argument."""
+    arguments = [*first, *(f"{name}={value!r}" for name, value in values.items())]
+    line = f"{indent}{target} = {function}({', '.join(arguments)})"
+    if len(line) <= _WIDTH:
+        return f"{line}\n"
+    lines = "".join(f"{indent}    {argument},\n" for argument in arguments)
+    return f"{indent}{target} = {function}(\n{lines}{indent})\n"
 
 
 def write_commands(sweep: Sweep, dataset: str, trainer_folders: Sequence[str], output: str) -> str:
-    """Shell script with one command for each training and fold, then the comparison.
+    """Shell script with one command for each training and fold, then the comparison of several.
 
     Args:
         sweep: The sweep.
@@ -98,15 +85,15 @@ def write_commands(sweep: Sweep, dataset: str, trainer_folders: Sequence[str], o
         for training in sweep.trainings
     ]
     others = [training for training in sweep.trainings if training != sweep.reference]
-    models = [
-        f'"$nnUNet_results"/{shlex.quote(f"{dataset}/{sweep.model_folder(training)}")}'
-        for training in (sweep.reference, *others)
-    ]
+    if others:
+        models = " ".join(
+            f'"$nnUNet_results"/{shlex.quote(f"{dataset}/{sweep.model_folder(training)}")}'
+            for training in (sweep.reference, *others)
+        )
+        folds = " ".join(map(str, sweep.file.folds))
+        commands.append(f"nnUNetv2_mapo compare {models} -f {folds} -o {shlex.quote(output)}")
     return _SCRIPT.format(
         folders=shlex.quote(os.pathsep.join(trainer_folders)),
         separator=os.pathsep,
-        trainings="\n".join(commands),
-        models=" ".join(models),
-        folds=" ".join(map(str, sweep.file.folds)),
-        output=shlex.quote(output),
+        commands="\n".join(commands),
     )

@@ -11,12 +11,17 @@ from types import SimpleNamespace
 import nnunetv2
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import (
+    nnUNetTrainerDA5,
+)
 from nnunetv2.utilities import find_class_by_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 
 from nnunetv2_mapo import rule
+from nnunetv2_mapo.cli.sweep_run import find_settings
 from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.trainer import MAPOTrainer
+from nnunetv2_mapo.sweep_file import SweepError
+from nnunetv2_mapo.trainer import MAPOTrainer, nnUNetTrainer_MAPO
 
 TRAINER_CONFIGS = Path(__file__).parents[1] / "trainer_configs"
 INSTALLED = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer", "variants", "mapo")
@@ -225,8 +230,57 @@ def test_a_variant_with_methods_is_not_combined(own_folder):
         "    def train_step(self, batch):\n        return super().train_step(batch)"
     )
     assert find("nnUNetTrainer_MAPO_Stepping").__name__ == "nnUNetTrainer_MAPO_Stepping"
-    with pytest.raises(RuntimeError, match=r"is more than a configuration .*'train_step'"):
+    with pytest.raises(RuntimeError, match=r"is more than its settings .*train_step"):
         find("nnUNetTrainerDA5_MAPO_Stepping")
+
+
+class Settings(nnUNetTrainer_MAPO):
+    """Only settings."""
+
+    mapo: MAPOConfig = MAPOConfig(tau=0.2)
+
+
+class Mixin:
+    def train_step(self, batch):
+        return super().train_step(batch)
+
+
+@pytest.mark.parametrize(
+    ("bases", "body", "more"),
+    [
+        ((nnUNetTrainer_MAPO,), {}, ""),
+        ((Settings,), {"mapo": MAPOConfig(tau=0.3)}, ""),
+        ((nnUNetTrainer_MAPO,), {"build": staticmethod(len)}, "it defines build"),
+        (
+            (nnUNetTrainer_MAPO,),
+            {"folder": property(len), "epochs": 5},
+            "it defines epochs, folder",
+        ),
+        ((nnUNetTrainer_MAPO,), {"__init__": len}, "it defines __init__"),
+        ((type("Own", (Settings,), {"epochs": 5}),), {}, "it defines epochs"),
+        ((MAPOTrainer, nnUNetTrainerDA5), {}, "it is no subclass of nnUNetTrainer_MAPO"),
+        ((nnUNetTrainerDA5,), {}, "it is no subclass of nnUNetTrainer_MAPO"),
+        ((nnUNetTrainer_MAPO, nnUNetTrainerDA5), {}, "it defines "),
+        ((Mixin, Settings), {}, "it defines __dict__, __weakref__, train_step"),
+    ],
+)
+def test_a_variant_is_only_settings_or_what_more_it_is(bases, body, more):
+    found = rule.describe_more(type("Variant", bases, body))
+    assert found.startswith(more) if more.endswith(" ") else found == more
+
+
+def test_a_sweep_takes_no_variant_that_is_more_than_its_settings(own_folder):
+    (own_folder / "other.py").write_text(
+        IMPORTS + "class nnUNetTrainer_MAPO_Other(MAPOTrainer, nnUNetTrainer):\n"
+        "    mapo = MAPOConfig(tau=0.2)\n\n"
+        "class nnUNetTrainer_MAPO_Static(nnUNetTrainer_MAPO):\n"
+        "    build_network_architecture = staticmethod(print)\n"
+    )
+    with pytest.raises(SweepError, match=r"nnUNetTrainer_MAPO_Other is more .*it is no subclass"):
+        find_settings("Other")
+    with pytest.raises(SweepError, match=r"it defines build_network_architecture\)"):
+        find_settings("Static")
+    assert find_settings("Paper") == PAPER
 
 
 def test_an_error_inside_a_users_module_is_not_hidden(own_folder):

@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 
 import nnunetv2_mapo
-from nnunetv2_mapo.cli.nnunet import find_command
 from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.sweep import Sweep, make_sweep
+from nnunetv2_mapo.sweep import Sweep, describe_values, make_sweep, name_value
 from nnunetv2_mapo.sweep_file import SweepError, SweepFile, read_entries
-from nnunetv2_mapo.sweep_names import describe_values, name_value
 from nnunetv2_mapo.sweep_source import write_commands, write_trainers
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "sweep.md"
@@ -195,7 +193,9 @@ def test_arguments_of_a_training_are_nnunets():
         ({"variant": "nnUNetTrainer_MAPO_FineTune"}, "null, or V of a trainer"),
         ({"combine": "grid"}, 'combine: "grid" is not valid: "one" (each value alone) or "all"'),
         ({"baselines": "nnUNetTrainer"}, "baselines: "),
-        ({"arguments": ["--c"]}, "-tr, -p, --c, --val, --disable_checkpointing are the sweep's"),
+        ({"arguments": ["--c"]}, "-tr, -p, --c, --val, --disable_checkpointing, -pretrained_weigh"),
+        ({"arguments": ["-pretrained_weights", "a.pth"]}, "-pretrained_weights are the sweep's"),
+        ({"arguments": ["-pretrained_weights=a.pth"]}, "-pretrained_weights are the sweep's"),
         ({"arguments": "-device cpu"}, "arguments: "),
         ({"name": "a__b"}, 'name: "a__b" is not valid: letters, digits and single underscores'),
         ({"fold": [0]}, "fold is not a key of a sweep. Did you mean folds?"),
@@ -289,12 +289,14 @@ def test_written_classes_have_the_settings_of_their_trainings(sweep, monkeypatch
     assert {name: value.mapo for name, value in classes.items()} == own
 
 
-@pytest.mark.parametrize("sweep", WRITTEN)
-def test_written_classes_are_formatted_as_ruff_would(sweep):
-    source = write_trainers(sweep)
-    command = [find_command("ruff"), "format", "--isolated", "--check", "-"]
-    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, source
+def test_settings_are_in_one_line_where_they_fit_else_one_in_each():
+    short, long = write_trainers(WRITTEN[1]).split("\n\n\n")[1:]
+    assert short.splitlines()[1:] == [
+        "    mapo = MAPOConfig(rates_3d=(0.0, 0.1), likelihood='image')"
+    ]
+    assert [line.split("=")[0] for line in long.splitlines()[1:]] == [
+        "    mapo ", "        rates_3d", "        likelihood", "    )",
+    ]  # fmt: skip
 
 
 def test_classes_of_another_base_are_written_so_that_the_rule_finds_them():
@@ -316,6 +318,13 @@ def test_commands_train_fold_by_fold_and_compare_with_the_control():
     compared = re.findall(r'"\$nnUNet_results"/Dataset004_H/(\w+)__nnUNetPlans__3d_fullres', script)
     assert compared == ["nnUNetTrainer_MAPO_NoPreference", "nnUNetTrainer", names[2]]
     assert lines[7].endswith("-f 0 1 -o '/my sweep'")
+
+
+def test_a_single_training_is_compared_with_nothing():
+    sweep = sweep_of(settings={"tau": [0.2]}, baselines=[])
+    script = write_commands(sweep, "Dataset004_H", ["/trainers"], "/sweep")
+    assert script.count("nnUNetv2_train ") == 2  # folds
+    assert "nnUNetv2_mapo compare" not in script
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_mapo.cli.sweep_train import drop_option, find_state, start_command
+from nnunetv2_mapo.cli.nnunet import CommandError
+from nnunetv2_mapo.cli.sweep_train import find_state, start_command
 
 CHILD = """
 import signal, sys, time
@@ -42,10 +43,16 @@ def test_checkpoints_and_the_validation_tell_how_far_a_fold_is(tmp_path, files, 
     assert find_state(tmp_path / "elsewhere") == "new"
 
 
-def test_a_continued_training_takes_no_pretrained_weights():
-    words = ["4", "2d", "0", "-pretrained_weights", "file.pth", "-device", "cpu"]
-    assert drop_option(words, "-pretrained_weights") == ["4", "2d", "0", "-device", "cpu"]
-    assert drop_option(words, "-num_gpus") == words
+def test_a_finished_training_that_was_begun_anew_is_refused(tmp_path):
+    fold = tmp_path / "fold_0"
+    (fold / "validation").mkdir(parents=True)
+    for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "validation/summary.json"):
+        (fold / name).touch()
+    with pytest.raises(CommandError, match=r"fold_0 has a finished training .*begun anew") as error:
+        find_state(fold)
+    assert "Delete checkpoint_final.pth to continue the new one" in str(error.value)
+    (fold / "checkpoint_latest.pth").unlink()
+    assert find_state(fold) == "finished"
 
 
 def test_output_of_every_start_is_kept_and_the_exit_code_returned(tmp_path):

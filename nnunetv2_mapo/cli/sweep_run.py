@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_mapo.cli.nnunet import CommandError, find_installed_trainers, find_trainer_configs
+from nnunetv2_mapo.cli.nnunet import CommandError, find_trainer_configs
 from nnunetv2_mapo.cli.sweep_folder import SweepFolder, name_trainer_folders, read_json
 from nnunetv2_mapo.cli.sweep_table import find_finished, tabulate
 from nnunetv2_mapo.cli.sweep_train import SweepRun, start_command
 from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.continuing import read_checkpoint
 from nnunetv2_mapo.doctor.dataset import Asked, Prepared, check_dataset
 from nnunetv2_mapo.doctor.folders import RESULTS, find_folder, say_elsewhere
 from nnunetv2_mapo.doctor.trainers import Found, find_trainer
-from nnunetv2_mapo.history import HistoryError, find_checkpoint
+from nnunetv2_mapo.history import find_checkpoint
 from nnunetv2_mapo.lock import InUseError, lock_folder
+from nnunetv2_mapo.rule import describe_more
 from nnunetv2_mapo.sweep import PLAIN, Sweep, make_sweep
 from nnunetv2_mapo.sweep_file import SweepError, read_entries
 
@@ -126,11 +125,8 @@ def find_settings(variant: str) -> MAPOConfig:
     found = find_trainer(name)
     if found.trainer is None:
         raise SweepError([f"variant: {_say_missing(found, name)}"])
-    if methods := [key for key, value in vars(found.trainer).items() if inspect.isfunction(value)]:
-        message = (
-            f"variant: {name} is more than its settings (it defines {', '.join(methods)}), which a "
-            "sweep would not take over"
-        )
+    if more := describe_more(found.trainer):
+        message = f"variant: {name} is more than its settings ({more}): a sweep takes only these"
         raise SweepError([message])
     settings: MAPOConfig = found.trainer.mapo
     return settings
@@ -144,10 +140,11 @@ def check_trainers(sweep: Sweep) -> None:
     """
     base, name = sweep.file.trainer, sweep.file.name
     problems = []
-    if is_shipped(name):
-        problems.append(f"name: there are trainers {PLAIN}_{name} already, choose another name")
+    if find_trainer(f"{PLAIN}_{name}").trainer is not None:  # its control may have this name too
+        problems.append(f"name: there is a trainer {PLAIN}_{name} already, choose another name")
     others = {each.trainer: each.settings for each in sweep.trainings if not each.is_own}
-    if not any(other == base or other.startswith(f"{base}_MAPO") for other in others):
+    others.pop(base, None)  # found together with the others, which are named after it
+    if not any(other.startswith(f"{base}_MAPO") for other in others):
         others[f"{base}_MAPO"] = None
     for trainer, settings in others.items():  # each costs nnU-Net a search
         found = find_trainer(trainer)
@@ -159,16 +156,6 @@ def check_trainers(sweep: Sweep) -> None:
             problems.append(f"{key}: {trainer} is defined with other settings ({varied})")
     if problems:
         raise SweepError(problems)
-
-
-def is_shipped(name: str) -> bool:
-    """Whether trainers of this package begin with the name, which nnU-Net would find first."""
-    installed = find_installed_trainers()
-    folders = find_trainer_configs() if installed is None else [installed]
-    text = "\n".join(
-        path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("*.py")
-    )
-    return re.search(rf"class {PLAIN}_{name}(_\w+)?\(", text) is not None
 
 
 def _say_missing(found: Found, name: str) -> str:
@@ -204,7 +191,8 @@ def check_results(run: SweepRun) -> None:
 def read_settings(fold: Path) -> dict[str, Any]:
     """Settings of MAPO with which a fold was trained; empty where nothing was, or without MAPO."""
     try:
-        checkpoint = read_checkpoint(find_checkpoint(fold))
-    except (HistoryError, ValueError):  # nnU-Net itself says what is wrong with a damaged one
+        path = find_checkpoint(fold)
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+        return dict(checkpoint["mapo"]["config"])
+    except Exception:  # no checkpoint, no MAPO, or damaged: nnU-Net itself says what is wrong
         return {}
-    return checkpoint.get("mapo", {}).get("config") or {}

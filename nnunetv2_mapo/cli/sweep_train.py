@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nnunetv2_mapo.cli.nnunet import find_command
+from nnunetv2_mapo.cli.nnunet import CommandError, find_command
 from nnunetv2_mapo.cli.sweep_folder import SweepFolder
+from nnunetv2_mapo.continuing import BEST, LATEST
+from nnunetv2_mapo.history import FINAL
 from nnunetv2_mapo.sweep import Sweep, Training
 
-_FINAL, _BEGUN = "checkpoint_final.pth", ("checkpoint_latest.pth", "checkpoint_best.pth")
 _GRACE_S = 10
-_PRETRAINED = "-pretrained_weights"
 
 State = Literal["new", "begun", "trained", "finished"]
 _OPTIONS: dict[State, list[str]] = {"new": [], "begun": ["--c"], "trained": ["--val"]}
@@ -32,10 +32,21 @@ _WORDS: dict[State, str] = {
 
 
 def find_state(fold: Path) -> State:
-    """How far nnU-Net has come in the folder of a fold."""
-    if (fold / _FINAL).is_file():
+    """How far nnU-Net has come in the folder of a fold.
+
+    Raises:
+        CommandError: A finished training was begun anew; nnU-Net would continue the finished one.
+    """
+    is_begun = (fold / LATEST).is_file()  # nnU-Net deletes it at the end
+    if (fold / FINAL).is_file():
+        if is_begun:
+            message = (
+                f"{fold} has a finished training ({FINAL}) and one that was begun anew ({LATEST}). "
+                f"Delete {FINAL} to continue the new one, or {LATEST} to keep the finished one."
+            )
+            raise CommandError(message)
         return "finished" if (fold / "validation" / "summary.json").is_file() else "trained"
-    return "begun" if any((fold / name).is_file() for name in _BEGUN) else "new"
+    return "begun" if is_begun or (fold / BEST).is_file() else "new"
 
 
 def read_dice(fold: Path) -> float:
@@ -106,12 +117,13 @@ class SweepRun:
     def run(self) -> list[str]:
         """Train whatever is not finished, fold by fold; one line for each training that failed."""
         jobs = [(each, fold) for fold in self.sweep.file.folds for each in self.sweep.trainings]
-        open_jobs = [job for job in jobs if find_state(self.fold(*job)) != "finished"]
-        num_finished = len(jobs) - len(open_jobs)
-        if num_finished:
-            print(f"{num_finished} of {len(jobs)} trainings are finished already.")
+        finished = [job for job in jobs if find_state(self.fold(*job)) == "finished"]
+        if finished:
+            print(f"{len(finished)} of {len(jobs)} trainings are finished already:")
+            print("\n".join(f"  {training.trainer}, fold {fold}" for training, fold in finished))
         failed = []
-        for number, (training, fold) in enumerate(open_jobs, num_finished + 1):
+        open_jobs = [job for job in jobs if job not in finished]
+        for number, (training, fold) in enumerate(open_jobs, len(finished) + 1):
             place = f"[{number} of {len(jobs)}] fold {fold}, {training.trainer}"
             if training.is_own:
                 place += f" ({training.label})"
@@ -130,8 +142,6 @@ class SweepRun:
         path, log = self.fold(training, fold), self.folder.log(training.trainer, fold)
         state = find_state(path)
         words = self.sweep.train_arguments(self.results.name, training, fold)
-        if state != "new":  # nnU-Net refuses both together
-            words = drop_option(words, _PRETRAINED)
         command = ["nnUNetv2_train", *words, *_OPTIONS[state]]
         print(f"{place}: {_WORDS[state]}", flush=True)
         with log.open("a", encoding="utf-8") as file:
@@ -149,11 +159,3 @@ class SweepRun:
         problem = f"exit code {code}" if code else "it ended without a validation"
         print(f"    FAILED after {minutes:.1f} min, {problem}: {log}", flush=True)
         return f"{problem}, {log}"
-
-
-def drop_option(words: Sequence[str], option: str) -> list[str]:
-    """Words without an option and its value."""
-    if option not in words:
-        return list(words)
-    place = list(words).index(option)
-    return [*words[:place], *words[place + 2 :]]

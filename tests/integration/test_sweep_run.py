@@ -114,7 +114,7 @@ def test_a_sweep_survives_a_failure_goes_on_and_compares_what_nnunet_measured(
     run_sweep(sweep, folder, is_run=True, start=trainings.start)
     assert trainings.commands == {}
     printed = capsys.readouterr().out
-    assert "3 of 3 trainings are finished already." in printed
+    assert f"3 of 3 trainings are finished already:\n  {CONTROL}, fold 1\n" in printed
 
     # The table and comparison.json hold the means of nnU-Net's own summaries.
     [dice] = [
@@ -139,7 +139,7 @@ def test_a_sweep_survives_a_failure_goes_on_and_compares_what_nnunet_measured(
 
     # Without --run the same table; trainings of the same names with other settings are refused.
     assert main(["sweep", str(sweep)]) == 0
-    assert capsys.readouterr().out.endswith(printed.split("already.\n")[1])
+    assert capsys.readouterr().out.endswith(printed.split("\n\n", 1)[1])
     other = sweep.with_name("other.json")
     other.write_text(json.dumps({**FILE, "variant": "steady"}))
     rule._combine.cache_clear()
@@ -158,7 +158,7 @@ def test_a_sweep_survives_a_failure_goes_on_and_compares_what_nnunet_measured(
         ({"variant": "tinny"}, "variant: nnUNetTrainer_MAPO_tinny asks for the variant tinny"),
         ({"trainer": "nnUNetTrainerTyny"}, "Did you mean nnUNetTrainerTiny"),
         ({"baselines": ["nnUNetTrainerMine"]}, "baselines: nnU-Net finds no trainer"),
-        ({"name": "FineTune"}, "name: there are trainers nnUNetTrainer_MAPO_FineTune already"),
+        ({"name": "FineTune"}, "name: there is a trainer nnUNetTrainer_MAPO_FineTune already"),
         ({"settings": {"rates_3d": [[0, 0.1]]}}, "rates_3d has no effect in 2d"),
     ],
 )
@@ -167,5 +167,7 @@ def test_what_the_file_names_must_be_there_before_anything_is_written(
 ) -> None:
     sweep.write_text(json.dumps({**FILE, **entries}))
     assert main(["sweep", str(sweep), "--run"]) == 1
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert ("baselines:" in error) == (entries.get("baselines") is not None)
     assert not sweep.with_suffix("").exists()
