@@ -82,7 +82,7 @@ class StochasticDropout:
             raise ValueError(message)
         self._switch = Switch(granularity)
         self._handles = [
-            layer.module.register_forward_hook(SiteHook(layer, self._switch))
+            layer.module.register_forward_hook(SiteHook(layer, self._switch), prepend=True)
             for layer in self.sites.sites
         ]
 
@@ -130,8 +130,8 @@ class SiteHook:
         elif isinstance(layer.module, (nn.Linear, nn.MultiheadAttention)):
             self.channel_axis = -1
         self.is_attention = isinstance(layer.module, nn.MultiheadAttention)
-        # Neither a convolution nor a linear layer needs its output for its gradient, and nobody
-        # else has it yet. A derived class may have returned anything, also its input.
+        # Neither a convolution nor a linear layer needs its output for its gradient, and hooks of
+        # the network come later. A derived class may have returned anything, also its input.
         self.is_in_place = type(layer.module) in _MAKE_THEIR_OUTPUT and layer.batch_axis == 0
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -51,30 +51,19 @@ class Layer:
     batch_axis: int = 0
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class DropoutSites(Mapping[str, nn.Module]):
+class DropoutSites(dict[str, nn.Module]):
     """The sites of a network by name; its text is the table of all layers with the reasons.
 
     Attributes:
         layers: Every convolution, linear layer and attention module, and what a pattern includes,
             each once, in the order of registration.
+        sites: Those whose output is dropped.
     """
 
-    layers: tuple[Layer, ...]
-
-    @property
-    def sites(self) -> tuple[Layer, ...]:
-        """The layers whose output is dropped."""
-        return tuple(layer for layer in self.layers if layer.is_site)
-
-    def __getitem__(self, name: str) -> nn.Module:
-        return {layer.name: layer.module for layer in self.sites}[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return (layer.name for layer in self.sites)
-
-    def __len__(self) -> int:
-        return len(self.sites)
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = tuple(layers)
+        self.sites = tuple(layer for layer in layers if layer.is_site)
+        super().__init__((layer.name, layer.module) for layer in self.sites)
 
     def __str__(self) -> str:
         rows = [
@@ -120,7 +109,7 @@ def find_dropout_sites(
         names.setdefault(module, []).append(name)
     included = _find_matches(include, names, with_parts=False)
     excluded = _find_matches(exclude, names, with_parts=True)
-    heads = _find_heads(names, num_outputs)
+    heads = find_heads(names, num_outputs)
     around = {
         inner: attention
         for attention in names
@@ -145,7 +134,16 @@ def find_dropout_sites(
         else:
             is_site, reason = True, kind
         layers.append(Layer(its_names[0], module, is_site, reason, int(module in sequence_first)))
-    return DropoutSites(tuple(layers))
+    return DropoutSites(layers)
+
+
+def find_heads(modules: Iterable[nn.Module], num_outputs: int) -> dict[nn.Module, str]:
+    """Output heads among the modules of a network, and what makes each of them one."""
+    fitting = [module for module in modules if _num_outputs(module) == num_outputs]
+    heads = {module: what for module in fitting if (what := _describe_voxelwise(module))}
+    if fitting and not heads:
+        heads = {fitting[-1]: f"last {_kind(fitting[-1])}"}
+    return heads
 
 
 def join_names(names: Sequence[str], all_names: Iterable[str]) -> list[str]:
@@ -172,15 +170,6 @@ def join_names(names: Sequence[str], all_names: Iterable[str]) -> list[str]:
 def _kind(module: nn.Module) -> str:
     """What sort of layer a module is; empty for all that is not dropped of itself."""
     return next((kind for types, kind in _KINDS.items() if isinstance(module, types)), "")
-
-
-def _find_heads(modules: Mapping[nn.Module, object], num_outputs: int) -> dict[nn.Module, str]:
-    """Output heads, and what makes each of them one."""
-    fitting = [module for module in modules if _num_outputs(module) == num_outputs]
-    heads = {module: what for module in fitting if (what := _describe_voxelwise(module))}
-    if fitting and not heads:
-        heads = {fitting[-1]: f"last {_kind(fitting[-1])}"}
-    return heads
 
 
 def _num_outputs(module: nn.Module) -> int | None:

@@ -1,4 +1,4 @@
-"""What the dropout sites of a network put out in a forward pass, and whether a softmax ends it."""
+"""What the dropout sites of a network put out in a forward pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunetv2_mapo.dropout import StochasticDropout
@@ -59,27 +58,6 @@ def _look(
             seen.num_rows.append(part.shape[layer.batch_axis])
             if part.numel() == num_values:
                 seen.candidates.append(part)
-
-
-class Probabilities(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Keeps what a sigmoid or softmax makes inside a `with` block, called as module or not.
-
-    Attributes:
-        found: Outputs with `num_values` values.
-    """
-
-    def __init__(self, num_values: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
-        self.num_values, self.found = num_values, list[Tensor]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _MAKE_PROBABILITIES and output.numel() == self.num_values:
-            self.found.append(output)
-        return output
-
-
-_MAKE_PROBABILITIES = (torch.ops.aten.sigmoid, torch.ops.aten.sigmoid_, torch.ops.aten._softmax)
 
 
 def have_same_values(output: Tensor, logits: Tensor) -> bool:

@@ -76,17 +76,12 @@ def update_average(reference: nn.Module, policy: nn.Module, decay: float) -> Non
 
 
 def _copy(network: nn.Module) -> nn.Module:
-    """`deepcopy`, also of networks that keep results of a forward pass or cannot be pickled."""
-    memo: dict[int, Any] = {}
-    values = list(_walk(network, set()))
-    for value in values:
-        if isinstance(value, Tensor) and not value.is_leaf:  # of an autograd graph: torch refuses
-            memo[id(value)] = value.detach().clone()
-    try:
-        return deepcopy(network, dict(memo))
-    except TypeError:  # such as a lock
-        # What stands in the way belongs to no single copy: both networks use it in turn.
-        memo |= {id(value): value for value in values if not _can_be_copied(value)}
+    """`deepcopy`, also of networks that keep results of a forward pass."""
+    memo = {
+        id(value): value.detach().clone()
+        for value in _walk(network, set())
+        if isinstance(value, Tensor) and not value.is_leaf  # of an autograd graph: torch refuses
+    }
     return deepcopy(network, memo)
 
 
@@ -106,13 +101,3 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
         return
     for part in parts:
         yield from _walk(part, seen)
-
-
-def _can_be_copied(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return True
-    try:
-        deepcopy(value)
-    except TypeError:
-        return False
-    return True

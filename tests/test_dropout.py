@@ -334,6 +334,23 @@ def test_windows_folded_into_the_batch_have_the_rate_of_their_sample():
     assert [count_dropped(features[window]) > 0 for window in range(6)] == [False] * 3 + [True] * 3
 
 
+# Hooks of the network -----------------------------------------------------------------------------
+
+
+def test_a_network_s_own_hook_sees_what_is_dropped_and_may_use_it_in_its_loss():
+    conv, kept = nn.Conv2d(1, 8, 3), []
+    conv.register_forward_hook(lambda _, __, output: kept.extend([output, (output**2).mean()]))
+    network = nn.Sequential(conv, nn.Conv2d(8, NUM_HEADS, 1))
+    dropout = StochasticDropout(network, NUM_HEADS)
+    with dropout.at(torch.tensor([0.0, 0.5])):
+        output = network(image(2, 2))
+    seen, penalty = kept
+    assert count_dropped(seen[0]) == 0
+    assert count_dropped(seen[1]) > 0
+    (output.mean() + penalty).backward()
+    assert conv.weight.grad.abs().max() > 0
+
+
 # Masks --------------------------------------------------------------------------------------------
 
 

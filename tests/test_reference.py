@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import threading
 
 import pytest
 import torch
@@ -135,15 +134,14 @@ def test_reference_takes_the_given_weights(make_network):
 
 
 class Keeping(nn.Module):
-    """Keeps what a forward pass made, and a lock, in attributes and nested containers."""
+    """Keeps what a forward pass made in attributes and nested containers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.lock, self.kept = nn.Linear(2, 2), threading.Lock(), None
+        self.layer, self.kept = nn.Linear(2, 2), None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with self.lock:
-            output = self.layer(x)
+        output = self.layer(x)
         self.kept = {"outputs": [output, (2 * output, self.layer.weight)]}
         return output
 
@@ -159,13 +157,6 @@ def test_results_of_a_training_step_that_a_network_keeps_do_not_prevent_a_copy()
     assert weight is reference.layer.weight
     assert weight is not policy.layer.weight
     assert policy.kept["outputs"][0].requires_grad
-
-
-def test_what_cannot_be_copied_is_shared():
-    policy = Keeping()
-    reference = build_reference(policy, policy.state_dict())
-    assert reference.lock is policy.lock
-    assert reference.layer is not policy.layer
 
 
 def test_a_kept_result_is_one_tensor_in_the_copy_wherever_it_is_kept():
