@@ -23,7 +23,7 @@ NAME = "nnUNetTrainerTiny_MAPO_tiny"
 
 NAMES = {
     "nnUNetTrainerTiny_MAPO_MAPO": "no trainer nnUNetTrainer_MAPO_MAPO",
-    "nnUNetTrainer_MAPO_Tau": "_MAPO_FineTune_NoPreference and nnUNetTrainer_MAPO_Paper",
+    "nnUNetTrainer_MAPO_Tau": "nnUNetTrainer_MAPO_Paper, ",
     "nnUNetTrainerDA5_MAPO_Tau": "asks for the variant Tau of MAPO",
     "nnUNetTrainer_MAPO_tiny_MAPO": "variant tiny_MAPO of MAPO",
     "nnUNetTrainerDA6_MAPO": "Did you mean nnUNetTrainerDA5",

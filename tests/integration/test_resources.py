@@ -109,7 +109,7 @@ def test_no_memory_for_a_window_keeps_what_was_mined(
     trainer = make_trainer()
     with monkeypatch.context() as patch:
         patch.setattr(Miner, "segment", fail_after_two)
-        with pytest.raises(OutOfMemoryError, match="fewer rates"):
+        with pytest.raises(OutOfMemoryError, match="fewer candidates"):
             trainer.run_training()
     assert calls == [2, 2, 2, 1]
     assert "mining ran out of memory: 1 windows a forward pass now" in read_log(trainer)
