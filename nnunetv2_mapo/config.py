@@ -1,11 +1,15 @@
-"""Every setting of MAPO, with its default, its valid range and the source of the default."""
+"""Every setting of MAPO, with its default, its valid range and the source of the default.
+
+"eq." and "paper" refer to arXiv:2512.15009 throughout the package.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
+from nnunetv2_mapo.candidates import NOISE_SIGMAS, RATES_2D, RATES_3D, THRESHOLDS, Candidates
 from nnunetv2_mapo.field_checks import (
     check_bool,
     check_choice,
@@ -25,26 +29,6 @@ SAMPLERS = ("dropout", "threshold", "noise")
 LOSS_TYPES = ("sigmoid", "ipo", "hinge", "robust")
 REFERENCE_UPDATES = ("never", "round", "average")
 SELECTION_UNITS = ("case", "slice", "window")
-
-# The paper's candidate rates; "eq." and "paper" refer to arXiv:2512.15009 throughout the package.
-RATES_2D = tuple(round(0.005 * step, 3) for step in range(11))
-RATES_3D = tuple(round(0.05 * step, 2) for step in range(7))
-THRESHOLDS = (0.5, *(round(0.375 + 0.025 * step, 3) for step in range(11) if step != 5))
-NOISE_SIGMAS = tuple(round(0.005 * step, 3) for step in range(11))
-
-
-class Candidates(NamedTuple):
-    """What the candidates of a sample differ in.
-
-    Attributes:
-        label: In words, such as "dropout rate".
-        setting: Field of `MAPOConfig` that holds the values.
-        values: One of each candidate; the first is that of the plain prediction.
-    """
-
-    label: str
-    setting: str
-    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)

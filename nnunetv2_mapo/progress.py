@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from torch import distributed as dist
+
 from nnunetv2_mapo.files import write_atomically
 from nnunetv2_mapo.schedule import Stage
 from nnunetv2_mapo.summary import RoundSummary
@@ -67,6 +70,27 @@ def register_keys(logged: dict[str, list[Any]], num_epochs_done: int) -> None:
     for key in (*STEP_KEYS, *MINING_KEYS):
         values = logged.setdefault(key, [])
         values.extend([math.nan] * (num_epochs_done - len(values)))
+
+
+def step_means(outputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of each value over the steps of an epoch, of all ranks, in which it is defined.
+
+    Args:
+        outputs: What the training step returned, with `STEP_KEYS`, one of each step.
+
+    Returns:
+        NaN under a key that no step defines.
+    """
+    steps = [[output[key] for key in STEP_KEYS] for output in outputs]
+    if dist.is_available() and dist.is_initialized():
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, steps)
+        steps = [step for rank in gathered for step in rank]
+    values = np.array(steps, dtype=float)
+    defined = np.isfinite(values)
+    count = np.where(defined.any(0), defined.sum(0), np.nan)
+    means = np.where(defined, values, 0).sum(0) / count
+    return dict(zip(STEP_KEYS, means.tolist(), strict=True))
 
 
 def round_values(summary: RoundSummary | None) -> dict[str, float]:

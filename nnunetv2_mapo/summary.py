@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunetv2_mapo.config import Candidates, MAPOConfig
+from nnunetv2_mapo.candidates import Candidates
+from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.store import MinedRound, SampleRecord
 from nnunetv2_mapo.table import format_table
 

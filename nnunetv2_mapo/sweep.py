@@ -52,6 +52,11 @@ class Sweep:
         controls = (each for each in self.trainings if each.trainer.endswith("_NoPreference"))
         return next(controls, self.trainings[0])
 
+    @property
+    def reference_first(self) -> list[Training]:
+        """The trainings in the order in which they are compared."""
+        return sorted(self.trainings, key=lambda training: training != self.reference)
+
     def train_arguments(self, dataset: str, training: Training, fold: int) -> list[str]:
         """Arguments of `nnUNetv2_train` for one training and fold."""
         file = self.file

@@ -84,11 +84,10 @@ def write_commands(sweep: Sweep, dataset: str, trainer_folders: Sequence[str], o
         for fold in sweep.file.folds
         for training in sweep.trainings
     ]
-    others = [training for training in sweep.trainings if training != sweep.reference]
-    if others:
+    if len(sweep.trainings) > 1:
         models = " ".join(
             f'"$nnUNet_results"/{shlex.quote(f"{dataset}/{sweep.model_folder(training)}")}'
-            for training in (sweep.reference, *others)
+            for training in sweep.reference_first
         )
         folds = " ".join(map(str, sweep.file.folds))
         commands.append(f"nnUNetv2_mapo compare {models} -f {folds} -o {shlex.quote(output)}")

@@ -10,12 +10,10 @@ import math
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from nnunetv2_mapo.cases import channels_of, labels_of, load_case
 from nnunetv2_mapo.checks import Checked
@@ -29,7 +27,13 @@ from nnunetv2_mapo.guard import StepGuard
 from nnunetv2_mapo.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
 from nnunetv2_mapo.mining import make_miner
 from nnunetv2_mapo.network_check import check_network
-from nnunetv2_mapo.progress import STEP_KEYS, plot_progress, register_keys, round_values
+from nnunetv2_mapo.progress import (
+    STEP_KEYS,
+    plot_progress,
+    register_keys,
+    round_values,
+    step_means,
+)
 from nnunetv2_mapo.randomness import untouched
 from nnunetv2_mapo.reference import REFERENCE, update_average, write_reference
 from nnunetv2_mapo.rounds import mine_round
@@ -278,25 +282,12 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         if num_skipped := self.guard.reset():
             steps = f"{num_skipped} of {len(train_outputs)} steps"
             self.print_to_log_file(f"MAPO: WARNING: {steps} were not finite and skipped")
-        values = {**self._step_means(train_outputs), **round_values(self._summary)}
+        values = {**step_means(train_outputs), **round_values(self._summary)}
         for key, value in values.items():
             self.logger.log(key, value, self.current_epoch)
         if self._mined is not None:
             shown = ", ".join(f"{key} {values[key]:.4f}" for key in STEP_KEYS)
             self.print_to_log_file(f"MAPO: {shown}")
-
-    def _step_means(self, train_outputs: list[dict[str, Any]]) -> dict[str, float]:
-        """Mean of each value over the steps, of all ranks, in which it is defined."""
-        steps = [[output[key] for key in STEP_KEYS] for output in train_outputs]
-        if self.is_ddp:
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, steps)
-            steps = [step for rank in gathered for step in rank]
-        values = np.array(steps, dtype=float)
-        defined = np.isfinite(values)
-        count = np.where(defined.any(0), defined.sum(0), np.nan)
-        means = np.where(defined, values, 0).sum(0) / count
-        return dict(zip(STEP_KEYS, means.tolist(), strict=True))
 
     def on_epoch_end(self) -> None:
         """Draw `progress_mapo.png` besides nnU-Net's `progress.png`."""

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor
 
+from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.dropout import StochasticDropout
 from nnunetv2_mapo.labels import Labels
 from nnunetv2_mapo.memory import OutOfMemoryError
 from nnunetv2_mapo.mining import Miner
+from nnunetv2_mapo.mining import make_miner as make_miner_by_settings
 from nnunetv2_mapo.randomness import seeded
 from nnunetv2_mapo.rounds import mine_round
 from nnunetv2_mapo.samplers.dropout import DropoutSampler
@@ -234,6 +237,18 @@ def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
     assert len(seen) == 2**3 + 3**3
     assert half.shape == whole.shape
     assert not torch.equal(half[0], whole[0])
+
+
+def test_a_miner_follows_the_settings(make_miner):
+    made = make_miner((8, 8))
+    plan = SimpleNamespace(patch_size=(8, 8), batch_size=2)
+    config = MAPOConfig(tau=0.2, selection_unit_2d="window", tile_step_size=0.5)
+    miner = make_miner_by_settings(config, made.network, made.sampler, made.labels, plan, CPU)
+    assert (miner.tau, miner.unit, miner.tile_step_size) == (0.2, "window", 0.5)
+    assert miner.windows_per_forward == 2  # 4 times a batch of 2, by 4 rates
+    quantile = replace(config, tau_quantile=0.5)
+    miner = make_miner_by_settings(quantile, made.network, made.sampler, made.labels, plan, CPU)
+    assert miner.tau == 0  # every gap is stored until the round is known
 
 
 # A round ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from nnunetv2_mapo.progress import (
     plot_progress,
     register_keys,
     round_values,
+    step_means,
 )
 from nnunetv2_mapo.schedule import Stage
 from nnunetv2_mapo.summary import RoundSummary
@@ -50,6 +51,17 @@ def test_registering_again_keeps_values_and_fills_only_the_gap():
     assert logged["loss/dpo"][0] == 0.5
     assert [math.isnan(value) for value in logged["loss/dpo"]] == [False, True, True]
     assert len(logged["mining/pairs"]) == 3
+
+
+def test_means_are_over_the_steps_that_define_a_value():
+    nan = math.nan
+    steps = [(1.0, nan), (2.0, 0.25), (math.inf, 0.75)]  # supervised and DPO loss
+    outputs = [{**dict.fromkeys(STEP_KEYS, nan), "loss/supervised": a, "loss/dpo": b}
+               for a, b in steps]  # fmt: skip
+    means = step_means(outputs)
+    assert means["loss/supervised"] == 1.5
+    assert means["loss/dpo"] == 0.5
+    assert math.isnan(means["rewards/margins"])
 
 
 def test_registered_keys_can_be_logged_by_nnunets_logger():

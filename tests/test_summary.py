@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nnunetv2_mapo.config import Candidates
+from nnunetv2_mapo.candidates import Candidates
 from nnunetv2_mapo.store import SampleRecord
 from nnunetv2_mapo.summary import (
     CandidateSummary,

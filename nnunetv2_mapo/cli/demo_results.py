@@ -87,10 +87,7 @@ def read_results(fold: Path, summaries: dict[str, Path]) -> Results:
 def find_largest_gaps(cases: dict[str, list[SampleRecord]], num_cases: int) -> list[str]:
     """Cases whose chosen and rejected candidates differ most in Dice, the largest gap first."""
     gaps = {
-        case: max(
-            (r.dice[r.chosen] - r.dice[r.rejected] for r in records if r.rejected is not None),
-            default=0.0,
-        )
+        case: max((each.gap for each in records if each.rejected is not None), default=0.0)
         for case, records in cases.items()
     }
     ordered = sorted(gaps, key=lambda case: gaps[case], reverse=True)

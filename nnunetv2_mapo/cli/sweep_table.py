@@ -19,15 +19,13 @@ _HEADER = ["training", "Dice", "difference", "95 % interval", "verdict", "pairs 
 
 def find_finished(run: SweepRun) -> dict[Training, list[int]]:
     """Finished folds of each training, the reference first."""
-    reference = run.sweep.reference
-    others = [training for training in run.sweep.trainings if training != reference]
     return {
         training: [
             fold
             for fold in run.sweep.file.folds
             if find_state(run.fold(training, fold)) == "finished"
         ]
-        for training in (reference, *others)
+        for training in run.sweep.reference_first
     }
 
 

@@ -60,7 +60,7 @@ class Trainings:
             patch.setattr(torch, "set_num_threads", lambda _: None)  # nnU-Net takes every core
             try:
                 run_training_entry()
-            except Exception:
+            except Exception:  # as a process would fail with any
                 log.write_text(traceback.format_exc())
                 return 1
         return 0

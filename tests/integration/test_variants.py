@@ -58,6 +58,34 @@ def test_a_training_runs_through_two_rounds_with_pairs(
     assert all(value > 0 for value in logged["mining/pairs"][2:])
 
 
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("windows", math.log(2)),  # DPO
+        ("ipo", 0.25),  # 1 / (4 β²) with β = 1
+        ("hinge", 1.0),
+        ("robust", math.log(2)),
+    ],
+)
+def test_a_round_begins_with_the_loss_of_policy_and_reference_that_agree(
+    make_variant: MakeVariant, name: str, loss: float
+) -> None:
+    trainer = make_variant({**VARIANTS[name], "preference_dropout": False})
+    first: list[float] = []
+    train_step = trainer.train_step
+
+    def step_and_note(batch: dict[str, Any]) -> dict[str, Any]:
+        output: dict[str, Any] = train_step(batch)
+        if trainer._mined is not None and math.isfinite(output["loss/dpo"]):
+            first.append(output["loss/dpo"])
+        return output
+
+    trainer.train_step = step_and_note
+    stop_in_epoch(trainer, epoch=3)
+    assert first[0] == pytest.approx(loss, rel=1e-4)
+    assert first[0] != pytest.approx(first[-1], rel=1e-4)
+
+
 def test_the_log_names_what_the_candidates_differ_in(make_variant: MakeVariant) -> None:
     trainer = make_variant(VARIANTS["thresholds"])
     stop_in_epoch(trainer, epoch=2)
