@@ -22,13 +22,24 @@ from nnunetv2_mapo.field_checks import (
 )
 from nnunetv2_mapo.schedule import Schedule
 
-LIKELIHOODS = ("disagreement", "image")
+LIKELIHOODS = ("voxel", "disagreement", "image")
 GRANULARITIES = ("element", "channel")
 STARTS = ("best", "last")
 SAMPLERS = ("dropout", "threshold", "noise")
 LOSS_TYPES = ("sigmoid", "ipo", "hinge", "robust")
 REFERENCE_UPDATES = ("never", "round", "average")
 SELECTION_UNITS = ("case", "slice", "window")
+PREFERENCE_DROPOUTS = ("without pair", "off", "same masks")
+RATES = ("auto", "fixed")
+PAIRS = ("region", "case")
+# What version 0.1 did where it had no setting: its records and checkpoints mean this.
+_BEFORE: dict[str, Any] = {
+    "rates": "fixed",
+    "pair": "case",
+    "likelihood": "disagreement",
+    "preference_dropout": "asymmetric",  # of the policy only: not to be had any more
+    "tile_step_size": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +50,13 @@ class MAPOConfig:
     it looks for any trainer. `validate` is called when a trainer is made.
 
     Attributes:
-        rates_2d: Dropout rates of the candidates in 2D configurations, one candidate each, first 0
-            (the plain prediction), increasing, < 1. Source: paper.
+        rates_2d: Dropout rates of training in 2D configurations, of which each sample of a batch
+            draws one, first 0, increasing, < 1. Source: paper.
         rates_3d: The same in 3D configurations. Source: paper.
+        rates: Dropout rates of the candidates: `"fixed"`, those of training (paper), or `"auto"`:
+            as many, spread up to the largest one that the network stands, found at the start of
+            each round.
+        rates_dice_fall: What it stands: the fall of the median Dice at that rate, in (0, 1).
         granularity: What dropout drops: single `"element"`s of a feature map (`nn.Dropout`; paper)
             or whole `"channel"`s.
         sampler: Where the candidates come from: `"dropout"` (paper), a `"threshold"` on the
@@ -56,8 +71,14 @@ class MAPOConfig:
         selection_unit_3d: The same in 3D configurations; a case (paper).
         tile_step_size: Distance of mining's sliding windows as a share of the patch, in (0, 1]: 1
             is fastest, nnU-Net's prediction has 0.5.
-        tau: Least Dice gap between chosen and rejected, in (0, 1] (eq. 4). Paper: 0.3. Default
-            measured: 0.1 beat the dropout control in four of four runs on two data sets.
+        pair: What a preference pair is: two candidates of a sample (`"case"`; paper), or the parts
+            in which candidates differ from the plain prediction, each preferred or not by its own
+            effect on the sample's Dice (`"region"`).
+        agree: Keep only the voxels in which chosen is right (Mask-DPO, arXiv:2503.02846).
+        tau: Dice difference that makes a preference, in (0, 1]: of `pair="case"` the least gap
+            between chosen and rejected (eq. 4; paper: 0.3); of `pair="region"` the effect of a part
+            from which it has the full weight 1, below which the weight is proportional.
+        tau_max: Largest gap of `pair="case"`, in (0, 1], not below `tau`; 1: no limit (paper).
         tau_quantile: Takes the place of `tau` if given, in [0, 1): τ becomes this quantile of the
             Dice gaps of the round's samples, so that the share 1 - `tau_quantile` of them has a
             pair, however good the network is. Samples without foreground and those whose
@@ -66,9 +87,11 @@ class MAPOConfig:
             together with `likelihood="disagreement"`.
         lambda_supervised: Weight λ of nnU-Net's own loss in the preference stage, >= 0 (eq. 7).
             Paper: 0.5. Default measured.
-        likelihood: What the log-likelihood is averaged over: `"image"`, every voxel of the patch
-            (eq. 6), or `"disagreement"`, the voxels in which chosen and rejected differ. Default
-            measured: with `"image"` the loss stays at ln 2.
+        likelihood: What the loss of a pair is of: the log-likelihood averaged over every voxel of
+            the patch (`"image"`, eq. 6) or over those in which chosen and rejected differ
+            (`"disagreement"`); or each of these voxels on its own (`"voxel"`).
+        kappa: Pull of a voxel of `likelihood="voxel"` where policy and reference agree, as a
+            multiple of the most that cross-entropy can pull, > 0.
         loss_type: Loss of a pair by TRL's name: `"sigmoid"` (DPO, eq. 2; paper), `"ipo"`,
             `"hinge"` or `"robust"`.
         label_smoothing: Probability ε that a pair is the wrong way round, in [0, 0.5), for
@@ -77,8 +100,10 @@ class MAPOConfig:
             each `"round"`, or as its moving `"average"` (TR-DPO, arXiv:2404.09656).
         reference_decay: Share of the moving average that a step keeps, in (0, 1), TR-DPO's 1 - α.
             Not tuned.
-        preference_dropout: Keep the warm-up's dropout on in the preference stage. Paper: no.
-            Default measured: dropout contributes more than any other setting.
+        preference_dropout: Dropout of training in the preference stage. Policy and reference are
+            always compared under the same conditions: `"off"`: none (paper); `"without pair"`:
+            samples whose patch has a pair have none, the others that of the warm-up; `"same
+            masks"`: that of the warm-up, and the reference drops the same elements.
         warmup_fraction_2d: Share of all epochs that is warm-up in 2D configurations, in (0, 1).
             Paper: 100 of 300.
         warmup_fraction_3d: The same in 3D configurations. Paper: 500 of 1300.
@@ -106,6 +131,8 @@ class MAPOConfig:
 
     rates_2d: tuple[float, ...] = RATES_2D
     rates_3d: tuple[float, ...] = RATES_3D
+    rates: str = "auto"
+    rates_dice_fall: float = 0.1
     granularity: str = "element"
     sampler: str = "dropout"
     thresholds: tuple[float, ...] = THRESHOLDS
@@ -113,16 +140,20 @@ class MAPOConfig:
     selection_unit_2d: str = "slice"
     selection_unit_3d: str = "case"
     tile_step_size: float = 1.0
-    tau: float = 0.1
+    pair: str = "region"
+    agree: bool = False
+    tau: float = 0.05
+    tau_max: float = 1.0
     tau_quantile: float | None = None
     beta: float = 1.0
     lambda_supervised: float = 1.0
-    likelihood: str = "disagreement"
+    likelihood: str = "voxel"
+    kappa: float = 2.0
     loss_type: str = "sigmoid"
     label_smoothing: float = 0.0
     reference_update: str = "never"
     reference_decay: float = 0.999
-    preference_dropout: bool = True
+    preference_dropout: str = "without pair"
     warmup_fraction_2d: float = 1 / 3
     warmup_fraction_3d: float = 5 / 13
     warmup_epochs: int | None = None
@@ -158,6 +189,10 @@ class MAPOConfig:
         problems = [
             *check_rates("rates_2d", self.rates_2d),
             *check_rates("rates_3d", self.rates_3d),
+            *check_choice("rates", self.rates, RATES),
+            *check_number(
+                "rates_dice_fall", self.rates_dice_fall, "in (0, 1)", lambda v: 0 < v < 1
+            ),
             *check_choice("granularity", self.granularity, GRANULARITIES),
             *check_choice("sampler", self.sampler, SAMPLERS),
             *check_thresholds("thresholds", self.thresholds),
@@ -165,19 +200,35 @@ class MAPOConfig:
             *check_choice("selection_unit_2d", self.selection_unit_2d, SELECTION_UNITS),
             *check_choice("selection_unit_3d", self.selection_unit_3d, SELECTION_UNITS),
             *check_number("tile_step_size", self.tile_step_size, "in (0, 1]", lambda v: 0 < v <= 1),
-            *check_number("tau", self.tau, "in (0, 1]", lambda v: 0 < v <= 1),
+            *self._check_pairs(),
             *check_patterns("dropout_include", self.dropout_include),
             *check_patterns("dropout_exclude", self.dropout_exclude),
             *check_count("seed", self.seed, 0),
+        ]
+        return [
+            *problems,
+            *self._check_used("thresholds", "sampler", "threshold"),
+            *self._check_used("noise_sigmas", "sampler", "noise"),
+            *self._check_used("rates_dice_fall", "rates", "auto"),
+        ]
+
+    def _check_pairs(self) -> list[str]:
+        problems = [
+            *check_choice("pair", self.pair, PAIRS),
+            *check_bool("agree", self.agree),
+            *check_number("tau", self.tau, "in (0, 1]", lambda v: 0 < v <= 1),
+            *check_number("tau_max", self.tau_max, "in (0, 1]", lambda v: 0 < v <= 1),
         ]
         if self.tau_quantile is not None:
             problems += check_number(
                 "tau_quantile", self.tau_quantile, "in [0, 1)", lambda v: 0 <= v < 1
             )
+        if not problems and self.tau_max < self.tau:
+            problems.append(f"tau_max={self.tau_max!r} is not valid: tau={self.tau!r} is above it.")
         return [
             *problems,
-            *self._check_used("thresholds", "sampler", "threshold"),
-            *self._check_used("noise_sigmas", "sampler", "noise"),
+            *self._check_used("tau_max", "pair", "case"),
+            *self._check_used("tau_quantile", "pair", "case"),
         ]
 
     def _check_used(self, name: str, switch: str, needed: str) -> list[str]:
@@ -192,13 +243,15 @@ class MAPOConfig:
             *check_number("beta", self.beta, "> 0", lambda v: v > 0),
             *check_number("lambda_supervised", self.lambda_supervised, ">= 0", lambda v: v >= 0),
             *check_choice("likelihood", self.likelihood, LIKELIHOODS),
+            *check_number("kappa", self.kappa, "> 0", lambda v: v > 0),
+            *self._check_used("kappa", "likelihood", "voxel"),
             *check_choice("loss_type", self.loss_type, LOSS_TYPES),
             *check_choice("reference_update", self.reference_update, REFERENCE_UPDATES),
             *check_number(
                 "reference_decay", self.reference_decay, "in (0, 1)", lambda v: 0 < v < 1
             ),
             *self._check_used("reference_decay", "reference_update", "average"),
-            *check_bool("preference_dropout", self.preference_dropout),
+            *check_choice("preference_dropout", self.preference_dropout, PREFERENCE_DROPOUTS),
             *check_choice("start_from", self.start_from, STARTS),
         ]
         smoothing = check_number(
@@ -239,17 +292,23 @@ class MAPOConfig:
                 )
         return problems
 
-    def rates(self, num_dimensions: int) -> tuple[float, ...]:
-        """Dropout rates of a 2D or 3D configuration."""
+    def training_rates(self, num_dimensions: int) -> tuple[float, ...]:
+        """Dropout rates of training in a 2D or 3D configuration."""
         return self.rates_2d if num_dimensions == 2 else self.rates_3d
 
     def candidates(self, num_dimensions: int) -> Candidates:
-        """What the sampler's candidates differ in."""
+        """What the sampler's candidates differ in; with `rates="auto"` before any round."""
         if self.sampler == "threshold":
             return Candidates("threshold", "thresholds", self.thresholds)
         if self.sampler == "noise":
             return Candidates("noise σ", "noise_sigmas", self.noise_sigmas)
-        return Candidates("dropout rate", f"rates_{num_dimensions}d", self.rates(num_dimensions))
+        values = self.training_rates(num_dimensions)
+        return Candidates("dropout rate", f"rates_{num_dimensions}d", values)
+
+    @property
+    def finds_rates(self) -> bool:
+        """Whether the candidates' rates are found anew in each round."""
+        return self.sampler == "dropout" and self.rates == "auto"
 
     def selection_unit(self, num_dimensions: int) -> str:
         """Selection unit of a 2D or 3D configuration."""
@@ -287,7 +346,11 @@ class MAPOConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> MAPOConfig:
-        """Undo `to_dict`; settings of other versions do not count, missing ones are the default."""
+        """Undo `to_dict`, of this or an earlier version; settings of a later one do not count."""
+        settings = _BEFORE | dict(settings)
+        if isinstance(settings["preference_dropout"], bool):  # before there were choices
+            had_dropout = settings["preference_dropout"]
+            settings["preference_dropout"] = _BEFORE["preference_dropout"] if had_dropout else "off"
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
@@ -296,11 +359,11 @@ class MAPOConfig:
         }
         return cls(**values)
 
-    def differences(self, other: dict[str, Any]) -> list[str]:
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Fields in which `other`, a `to_dict` of an earlier training, differs, one line each."""
-        mine = self.to_dict()
+        mine, theirs = self.to_dict(), self.from_dict(other).to_dict()
         return [
-            f"{field.name}: {other[field.name]} then, {mine[field.name]} now"
-            for field in fields(self)
-            if field.name in other and other[field.name] != mine[field.name]
+            f"{name}: {theirs[name]} then, {value} now"
+            for name, value in mine.items()
+            if theirs[name] != value
         ]

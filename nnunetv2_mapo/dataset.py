@@ -1,6 +1,7 @@
 """How chosen and rejected travel with a case through nnU-Net's cropping and augmentation.
 
-They are two more channels of the segmentation, so whatever moves the segmentation moves them. Right
+They are two more channels of the segmentation, or three with the weight of region pairs, so
+whatever moves the segmentation moves them; the weight, which is no label, by nearest point. Right
 before the first transform that is about the segmentation alone (labels to regions, downsampling for
 deep supervision …) they are taken off, and put back behind the finished target.
 """
@@ -18,15 +19,15 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from nnunetv2_mapo.store import Round
+from nnunetv2_mapo.store import WEIGHT_ONE, Round
 
-CHOSEN, REJECTED = 1, 2  # channels of the segmentation; 0 is nnU-Net's
+CHOSEN, REJECTED, WEIGHT = 1, 2, 3  # channels of the segmentation; 0 is nnU-Net's
 _SEGMENTATION_ONLY = (SegOnlyTransform, MoveSegAsOneHotToDataTransform)
 _KEY = "preferences"
 
 
 class PreferenceDataset:
-    """nnU-Net's training cases with the stack [segmentation, chosen, rejected] as segmentation.
+    """nnU-Net's training cases with the stack of the store as segmentation.
 
     Args:
         dataset: nnU-Net's dataset of any kind.
@@ -47,35 +48,46 @@ class PreferenceDataset:
         return self.load_case(identifier)
 
 
-def carry_preferences(transforms: BasicTransform) -> ComposeTransforms:
+def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> ComposeTransforms:
     """Make a trainer's training transforms carry chosen and rejected.
 
     Args:
         transforms: The trainer's own, applied as they are.
+        num_channels: 2, or 3 with the weight of region pairs.
 
     Returns:
         Transforms whose segmentation is a list: nnU-Net's target (one entry, or one for each
-        deep supervision scale), then chosen and rejected, shape `(2, *patch)`, int16.
+        deep supervision scale), then the preferences, shape `(num_channels, *patch)`, int16.
     """
+    end = CHOSEN + num_channels
     steps = list(getattr(transforms, "transforms", [transforms]))
     first = next(
         (place for place, step in enumerate(steps) if isinstance(step, _SEGMENTATION_ONLY)),
         len(steps),
     )
     moving = [
-        MoveDisagreement(step) if _reaches_one_voxel(step) else step for step in steps[:first]
+        MoveDisagreement(step, end) if _reaches_one_voxel(step) else step for step in steps[:first]
     ]
-    return ComposeTransforms([DropEqual(), *moving, TakeOff(), *steps[first:], PutBack()])
+    return ComposeTransforms(
+        [DropEqual(end), *moving, TakeOff(end), *steps[first:], PutBack(num_channels)]
+    )
 
 
 class DropEqual(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types
-    """Take the channels off at once where they agree: then they need no augmentation."""
+    """Take the channels off at once where they agree: then they need no augmentation.
+
+    Args:
+        end: First channel of the segmentation behind the preferences.
+    """
+
+    def __init__(self, end: int) -> None:
+        self.end = end
 
     def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Replace two equal channels by zeros of the final patch at the end, see `PutBack`."""
         segmentation = data_dict["segmentation"]
         if torch.equal(segmentation[CHOSEN], segmentation[REJECTED]):
-            data_dict["segmentation"] = _without_preferences(segmentation)
+            data_dict["segmentation"] = _without_preferences(segmentation, self.end)
             data_dict[_KEY] = None
         return data_dict
 
@@ -89,10 +101,12 @@ class MoveDisagreement(BasicTransform):  # type: ignore[misc]  # batchgenerators
 
     Args:
         transform: The trainer's transform; its interpolation of labels reaches one voxel far.
+        end: First channel of the segmentation behind the preferences.
     """
 
-    def __init__(self, transform: SpatialTransform) -> None:
+    def __init__(self, transform: SpatialTransform, end: int = REJECTED + 1) -> None:
         self.transform = transform
+        self.end = end
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
         """Draw rotation, scale and crop as the transform does."""
@@ -101,42 +115,63 @@ class MoveDisagreement(BasicTransform):  # type: ignore[misc]  # batchgenerators
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Move the image and every channel of the segmentation to the patch."""
-        segmentation: Tensor = data_dict["segmentation"]
         grid: Any = params.get("grid")  # None: no interpolation, the patch is a crop
-        folded = "nchannels_seg" in data_dict  # the slices of a volume are channels (dummy 2D)
-        is_sparse = grid is not None and not folded and _KEY not in data_dict
-        if is_sparse:
-            data_dict["segmentation"] = _without_preferences(segmentation)
+        if grid is None or _KEY in data_dict:
+            moved: dict[str, Any] = self.transform.apply(data_dict, **params)
+            return moved
+        if "nchannels_seg" in data_dict:  # the slices of a volume are channels (dummy 2D)
+            return self._move_slices(data_dict, grid, params)
+        segmentation: Tensor = data_dict["segmentation"]
+        data_dict["segmentation"] = _without_preferences(segmentation, self.end)
+        moved = self.transform.apply(data_dict, **params)
+        rest = moved["segmentation"]
+        preferences = self._move(segmentation[CHOSEN : self.end], grid)
+        moved["segmentation"] = torch.cat((rest[:CHOSEN], preferences, rest[CHOSEN:]))
+        return moved
+
+    def _move_slices(
+        self, data_dict: dict[str, Any], grid: Tensor, params: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The transform as it is, but the weight, which is no label, by nearest point."""
+        segmentation: Tensor = data_dict["segmentation"]
+        num_slices = len(segmentation) // data_dict["nchannels_seg"]
+        place = slice(WEIGHT * num_slices, self.end * num_slices)  # empty without weight
+        weight = segmentation[place].clone()
+        segmentation[place] = 0
         moved: dict[str, Any] = self.transform.apply(data_dict, **params)
-        if is_sparse:
-            preferences = self._move(segmentation[CHOSEN : REJECTED + 1], grid)
-            rest = moved["segmentation"]
-            moved["segmentation"] = torch.cat((rest[:CHOSEN], preferences, rest[CHOSEN:]))
+        if len(weight):
+            moved["segmentation"][place] = self._move_nearest(weight, grid)
         return moved
 
     def _move(self, preferences: Tensor, grid: Tensor) -> Tensor:
         near = self._near_disagreement(preferences, grid)
         points = grid[near]  # (num_points, dim)
-        moved = preferences.new_zeros((2, *near.shape))
+        moved = preferences.new_zeros((len(preferences), *near.shape))
         if len(points):
             line = copy.copy(self.transform)
             line.patch_size = (len(points), *[1] * (points.shape[1] - 1))  # a patch of one row
-            row = line._apply_to_segmentation(preferences, grid=points.view(*line.patch_size, -1))
-            moved[:, near] = row.flatten(1)
+            place = points.view(*line.patch_size, -1)
+            row = line._apply_to_segmentation(preferences[:2], grid=place)
+            moved[:2, near] = row.flatten(1)
+            moved[2:, near] = self._move_nearest(preferences[2:], place).flatten(1)
         return moved
 
-    def _near_disagreement(self, preferences: Tensor, grid: Tensor) -> Tensor:
-        """Mark the points of the patch between whose neighbours is a disagreement voxel."""
-        near = _dilate(preferences[0] != preferences[1])
+    def _move_nearest(self, values: Tensor, grid: Tensor) -> Tensor:
+        """Values at the points of a grid, 0 outside the image unless the transform mirrors it."""
         return grid_sample(
-            near[None, None].float(),
+            values[None].float(),
             grid[None],
             mode="nearest",
             padding_mode=self.transform._get_grid_sample_padding_mode(
                 self.transform.border_mode_seg
             ),
             align_corners=self.transform.align_corners,
-        )[0, 0].bool()
+        )[0].to(values.dtype)
+
+    def _near_disagreement(self, preferences: Tensor, grid: Tensor) -> Tensor:
+        """Mark the points of the patch between whose neighbours is a disagreement voxel."""
+        near = _dilate(preferences[0] != preferences[1])
+        return self._move_nearest(near[None].to(torch.uint8), grid)[0].bool()
 
 
 def _dilate(mask: Tensor) -> Tensor:
@@ -154,35 +189,70 @@ def _reaches_one_voxel(step: BasicTransform) -> bool:
 
 
 class TakeOff(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types
-    """Take chosen and rejected off the segmentation, padding removed."""
+    """Take the preferences off the segmentation, padding removed.
+
+    Args:
+        end: First channel of the segmentation behind the preferences.
+    """
+
+    def __init__(self, end: int) -> None:
+        self.end = end
 
     def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Move the two channels to their own key."""
+        """Move the channels to their own key."""
         if _KEY not in data_dict:
             segmentation = data_dict["segmentation"]
-            preferences = segmentation[CHOSEN : REJECTED + 1]
+            preferences = segmentation[CHOSEN : self.end]
             # Interpolation may push the padding (-1) further into one than into the other.
             preferences = preferences * (preferences.amin(0) >= 0)
-            data_dict["segmentation"] = _without_preferences(segmentation)
+            data_dict["segmentation"] = _without_preferences(segmentation, self.end)
             data_dict[_KEY] = preferences
         return data_dict
 
 
 class PutBack(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types
-    """Append chosen and rejected to the finished target."""
+    """Append the preferences to the finished target.
+
+    Args:
+        num_channels: Their number.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        self.num_channels = num_channels
 
     def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Make the segmentation a list that ends with the preferences."""
         target, preferences = data_dict["segmentation"], data_dict.pop(_KEY)
         if preferences is None:
-            preferences = torch.zeros((2, *data_dict["image"].shape[1:]), dtype=torch.int16)
+            shape = (self.num_channels, *data_dict["image"].shape[1:])
+            preferences = torch.zeros(shape, dtype=torch.int16)
         targets = target if isinstance(target, list) else [target]
         data_dict["segmentation"] = [*targets, preferences.to(torch.int16)]
         return data_dict
 
 
-def _without_preferences(segmentation: Tensor) -> Tensor:
-    return torch.cat((segmentation[:CHOSEN], segmentation[REJECTED + 1 :]))
+def _without_preferences(segmentation: Tensor, end: int) -> Tensor:
+    return torch.cat((segmentation[:CHOSEN], segmentation[end:]))
+
+
+class Preferences(NamedTuple):
+    """Preferences of a batch.
+
+    Attributes:
+        chosen: Label maps, shape `(B, *patch)`, int16.
+        rejected: The same.
+        weights: Weight of each voxel in [0, 1], the same shape, float32; None: 1 everywhere.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, channels: Tensor) -> Preferences:
+        """Those of the channels that `carry_preferences` carries, shape `(B, 2 or 3, *patch)`."""
+        chosen, rejected, *weights = channels.unbind(1)
+        return cls(chosen, rejected, weights[0].float() / WEIGHT_ONE if weights else None)
 
 
 class Split(NamedTuple):
@@ -200,7 +270,7 @@ def split_preferences(target: Any, *, num_scales: int | None) -> Split:
         num_scales: Number of deep supervision scales; None without deep supervision.
 
     Returns:
-        nnU-Net's target, and chosen and rejected, shape `(B, 2, *patch)`; None if the batch comes
+        nnU-Net's target, and the preferences, shape `(B, 2 or 3, *patch)`; None if the batch comes
         from elsewhere (a benchmark's dummy batch).
     """
     num_targets = num_scales or 1

@@ -113,6 +113,12 @@ class StochasticDropout:
             handle.remove()
 
 
+def find_switch(network: nn.Module) -> Switch:
+    """Switch of the dropout of a network, such as a copy of one that `StochasticDropout` hooked."""
+    hooks = (hook for module in network.modules() for hook in module._forward_hooks.values())
+    return next(hook.switch for hook in hooks if isinstance(hook, SiteHook))
+
+
 class SiteHook:
     """Forward hook that drops what one site puts out: a tensor, or those in lists, tuples, dicts.
 
@@ -223,3 +229,22 @@ def sample_rates(rates: Sequence[float], num_samples: int, device: torch.device)
     """
     drawn = torch.randint(len(rates), (num_samples,))
     return torch.tensor(rates)[drawn].to(device)
+
+
+def preference_rates(rates: Tensor, has_pair: Tensor, preference_dropout: str) -> Tensor:
+    """Rates of a batch of the preference stage, at which policy and reference are comparable.
+
+    Args:
+        rates: Rates as drawn for the warm-up, shape `(B,)`.
+        has_pair: Which samples have a preference, shape `(B,)`.
+        preference_dropout: `"off"`: 0 for all; `"without pair"`: 0 where there is a preference,
+            because the reference drops nothing; `"same masks"`: as drawn, for both networks.
+
+    Returns:
+        Shape `(B,)`.
+    """
+    if preference_dropout == "off":
+        return torch.zeros_like(rates)
+    if preference_dropout == "without pair":
+        return rates.masked_fill(has_pair, 0)
+    return rates

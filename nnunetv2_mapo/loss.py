@@ -32,14 +32,24 @@ class Disagreement:
             number n, shape `(B, n)`, int64.
         heads: +1 for a head that is on in chosen only, -1 in rejected only; 0 in the padding;
             shape `(B, C, n)`, int8.
+        weights: Weight w of each disagreement voxel, in [0, 1], 0 in the padding; shape `(B, n)`,
+            float32.
         num_voxels: Number N that the log-likelihood is averaged over, shape `(B,)`, float32.
         num_disagreeing: Number of disagreement voxels, shape `(B,)`, int64.
+        num_image_voxels: Voxels |Ω| of a patch.
     """
 
     voxels: Tensor
     heads: Tensor
+    weights: Tensor
     num_voxels: Tensor
     num_disagreeing: Tensor
+    num_image_voxels: int
+
+    @property
+    def has_pair(self) -> Tensor:
+        """Which patches have a disagreement voxel, shape `(B,)`."""
+        return self.num_disagreeing > 0
 
     def gather(self, logits: Tensor) -> Tensor:
         """Logits at the disagreement voxels in float32.
@@ -58,13 +68,19 @@ class Disagreement:
         return Disagreement(
             self.voxels[samples],
             self.heads[samples],
+            self.weights[samples],
             self.num_voxels[samples],
             self.num_disagreeing[samples],
+            self.num_image_voxels,
         )
 
 
 def find_disagreement(
-    chosen: Tensor, rejected: Tensor, labels: Labels, likelihood: str
+    chosen: Tensor,
+    rejected: Tensor,
+    labels: Labels,
+    likelihood: str,
+    weights: Tensor | None = None,
 ) -> Disagreement:
     """Find the disagreement voxels of each patch.
 
@@ -72,8 +88,9 @@ def find_disagreement(
         chosen: Label maps, shape `(B, *spatial)`.
         rejected: The same.
         labels: Meaning of the label maps.
-        likelihood: `"image"`: N is the number of voxels (eq. 6); `"disagreement"`: the number of
-            disagreement voxels, at least `LEAST_DISAGREEMENT_SHARE` of all.
+        likelihood: `"image"`: N is the number of voxels (eq. 6); else the sum of the weights of the
+            disagreement voxels, at least `LEAST_DISAGREEMENT_SHARE` of all voxels.
+        weights: Weight of each voxel, shape `(B, *spatial)`; None: 1 everywhere.
 
     Returns:
         Disagreement of the batch; n = 0 where no patch has any.
@@ -91,12 +108,30 @@ def find_disagreement(
     # the padding points to voxel 0, which may be a disagreement voxel itself
     is_real = torch.arange(voxels.shape[1], device=voxel.device) < num_disagreeing[:, None]
     heads = labels.head_difference(chosen.gather(1, voxels), rejected.gather(1, voxels))
+    used = is_real.float()
+    if weights is not None:
+        used = used * weights.flatten(1).gather(1, voxels)
     num_image_voxels = chosen.shape[1]
     if likelihood == "image":
         num_voxels = torch.full_like(num_disagreeing, num_image_voxels).float()
     else:
-        num_voxels = num_disagreeing.float().clamp(min=LEAST_DISAGREEMENT_SHARE * num_image_voxels)
-    return Disagreement(voxels, heads * is_real.unsqueeze(1), num_voxels, num_disagreeing)
+        num_voxels = used.sum(1).clamp(min=LEAST_DISAGREEMENT_SHARE * num_image_voxels)
+    return Disagreement(
+        voxels, heads * is_real.unsqueeze(1), used, num_voxels, num_disagreeing, num_image_voxels
+    )
+
+
+def voxel_margins(logits: Tensor, disagreement: Disagreement) -> Tensor:
+    """Log-likelihood of chosen minus that of rejected at each disagreement voxel.
+
+    Args:
+        logits: Logits at the disagreement voxels, see `Disagreement.gather`, shape `(B, C, n)`.
+        disagreement: Of the same batch.
+
+    Returns:
+        Shape `(B, n)`, float32; 0 in the padding.
+    """
+    return (disagreement.heads * logits).sum(1)
 
 
 def margin(logits: Tensor, disagreement: Disagreement) -> Tensor:
@@ -109,7 +144,40 @@ def margin(logits: Tensor, disagreement: Disagreement) -> Tensor:
     Returns:
         Shape `(B,)`, float32.
     """
-    return (disagreement.heads * logits).sum((1, 2)) / disagreement.num_voxels
+    return average(voxel_margins(logits, disagreement), disagreement)
+
+
+def average(values: Tensor, disagreement: Disagreement) -> Tensor:
+    """Weighted sum over the disagreement voxels divided by N.
+
+    Args:
+        values: One of each disagreement voxel, shape `(B, n)`.
+        disagreement: Of the same batch.
+
+    Returns:
+        Shape `(B,)`.
+    """
+    return (disagreement.weights * values).sum(1) / disagreement.num_voxels
+
+
+def voxel_loss(losses: Tensor, disagreement: Disagreement, *, beta: float, kappa: float) -> Tensor:
+    """Loss of a pair of which each voxel saturates on its own: 2 κ / (β |Ω|) Σ_{i ∈ D} w_i ℓ(δ_i).
+
+    With DPO's ℓ(δ) = -log σ(β δ) a voxel of weight 1 pulls with κ / |Ω| where policy and reference
+    agree; cross-entropy pulls with at most 1 / |Ω|.
+
+    Args:
+        losses: ℓ(δ) of each disagreement voxel, shape `(B, n)`; δ is the policy's margin minus the
+            reference's.
+        disagreement: Of the same batch.
+        beta: β, > 0.
+        kappa: κ, > 0.
+
+    Returns:
+        Shape `(B,)`.
+    """
+    scale = 2 * kappa / (beta * disagreement.num_image_voxels)
+    return scale * (disagreement.weights * losses).sum(1)
 
 
 def chosen_log_likelihood(logits: Tensor, disagreement: Disagreement, labels: Labels) -> Tensor:
@@ -128,7 +196,7 @@ def chosen_log_likelihood(logits: Tensor, disagreement: Disagreement, labels: La
         log_probabilities = logits.log_softmax(1) * (heads > 0)
     else:
         log_probabilities = functional.logsigmoid(heads * logits) * (heads != 0)
-    return log_probabilities.sum((1, 2)) / disagreement.num_voxels
+    return average(log_probabilities.sum(1), disagreement)
 
 
 class Rewards(NamedTuple):
@@ -187,6 +255,8 @@ class MAPOLoss(nn.Module):
         lambda_supervised: λ of eq. 7.
         loss_type: Loss of a pair, see `preference_losses`.
         label_smoothing: Of that loss.
+        kappa: κ of `voxel_loss`, which takes the place of the loss of the averaged margin; None:
+            it does not.
 
     Attributes:
         supervised: Base loss of the last forward pass, without λ, a scalar tensor.
@@ -201,12 +271,14 @@ class MAPOLoss(nn.Module):
         lambda_supervised: float,
         loss_type: str = "sigmoid",
         label_smoothing: float = 0.0,
+        kappa: float | None = None,
     ) -> None:
         super().__init__()
         self.base = base
         self.labels = labels
         self.beta = beta
         self.lambda_supervised = lambda_supervised
+        self.kappa = kappa
         self._pair_loss = partial(
             preference_loss, loss_type=loss_type, beta=beta, label_smoothing=label_smoothing
         )
@@ -250,13 +322,15 @@ class MAPOLoss(nn.Module):
         The other patches have a constant loss and a gradient of exactly 0; the constant is left
         out, so that the training loss stays comparable.
         """
-        disagreement = target.disagreement
-        logits = disagreement.gather(output[0] if isinstance(output, (list, tuple)) else output)
-        losses = self._pair_loss(
-            margin(logits, disagreement) - margin(target.reference_logits, disagreement)
-        )
+        pairs = target.disagreement
+        logits = pairs.gather(output[0] if isinstance(output, (list, tuple)) else output)
+        deltas = voxel_margins(logits, pairs) - voxel_margins(target.reference_logits, pairs)
+        if self.kappa is None:
+            losses = self._pair_loss(average(deltas, pairs))
+        else:
+            losses = voxel_loss(self._pair_loss(deltas), pairs, beta=self.beta, kappa=self.kappa)
         self._rewards = self._mean_rewards(logits.detach(), losses.detach(), target)
-        return (losses * (disagreement.num_disagreeing > 0)).mean()
+        return (losses * pairs.has_pair).mean()
 
     def _mean_rewards(self, logits: Tensor, losses: Tensor, target: PreferenceTarget) -> Tensor:
         pairs = target.disagreement
@@ -266,8 +340,7 @@ class MAPOLoss(nn.Module):
         )
         rewards = self.beta * torch.stack([chosen, chosen - margins, margins])
         values = torch.cat([losses[None], rewards, (margins > 0).float()[None]])
-        has_pair = pairs.num_disagreeing > 0
-        return (values * has_pair).sum(1) / has_pair.sum()
+        return (values * pairs.has_pair).sum(1) / pairs.has_pair.sum()
 
 
 def _spread_nan(loss: Tensor) -> Tensor:

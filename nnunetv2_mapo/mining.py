@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.labels import Labels
+from nnunetv2_mapo.region_pairs import pair_regions
 from nnunetv2_mapo.sampling import Sampler, fit_windows_per_forward
 from nnunetv2_mapo.selection import candidate_dice, select_pair
-from nnunetv2_mapo.store import SampleRecord
+from nnunetv2_mapo.store import WEIGHT_ONE, SampleRecord
 from nnunetv2_mapo.windows import Index, find_units, find_windows
 
 
@@ -42,14 +43,23 @@ class MinedCase(NamedTuple):
     """Preference pairs of a case.
 
     Attributes:
-        chosen: Label map, shape `(*spatial)`, int16; 0 in samples without a pair.
-        rejected: The same, equal to `chosen` where there is no pair or no annotation.
+        preferences: Channels [chosen, rejected] or [chosen, rejected, weight], as of
+            `store.stack_preferences`, shape `(2 or 3, *spatial)`, int16; 0 in samples without pair.
         records: One of each training sample, in the order of `find_units`.
     """
 
-    chosen: NDArray[np.int16]
-    rejected: NDArray[np.int16]
+    preferences: NDArray[np.int16]
     records: list[SampleRecord]
+
+    @property
+    def chosen(self) -> NDArray[np.int16]:
+        """Label map, shape `(*spatial)`."""
+        return self.preferences[0]
+
+    @property
+    def rejected(self) -> NDArray[np.int16]:
+        """The same."""
+        return self.preferences[1]
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,15 @@ class Miner:
         network: The policy, not compiled, in evaluation mode.
         sampler: Makes its candidates.
         labels: Meaning of its heads.
-        tau: Least Dice gap of a pair; 0: any.
+        tau: Least Dice gap of a pair; 0: any. Of region pairs see `region_pairs.pair_regions`.
         patch_size: Patch of the configuration in voxels, 2 or 3 entries.
         windows_per_forward: Windows in one forward pass, each with all its candidates.
         device: Where the network lies.
         unit: What a training sample is: `"case"`, `"slice"` or `"window"`.
         tile_step_size: Distance of the sliding windows as a share of the patch.
+        pair: `"case"` or `"region"`, see `MAPOConfig`.
+        tau_max: Largest Dice gap of a pair.
+        agree: Whether voxels in which chosen is wrong are left out.
     """
 
     network: nn.Module
@@ -77,6 +90,9 @@ class Miner:
     device: torch.device
     unit: str
     tile_step_size: float = 1.0
+    pair: str = "case"
+    tau_max: float = 1.0
+    agree: bool = False
 
     def mine(self, image: Tensor, segmentation: Tensor) -> MinedCase:
         """Mine one case.
@@ -90,12 +106,14 @@ class Miner:
         Returns:
             Its pairs.
         """
-        chosen = torch.zeros(image.shape[1:], dtype=self.labels.dtype, device=self.device)
-        rejected, records = torch.zeros_like(chosen), []
+        num_channels = 3 if self.pair == "region" else 2
+        preferences = np.zeros((num_channels, *image.shape[1:]), np.int16)
+        records = []
+        select = self._select_regions if self.pair == "region" else self._select_candidates
         for sample in self.find_samples(image, segmentation):
-            chosen[sample.place], rejected[sample.place], record = self._select(sample)
+            preferences[(slice(None), *sample.place)], record = select(sample)
             records.append(record)
-        return MinedCase(chosen.short().cpu().numpy(), rejected.short().cpu().numpy(), records)
+        return MinedCase(preferences, records)
 
     def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[Sample]:
         """Training samples of a case with their candidates, arguments as of `mine`."""
@@ -143,24 +161,60 @@ class Miner:
                 candidates[every + window.cell] = label_map[every + window.inside]
         return candidates[every + inside[1:]]
 
-    def _select(self, sample: Sample) -> tuple[Tensor, Tensor, SampleRecord]:
-        """Chosen, rejected and record of one training sample."""
-        pair = select_pair(sample.dice, self.tau)
+    def _select_candidates(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
+        """Channels [chosen, rejected] and record of a sample whose pair is two candidates."""
+        pair = select_pair(sample.dice, self.tau, self.tau_max)
         if pair.rejected is None:
             # Any two equal maps do; constant ones cost the augmentation nothing.
             chosen = rejected = torch.zeros_like(sample.target)
         else:
             chosen = sample.candidates[pair.chosen]
-            rejected = torch.where(sample.ignored, chosen, sample.candidates[pair.rejected])
-        record = SampleRecord(
-            dice=[round(value, 6) for value in sample.dice],
+            is_unused = sample.ignored
+            if self.agree:
+                is_unused = is_unused | (chosen != sample.target)
+            rejected = torch.where(is_unused, chosen, sample.candidates[pair.rejected])
+        record = replace(
+            _record(sample),
             chosen=pair.chosen,
             rejected=pair.rejected,
             num_disagreeing=int((chosen != rejected).sum()),
-            num_voxels=sample.target.numel(),
-            has_foreground=bool(sample.target.any()),
         )
-        return chosen, rejected, record
+        return torch.stack((chosen, rejected)).short().cpu().numpy(), record
+
+    def _select_regions(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
+        """Channels [chosen, rejected, weight] and record of a sample with a region pair."""
+        target, ignored = sample.target.cpu().numpy(), sample.ignored.cpu().numpy()
+        candidates = sample.candidates.cpu().numpy()
+        pair = pair_regions(candidates, target, self.labels, self.tau, ~ignored)
+        is_used = pair.weight > 0
+        if self.agree:
+            is_used &= pair.chosen == target
+        weight = np.maximum(1, np.rint(pair.weight * WEIGHT_ONE)) * is_used
+        rejected = np.where(is_used, pair.rejected, pair.chosen)
+        channels = np.stack((pair.chosen, rejected, weight)).astype(np.int16) * is_used.any()
+        ends = torch.from_numpy(np.stack((pair.chosen, pair.rejected)))
+        valid = None if self.labels.ignore_label is None else torch.from_numpy(~ignored)
+        dice = candidate_dice(ends, torch.from_numpy(target), self.labels, valid).tolist()
+        record = replace(
+            _record(sample),
+            num_disagreeing=int(is_used.sum()),
+            num_parts=pair.num_parts,
+            num_preferred=pair.num_preferred,
+            pair_dice=[round(value, 6) for value in dice],
+        )
+        return channels, record
+
+
+def _record(sample: Sample) -> SampleRecord:
+    """Record of a sample without a pair."""
+    return SampleRecord(
+        dice=[round(value, 6) for value in sample.dice],
+        chosen=0,
+        rejected=None,
+        num_disagreeing=0,
+        num_voxels=sample.target.numel(),
+        has_foreground=bool(sample.target.any()),
+    )
 
 
 def make_miner(
@@ -192,4 +246,7 @@ def make_miner(
         device,
         config.selection_unit(len(plan.patch_size)),
         config.tile_step_size,
+        config.pair,
+        config.tau_max,
+        config.agree,
     )

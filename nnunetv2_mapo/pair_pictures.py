@@ -50,10 +50,7 @@ class Sample(NamedTuple):
     @property
     def gap(self) -> float:
         """Dice of chosen minus Dice of rejected; 0 without a pair."""
-        record = self.record
-        if record.rejected is None:
-            return 0.0
-        return record.gap
+        return self.record.dice_chosen - self.record.dice_rejected if self.record.has_pair else 0.0
 
 
 class Picture(NamedTuple):
@@ -95,7 +92,7 @@ def choose_samples(cases: dict[str, list[SampleRecord]]) -> dict[str, Sample]:
         for identifier, records in sorted(cases.items())
     ]
     samples = sorted(
-        (sample for sample in samples if sample.record.rejected is not None),
+        (sample for sample in samples if sample.record.has_pair),
         key=lambda sample: sample.gap,
         reverse=True,
     )
@@ -176,20 +173,19 @@ class PairPainter:
         candidates: NDArray[np.integer] | None,
     ) -> list[Picture]:
         labels, spacing = self.model.labels, self.model.configuration_manager.spacing[-2:]
-        truth, chosen, rejected = stack
+        truth, chosen, rejected = stack[:3]
         truth = labels.target_map(torch.from_numpy(truth)).numpy()
         names = [name.lower()[:1] for name in self.model.channel_names]
         is_colour = names == ["r", "g", "b"]
         painted = paint_image(image if is_colour else image[:1], spacing)
         differing = chosen != rejected
         pictures = [Picture(painted, "image")]
-        for name, segmentation, candidate in (
-            ("ground truth", truth, None),
-            ("chosen", chosen, record.chosen),
-            ("rejected", rejected, record.rejected),
+        for caption, segmentation in (
+            ("ground truth", truth),
+            (f"chosen, Dice {record.dice_chosen:.3f}", chosen),
+            (f"rejected, Dice {record.dice_rejected:.3f}", rejected),
         ):
             classes = to_classes(segmentation, labels)
-            caption = name if candidate is None else f"{name}, Dice {record.dice[candidate]:.3f}"
             pictures.append(Picture(paint_classes(painted, classes, spacing), caption))
         marked = paint_classes(painted, differing * DISAGREEMENT, spacing)
         share = record.num_disagreeing / record.num_voxels
@@ -215,7 +211,7 @@ class PairPainter:
 
 
 def read_stack(mined: MinedRound, identifier: str) -> NDArray[np.int16]:
-    """Channels [segmentation, chosen, rejected] of a case.
+    """Channels of a case, see `store.stack_preferences`.
 
     Raises:
         StoreError: Its file is missing or damaged.

@@ -131,10 +131,9 @@ def describe_round(
     """
     summary = summarize_stored(mined)
     samples = [record for records in mined.cases.values() for record in records]
-    shares = [r.num_disagreeing / r.num_voxels for r in samples if r.rejected is not None]
-    config = MAPOConfig.from_dict(mined.origin["settings"])
+    shares = [r.num_disagreeing / r.num_voxels for r in samples if r.has_pair]
     dice = np.array([record.dice for record in samples])
-    label, _, values = config.candidates(num_dimensions)
+    label, _, values = mined.candidates(num_dimensions)
     facts = [
         ("pairs", f"{summary.num_pairs} of {summary.num_samples}"),
         ("Dice of the plain prediction", f"{summary.dice_plain:.3f}"),
@@ -145,11 +144,13 @@ def describe_round(
             f"Dice of each training sample's candidate for each {label}: box from quartile to "
             "quartile, line at the median, whiskers to 1.5 times the box, points beyond.",
         ),
-        Plot(
-            figure_to_svg(draw_gaps(summary.gaps, summary.tau)),
-            "Gap between the best and the worst candidate of each sample. Right of τ it is a pair.",
-        ),
     ]
+    if summary.num_parts:
+        share = summary.num_preferred / summary.num_parts
+        facts.append(("parts", f"{summary.num_parts}, {share:.0%} of them preferred"))
+    else:
+        caption = "Gap between best and worst candidate of each sample. Right of τ it is a pair."
+        plots.append(Plot(figure_to_svg(draw_gaps(summary.gaps, summary.tau)), caption))
     if shares:
         facts += [
             ("Dice of chosen", f"{summary.dice_chosen:.3f}"),

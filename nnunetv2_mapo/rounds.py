@@ -61,6 +61,20 @@ class Ranks:
         return identifiers[self.rank :: self.size]
 
 
+def with_values(mined: Round, find: Callable[[], Sequence[float]]) -> Round:
+    """The round with what its candidates differ in: found once, by the first rank.
+
+    Args:
+        mined: The round.
+        find: Finds the values; called where none are stored yet.
+    """
+    ranks = Ranks.find()
+    if ranks.rank == 0 and not mined.read_values():
+        mined.write_values(find())
+    ranks.barrier()
+    return replace(mined, values=mined.read_values())
+
+
 def mine_round(
     miner: Miner,
     load_case: LoadCase,
@@ -149,7 +163,7 @@ def _mine_cases(
                 miner, partial(Miner.mine, image=image, segmentation=truth),
                 f"{seed}/{mined.origin['round']}/{identifier}", log,
             )  # fmt: skip
-            stack = stack_preferences(segmentation, case.chosen, case.rejected)
+            stack = stack_preferences(segmentation, *case.preferences)
             mined.write_case(identifier, stack, case.records, miner.patch_size)
             num_pairs += sum(record.rejected is not None for record in case.records)
             progress.set_postfix(pairs=num_pairs)

@@ -24,20 +24,21 @@ class Pair(NamedTuple):
     rejected: int | None
 
 
-def select_pair(dice: Sequence[float], tau: float) -> Pair:
+def select_pair(dice: Sequence[float], tau: float, tau_max: float = 1.0) -> Pair:
     """Choose the preference pair of one training sample (eq. 3-5).
 
     Args:
         dice: Dice of each candidate, in [0, 1].
         tau: Least Dice gap of a pair, in [0, 1]; equal candidates are none at 0 either.
+        tau_max: Largest Dice gap of a pair, in [0, 1].
 
     Returns:
-        The pair; without a rejected candidate where every gap is below `tau`.
+        The pair; without a rejected candidate where no gap is between `tau` and `tau_max`.
     """
     candidates = range(len(dice))
     chosen = max(candidates, key=lambda k: dice[k])
     gaps = [dice[chosen] - dice[k] for k in candidates]
-    valid = [k for k in candidates if gaps[k] >= tau and gaps[k] > 0]  # eq. 4
+    valid = [k for k in candidates if tau <= gaps[k] <= tau_max and gaps[k] > 0]  # eq. 4
     return Pair(chosen, min(valid, key=lambda k: dice[k]) if valid else None)
 
 

@@ -19,11 +19,14 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from numpy.typing import NDArray
 
+from nnunetv2_mapo.candidates import Candidates
 from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.files import hash_file, read_sealed, write_atomically, write_sealed
 
 PREFERENCES = "preferences"  # folder of the rounds in nnU-Net's fold folder
 MANIFEST = "manifest.json"
+CANDIDATES = "candidates.json"  # what the candidates differ in, found before the first case
+WEIGHT_ONE = 100  # how a weight of 1 is stored; a small one is at least 1
 LONGEST_STEM = 200  # bytes; file systems take 255 for a name, with what we put behind it
 
 
@@ -37,11 +40,14 @@ class SampleRecord:
 
     Attributes:
         dice: Dice of each candidate, in the sampler's order; the first is the plain one.
-        chosen: Index of the chosen candidate.
-        rejected: Index of the rejected one; None without a pair.
-        num_disagreeing: Voxels in which they differ.
+        chosen: Index of the chosen candidate; of a region pair 0, the plain prediction.
+        rejected: Index of the rejected one; None without a pair and of a region pair.
+        num_disagreeing: Voxels in which chosen and rejected differ.
         num_voxels: Voxels of the sample.
         has_foreground: Whether its ground truth has any.
+        num_parts: Parts of all candidates with an effect on the Dice, of a region pair.
+        num_preferred: Those of them that are preferred to the plain prediction.
+        pair_dice: Dice of chosen and of rejected, which are put together from these parts.
     """
 
     dice: list[float]
@@ -50,6 +56,26 @@ class SampleRecord:
     num_disagreeing: int
     num_voxels: int
     has_foreground: bool = True
+    num_parts: int = 0
+    num_preferred: int = 0
+    pair_dice: list[float] | None = None
+
+    @property
+    def has_pair(self) -> bool:
+        """Whether anything is preferred."""
+        return self.rejected is not None or (self.num_parts > 0 and self.num_disagreeing > 0)
+
+    @property
+    def dice_chosen(self) -> float:
+        """Dice of chosen; of the best candidate without a pair."""
+        return self.pair_dice[0] if self.pair_dice else self.dice[self.chosen]
+
+    @property
+    def dice_rejected(self) -> float:
+        """Dice of rejected; that of chosen without a pair."""
+        if self.pair_dice:
+            return self.pair_dice[1]
+        return self.dice[self.chosen if self.rejected is None else self.rejected]
 
     @property
     def gap(self) -> float:
@@ -77,10 +103,12 @@ class Round:
         folder: `fold_X/preferences/round_RR`.
         origin: What made it: configuration, plans, labels, data set … and the policy's
             fingerprint under `"policy"`. Cases of another origin are not read.
+        values: What the candidates differ in, such as their dropout rates; for the manifest.
     """
 
     folder: Path
     origin: dict[str, Any]
+    values: tuple[float, ...] = ()
 
     def path(self, identifier: str) -> Path:
         """File of a case."""
@@ -91,7 +119,7 @@ class Round:
         return self.folder / f"{_file_stem(identifier)}.b2nd.json"
 
     def open_stack(self, identifier: str) -> Any:
-        """Channels [segmentation, chosen, rejected] of a case, memory mapped where possible."""
+        """Channels of a case, see `stack_preferences`, memory mapped where possible."""
         mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
         return blosc2.open(str(self.path(identifier)), mode="r", dparams={"nthreads": 1}, **mmap)
 
@@ -106,7 +134,7 @@ class Round:
 
         Args:
             identifier: Case identifier.
-            stack: Shape `(3, *spatial)`, int16.
+            stack: Shape `(3 or 4, *spatial)`, int16, see `stack_preferences`.
             records: One of each training sample of the case.
             patch_size: Patch of the configuration, which decides the file's blocks and chunks.
 
@@ -143,10 +171,24 @@ class Round:
                 found.damaged.append(identifier)
         return found
 
+    def write_values(self, values: Sequence[float]) -> None:
+        """Write what the candidates differ in, so that a round is continued with the same."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"origin": self.origin, "values": list(values)}
+        write_sealed(self.folder / CANDIDATES, content)
+
+    def read_values(self) -> tuple[float, ...]:
+        """Undo `write_values`; empty if nothing was written, or by another policy."""
+        content = read_sealed(self.folder / CANDIDATES)
+        if content is None or _complete(content["origin"]) != _complete(self.origin):
+            return ()
+        return tuple(content["values"])
+
     def write_manifest(self, cases: dict[str, list[SampleRecord]]) -> None:
         """Write the manifest of a complete round."""
         content = {
             "origin": self.origin,
+            "values": self.values,
             "cases": {
                 identifier: {
                     "sha256": hash_file(self.path(identifier)),
@@ -191,11 +233,19 @@ class MinedRound(NamedTuple):
         folder: The round's folder.
         origin: What made it, see `Round.origin`.
         cases: Records of each case.
+        values: What the candidates differ in; empty in a store of version 0.1.
     """
 
     folder: Path
     origin: dict[str, Any]
     cases: dict[str, list[SampleRecord]]
+    values: tuple[float, ...] = ()
+
+    def candidates(self, num_dimensions: int) -> Candidates:
+        """What the candidates differ in, by the settings and what the round found itself."""
+        config = MAPOConfig.from_dict(self.origin["settings"])
+        candidates = config.candidates(num_dimensions)
+        return candidates._replace(values=self.values) if self.values else candidates
 
 
 def read_rounds(fold: Path) -> list[MinedRound]:
@@ -217,7 +267,8 @@ def read_rounds(fold: Path) -> list[MinedRound]:
             case: [SampleRecord(**sample) for sample in each["samples"]]
             for case, each in content["cases"].items()
         }
-        rounds.append(MinedRound(path.parent, content["origin"], cases))
+        values = tuple(content.get("values", ()))
+        rounds.append(MinedRound(path.parent, content["origin"], cases, values))
     return rounds
 
 
@@ -229,11 +280,18 @@ def _file_stem(identifier: str) -> str:
     return hashlib.sha256(identifier.encode()).hexdigest()
 
 
-def stack_preferences(
-    segmentation: NDArray[Any], chosen: NDArray[Any], rejected: NDArray[Any]
-) -> NDArray[np.int16]:
-    """Stack as the store holds it; shapes `(1, *spatial)` and twice `(*spatial)`."""
+def stack_preferences(segmentation: NDArray[Any], *preferences: NDArray[Any]) -> NDArray[np.int16]:
+    """Stack as the store holds it.
+
+    Args:
+        segmentation: Ground truth in nnU-Net's labels, shape `(1, *spatial)`.
+        *preferences: Label maps of chosen and of rejected, and of region pairs the weight of each
+            voxel in hundredths, each of shape `(*spatial)`.
+
+    Returns:
+        Channels [segmentation, chosen, rejected] or [segmentation, chosen, rejected, weight].
+    """
     stack: NDArray[np.int16] = np.concatenate(
-        (segmentation, chosen[None], rejected[None]), dtype=np.int16, casting="unsafe"
+        (segmentation, np.stack(preferences)), dtype=np.int16, casting="unsafe"
     )
     return stack

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +21,18 @@ from nnunetv2_mapo.cases import channels_of, labels_of, load_case
 from nnunetv2_mapo.checks import Checked
 from nnunetv2_mapo.config import MAPOConfig
 from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable, read_checkpoint
-from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences, split_preferences
-from nnunetv2_mapo.dropout import StochasticDropout, sample_rates
+from nnunetv2_mapo.dataset import (
+    PreferenceDataset,
+    Preferences,
+    carry_preferences,
+    split_preferences,
+)
+from nnunetv2_mapo.dropout import (
+    StochasticDropout,
+    find_switch,
+    preference_rates,
+    sample_rates,
+)
 from nnunetv2_mapo.files import WriteError
 from nnunetv2_mapo.fine_tuning import FineTunable
 from nnunetv2_mapo.guard import StepGuard
@@ -35,8 +47,9 @@ from nnunetv2_mapo.progress import (
     step_means,
 )
 from nnunetv2_mapo.randomness import untouched
+from nnunetv2_mapo.rates import find_rates, with_rates
 from nnunetv2_mapo.reference import REFERENCE, update_average, write_reference
-from nnunetv2_mapo.rounds import mine_round
+from nnunetv2_mapo.rounds import mine_round, with_values
 from nnunetv2_mapo.samplers import make_sampler
 from nnunetv2_mapo.sampling import full_resolution
 from nnunetv2_mapo.store import Round
@@ -83,7 +96,7 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
             shortened = round(self.warmup_duration_whole_net * self.mapo.num_epochs_factor)
             self.warmup_duration_whole_net = max(1, shortened)
         self.schedule = self.mapo.schedule(self.num_epochs, self.num_dimensions)
-        self.rates = self.mapo.rates(self.num_dimensions)
+        self.rates = self.mapo.training_rates(self.num_dimensions)
         self.labels = labels_of(self.label_manager)
         self.guard = StepGuard()
         super().initialize()
@@ -119,6 +132,7 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
             lambda_supervised=self.mapo.lambda_supervised,
             loss_type=self.mapo.loss_type,
             label_smoothing=self.mapo.label_smoothing,
+            kappa=self.mapo.kappa if self.mapo.likelihood == "voxel" else None,
         )
 
     def on_train_start(self) -> None:
@@ -162,9 +176,9 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The base trainer's step, with dropout and, in the preference stage, preferences."""
-        is_dropping = self._mined is None or self.mapo.preference_dropout
         rates = sample_rates(self.rates, len(batch["data"]), self.device)
-        batch = self._add_preferences(batch)
+        batch, rates = self._add_preferences(batch, rates)
+        is_dropping = self._mined is None or self.mapo.preference_dropout != "off"
         with self.dropout.at(rates) if is_dropping else nullcontext():
             output = super().train_step(batch)
         if self._reference is not None and self.mapo.reference_update == "average":
@@ -213,52 +227,69 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
     def _mine(self, number: int) -> Round:
         """Mine the cases of a round that are not mined yet, shared among the ranks."""
         dataset, _ = super().get_tr_and_val_datasets()
-        mined = self._round(number)
-        self.print_to_log_file(f"MAPO: mining round {number}")
+        read = partial(load_case, dataset, self.label_manager)
+        candidates = self.mapo.candidates(self.num_dimensions)
+        self._log(f"mining round {number}")
         with self._single_output() as network:
-            miner = make_miner(
-                self.mapo,
-                network,
-                self.sampler,
-                self.labels,
-                self.configuration_manager,
-                self.device,
-            )
+            plan = self.configuration_manager
+            miner = make_miner(self.mapo, network, self.sampler, self.labels, plan, self.device)
+            mined = self._round(number)
+            if self.mapo.finds_rates:
+                find = partial(
+                    find_rates, miner, read, dataset.identifiers, log=self._log,
+                    dice_fall=self.mapo.rates_dice_fall, seed=f"{self.mapo.seed}/{number}",
+                )  # fmt: skip
+                mined = with_values(mined, find)
+                candidates = candidates._replace(values=mined.values)
+                miner = with_rates(miner, mined.values)
+            mined = replace(mined, values=candidates.values)
             self._summary = mine_round(
-                miner, lambda case: load_case(dataset, self.label_manager, case),
-                dataset.identifiers, mined, self.mapo.seed,
-                lambda message: self.print_to_log_file(f"MAPO: {message}"),
+                miner, read, dataset.identifiers, mined, self.mapo.seed, self._log,
                 tau_quantile=self.mapo.tau_quantile,
             )  # fmt: skip
-        candidates = self.mapo.candidates(self.num_dimensions)
         table = tabulate_round(self._summary, candidates)
-        self.print_to_log_file(f"MAPO: round {number}: {self._summary}\n{table}")
+        self._log(f"round {number}: {self._summary}\n{table}")
         if self._summary.num_pairs == 0:
-            self.print_to_log_file(explain_no_pairs(self._summary, candidates))
+            self.print_to_log_file(explain_no_pairs(self._summary, candidates, self.mapo.pair))
         return mined
 
-    def _add_preferences(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Give the batch a `PreferenceTarget`; without preferences the batch stays as it is."""
+    def _log(self, message: str) -> None:
+        self.print_to_log_file(f"MAPO: {message}")
+
+    def _add_preferences(
+        self, batch: dict[str, Any], rates: Tensor
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Batch with a `PreferenceTarget`, and its rates; without preferences both as they are."""
         scales = self._get_deep_supervision_scales()
         split = split_preferences(batch["target"], num_scales=scales and len(scales))
         if self._mined is None or split.preferences is None:
-            return batch
+            return batch, rates
         data = batch["data"].to(self.device, non_blocking=True)
-        chosen, rejected = split.preferences.to(self.device, non_blocking=True).unbind(1)
-        disagreement = find_disagreement(chosen, rejected, self.labels, self.mapo.likelihood)
-        reference_logits = self._reference_logits(data, disagreement)
+        chosen, rejected, weights = Preferences.of(
+            split.preferences.to(self.device, non_blocking=True)
+        )
+        disagreement = find_disagreement(
+            chosen, rejected, self.labels, self.mapo.likelihood, weights
+        )
+        rates = preference_rates(rates, disagreement.has_pair, self.mapo.preference_dropout)
+        reference_logits = self._reference_logits(data, disagreement, rates)
         target = PreferenceTarget(split.target, disagreement, reference_logits)
-        return {**batch, "data": data, "target": target}
+        return {**batch, "data": data, "target": target}, rates
 
     @torch.no_grad()
-    def _reference_logits(self, data: Tensor, disagreement: Disagreement) -> Tensor:
-        """Reference's logits at the disagreement voxels; patches without any are not computed."""
+    def _reference_logits(self, data: Tensor, disagreement: Disagreement, rates: Tensor) -> Tensor:
+        """Reference's logits at the disagreement voxels, under the conditions of the policy."""
         logits = torch.zeros(disagreement.heads.shape, device=self.device)
-        has_pair = disagreement.num_disagreeing > 0
-        if self._reference is not None and disagreement.voxels.shape[1] > 0:
-            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                outputs = full_resolution(self._reference(data[has_pair]))
-            logits[has_pair] = disagreement.of(has_pair).gather(outputs)
+        if self._reference is None or disagreement.voxels.shape[1] == 0:
+            return logits
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            if self.mapo.preference_dropout == "same masks":
+                # the policy, which comes next, draws the same numbers
+                with untouched(self.device), find_switch(self._reference).at(rates):
+                    return disagreement.gather(full_resolution(self._reference(data)))
+            has_pair = disagreement.has_pair  # patches without a disagreement are not computed
+            outputs = full_resolution(self._reference(data[has_pair]))
+        logits[has_pair] = disagreement.of(has_pair).gather(outputs)
         return logits
 
     # What nnU-Net asks for ------------------------------------------------------------------------
@@ -273,7 +304,9 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's transforms, which carry chosen and rejected in a round."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        return transforms if self._mined is None else carry_preferences(transforms)
+        if self._mined is None:
+            return transforms
+        return carry_preferences(transforms, num_channels=3 if self.mapo.pair == "region" else 2)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the means of MAPO's values besides the base trainer's."""

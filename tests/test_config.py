@@ -11,6 +11,8 @@ from nnunetv2_mapo.config import MAPOConfig
 INVALID = {
     "rates_2d": [(), (0.0,), (0.1, 0.2), (0.0, 0.2, 0.1), (0.0, 0.1, 0.1), (0.0, 1.0), 0.1],
     "rates_3d": [(0.0, -0.1), (0.0, math.nan), (False, 0.5), (0.0, "0.1"), "0.1", None],
+    "rates": ["Auto", "", None, (0.0, 0.1)],
+    "rates_dice_fall": [0, 1, -0.1, math.nan, True, "0.1", None],
     "granularity": ["voxel", "", None, 1],
     "sampler": ["Dropout", "noise ", None, True],
     "thresholds": [(0.5,), (0.4, 0.5), (0.5, 0.0), (0.5, 1.0), (0.5, 0.4, 0.4), (0.5, "0.4"), 0.5],
@@ -18,16 +20,20 @@ INVALID = {
     "selection_unit_2d": ["volume", "", None],
     "selection_unit_3d": ["Case", 3, None],
     "tile_step_size": [0, 0.0, -0.5, 1.01, math.nan, True, None],
+    "pair": ["regions", "", None, 1],
+    "agree": [0, 1, "yes", None],
+    "tau_max": [0, 0.0, -0.1, 1.0001, math.nan, True, "1", None],
     "tau": [0, 0.0, -0.1, 1.0001, math.nan, math.inf, True, "0.1", None],
     "tau_quantile": [1, 1.0, -0.1, math.nan, True, "0.5"],
     "beta": [0.0, -1.0, math.nan, math.inf, True, None],
     "lambda_supervised": [-0.5, math.nan, math.inf, False, None],
     "likelihood": ["Image", "sum", None, True],
+    "kappa": [0, -1, math.nan, math.inf, True, None],
     "loss_type": ["dpo", "Sigmoid", None],
     "label_smoothing": [0.5, 1, -0.1, math.nan, True, None],
     "reference_update": ["always", "", None, False],
     "reference_decay": [0, 1, 1.0, -0.1, math.nan, None],
-    "preference_dropout": [0, 1, "yes", None],
+    "preference_dropout": [True, False, "on", "asymmetric", None],
     "warmup_fraction_2d": [0.0, 1.0, -0.1, 1.5, math.nan, True, None],
     "warmup_fraction_3d": [0, 1, math.inf, False, "0.4"],
     "warmup_epochs": [0, -1, 1.5, True, "3"],
@@ -46,6 +52,8 @@ INVALID = {
 VALID = {
     "rates_2d": [(0, 0.5), [0.0, 0.1], (0.0, 0.999)],
     "rates_3d": [(0.0, 1e-6, 0.3)],
+    "rates": ["auto", "fixed"],
+    "rates_dice_fall": [1e-6, 0.999],
     "granularity": ["element", "channel"],
     "sampler": ["dropout", "threshold", "noise"],
     "thresholds": [(0.5, 0.4), [0.5, 0.6, 0.4], (0.5, 0.999)],
@@ -53,16 +61,20 @@ VALID = {
     "selection_unit_2d": ["case", "slice", "window"],
     "selection_unit_3d": ["case", "slice", "window"],
     "tile_step_size": [1, 1.0, 0.5, 0.01],
+    "pair": ["region", "case"],
+    "agree": [True, False],
     "tau": [1, 1.0, 1e-9],
+    "tau_max": [1, 0.3],
     "tau_quantile": [None, 0, 0.0, 0.999],
     "beta": [1e-6, 100],
     "lambda_supervised": [0, 0.0, 7.5],
-    "likelihood": ["image", "disagreement"],
+    "likelihood": ["voxel", "image", "disagreement"],
+    "kappa": [1e-6, 2, 100],
     "loss_type": ["sigmoid", "ipo", "hinge"],
     "label_smoothing": [0, 0.0, 0.49],
     "reference_update": ["never", "round", "average"],
     "reference_decay": [1e-6, 0.999],
-    "preference_dropout": [True, False],
+    "preference_dropout": ["without pair", "off", "same masks"],
     "warmup_fraction_2d": [1e-6, 0.999],
     "warmup_fraction_3d": [0.5],
     "warmup_epochs": [None, 1, 1000],
@@ -81,6 +93,10 @@ VALID = {
 CASES = [(name, value) for name, values in INVALID.items() for value in values]
 # Settings that are only valid together with another one.
 NEEDED = {
+    "rates_dice_fall": {"rates": "auto"},
+    "kappa": {"likelihood": "voxel"},
+    "tau_max": {"pair": "case"},
+    "tau_quantile": {"pair": "case"},
     "thresholds": {"sampler": "threshold"},
     "noise_sigmas": {"sampler": "noise"},
     "reference_decay": {"reference_update": "average"},
@@ -116,8 +132,10 @@ def test_the_ends_of_a_valid_range_are_accepted(name, value):
 
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_setting_that_would_have_no_effect_is_refused(name):
-    config = MAPOConfig(**{name: VALID[name][0]})
     [(switch, needed)] = NEEDED[name].items()
+    other = next(value for value in VALID[switch] if value != needed)
+    given = next(value for value in VALID[name] if value != getattr(MAPOConfig(), name))
+    config = MAPOConfig(**{name: given, switch: other})
     with pytest.raises(ValueError, match=f"{name}=.* is not valid: it needs {switch}='{needed}'"):
         config.validate()
 
@@ -137,7 +155,7 @@ def test_several_problems_are_listed_at_once():
 def test_a_message_says_what_is_valid():
     with pytest.raises(ValueError, match=r"tau=2 is not valid: a number in \(0, 1\] is needed"):
         MAPOConfig(tau=2).validate()
-    with pytest.raises(ValueError, match=r"choose one of \['disagreement', 'image'\]"):
+    with pytest.raises(ValueError, match=r"choose one of \['voxel', 'disagreement', 'image'\]"):
         MAPOConfig(likelihood="sum").validate()
     with pytest.raises(ValueError, match="num_rounds=-1 is not valid: an integer >= 0 is needed"):
         MAPOConfig(num_rounds=-1).validate()
@@ -176,10 +194,10 @@ def test_settings_survive_json_and_another_version():
 
 
 def test_candidate_rates_are_those_of_the_paper():
-    assert MAPOConfig().rates(2) == (
+    assert MAPOConfig().training_rates(2) == (
         0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05,
     )  # fmt: skip
-    assert MAPOConfig().rates(3) == (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    assert MAPOConfig().training_rates(3) == (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
 def test_dimension_decides_between_the_two_settings_of_a_pair():
@@ -191,7 +209,7 @@ def test_dimension_decides_between_the_two_settings_of_a_pair():
         warmup_fraction_2d=0.5,
         warmup_fraction_3d=0.2,
     )
-    assert (config.rates(2), config.rates(3)) == ((0.0, 0.1), (0.0, 0.2))
+    assert (config.training_rates(2), config.training_rates(3)) == ((0.0, 0.1), (0.0, 0.2))
     assert (config.num_epochs(2, 1000), config.num_epochs(3, 1000)) == (20, 30)
     assert config.schedule(10, 2).warmup_epochs == 5
     assert config.schedule(10, 3).warmup_epochs == 2
@@ -242,15 +260,37 @@ def test_differences_name_field_earlier_and_current_value():
     earlier = json.loads(json.dumps(MAPOConfig(tau=0.3, rates_3d=(0.0, 0.5)).to_dict()))
     assert MAPOConfig().differences(earlier) == [
         "rates_3d: [0.0, 0.5] then, [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3] now",
-        "tau: 0.3 then, 0.1 now",
+        "tau: 0.3 then, 0.05 now",
     ]
 
 
-def test_fields_unknown_to_an_earlier_version_are_no_difference():
+def test_a_field_that_an_earlier_version_had_not_means_what_it_did():
     earlier = MAPOConfig().to_dict()
-    del earlier["granularity"]
+    for name in ("granularity", "pair", "rates"):
+        del earlier[name]
     earlier["removed_since"] = 5
-    assert MAPOConfig(granularity="channel").differences(earlier) == []
+    assert MAPOConfig(pair="case", rates="fixed").differences(earlier) == []
+    assert MAPOConfig(granularity="channel").differences(earlier) == [
+        "rates: fixed then, auto now",
+        "granularity: element then, channel now",
+        "pair: case then, region now",
+    ]
+
+
+def test_the_asymmetric_dropout_of_an_earlier_version_is_named_and_cannot_be_had():
+    earlier = {"preference_dropout": True}
+    assert any(
+        line == "preference_dropout: asymmetric then, without pair now"
+        for line in MAPOConfig().differences(earlier)
+    )
+    with pytest.raises(ValueError, match=r"preference_dropout='asymmetric' is not valid"):
+        MAPOConfig.from_dict(earlier).validate()
+    assert MAPOConfig.from_dict({"preference_dropout": False}).preference_dropout == "off"
+
+
+def test_a_band_of_gaps_that_is_empty_is_refused():
+    with pytest.raises(ValueError, match=r"tau_max=0.1 is not valid: tau=0.3 is above it"):
+        MAPOConfig(pair="case", tau=0.3, tau_max=0.1).validate()
 
 
 def test_configurations_cannot_be_changed_in_place():

@@ -32,6 +32,7 @@ from torch import Tensor
 from nnunetv2_mapo.dataset import (
     MoveDisagreement,
     PreferenceDataset,
+    Preferences,
     carry_preferences,
     split_preferences,
 )
@@ -166,6 +167,62 @@ def test_preferences_are_carried_through_dummy_2d_augmentation():
     assert image.shape == target.shape == (1, 12, 12, 12)
     assert torch.equal(preferences[0], target[0])
     assert torch.equal(preferences[1], 1 - target[0])
+
+
+def weighted_stack(shape: tuple[int, ...]) -> Tensor:
+    """Weight 40 where chosen differs from rejected and is foreground, 100 where it is not, else 0.
+
+    The weights are fewer than the labels' values and far apart: an interpolation would show.
+    """
+    segmentation = blobs(shape)
+    rejected = torch.where(blobs(shape, seed=1) == 1, 1 - segmentation, segmentation)
+    weight = (segmentation != rejected) * (100 - 60 * segmentation)
+    return torch.cat((segmentation, segmentation, rejected, weight.short()))
+
+
+@pytest.mark.parametrize(
+    ("num_dimensions", "is_dummy_2d"), [(2, False), (3, False), (3, True)],
+    ids=["2D", "3D", "dummy 2D"],
+)  # fmt: skip
+def test_the_weight_stays_with_its_voxels_and_is_not_interpolated(num_dimensions, is_dummy_2d):
+    stack = weighted_stack((12, 40, 40) if is_dummy_2d else WHOLE[num_dimensions])
+    transforms = carry_preferences(
+        training_transforms(num_dimensions, do_dummy_2d_data_aug=is_dummy_2d), num_channels=3
+    )
+    for seed in range(3):
+        _, (target, preferences) = augment(transforms, stack[:1].float(), stack, seed)
+        chosen, rejected, weight = preferences
+        assert torch.equal(chosen[chosen != rejected], target[0][chosen != rejected])
+        assert set(weight.unique().tolist()) == {0, 40, 100}
+        # the labels are interpolated and the weight is not: they part at borders alone
+        disagreeing = chosen != rejected
+        is_right = weight == torch.where(disagreeing, 100 - 60 * chosen, 0)
+        assert is_right.float().mean() > 0.8
+        assert (weight[disagreeing] > 0).float().mean() > 0.7
+
+
+@in_2d_and_3d
+def test_preferences_without_rotation_are_cropped_with_their_weight(num_dimensions):
+    stack = weighted_stack(WHOLE[num_dimensions])
+    transforms = training_transforms(num_dimensions)
+    for step in transforms.transforms:
+        if isinstance(step, SpatialTransform):
+            step.p_rotation = step.p_scaling = 0
+    image, (target, preferences) = augment(
+        carry_preferences(transforms, num_channels=3), stack[:1].float(), stack, 0
+    )
+    assert torch.equal(target[0].float(), image[0])
+    chosen, rejected, weight = preferences
+    assert torch.equal(chosen, target[0])
+    assert torch.equal(weight, (chosen != rejected) * (100 - 60 * chosen))
+
+
+def test_preferences_of_a_batch_have_weights_from_0_to_1():
+    channels = torch.tensor([[[1, 2], [3, 4], [50, 100]]], dtype=torch.int16)
+    chosen, rejected, weights = Preferences.of(channels)
+    assert (chosen.tolist(), rejected.tolist()) == ([[1, 2]], [[3, 4]])
+    assert weights.tolist() == [[0.5, 1.0]]
+    assert Preferences.of(channels[:, :2]).weights is None
 
 
 @in_2d_and_3d

@@ -13,6 +13,7 @@ import nnunetv2_mapo.dropout
 from nnunetv2_mapo.dropout import (
     StochasticDropout,
     dropout_multiplier,
+    preference_rates,
     sample_rates,
 )
 from nnunetv2_mapo.dropout_sites import find_dropout_sites
@@ -564,3 +565,12 @@ def test_compiled_gradients_of_rate_zero_equal_the_plain_ones():
     with dropout.at(torch.tensor([0.5, 0.5])):
         compiled(windows).square().mean().backward()
     assert not torch.equal(network[0].weight.grad, 2 * plain[0])
+
+
+def test_rates_of_the_preference_stage_make_policy_and_reference_comparable():
+    rates, has_pair = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([True, False, True])
+    assert preference_rates(rates, has_pair, "off").tolist() == [0, 0, 0]
+    without = preference_rates(rates, has_pair, "without pair")
+    assert without.tolist() == pytest.approx([0, 0.2, 0])
+    assert torch.equal(preference_rates(rates, has_pair, "same masks"), rates)
+    assert rates[0] == pytest.approx(0.1)  # not changed in place

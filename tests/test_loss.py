@@ -18,6 +18,8 @@ from nnunetv2_mapo.loss import (
     chosen_log_likelihood,
     find_disagreement,
     margin,
+    voxel_loss,
+    voxel_margins,
 )
 from nnunetv2_mapo.preference_losses import sigmoid_loss
 
@@ -432,3 +434,65 @@ def test_the_loss_has_no_weights_that_a_checkpoint_would_hold():
     loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=1.0)
     assert not list(loss.parameters())
     assert not loss.state_dict()
+
+
+# Weights and a loss of each voxel ---------------------------------------------------------------
+
+
+def two_voxels(weights=None):
+    """A patch of 2 x 2: in voxel 1 chosen is 1 and rejected 0, in voxel 2 chosen 0, rejected 1."""
+    chosen = torch.tensor([[[0, 1], [0, 0]]])
+    rejected = torch.tensor([[[0, 0], [1, 0]]])
+    return find_disagreement(chosen, rejected, TWO, "disagreement", weights)
+
+
+def test_weights_make_a_weighted_mean_of_the_margin():
+    logits = torch.zeros(1, 2, 2, 2)
+    logits[0, 1, 0, 1], logits[0, 0, 1, 0] = 3.0, 5.0  # margins 3 and 5
+    pairs = two_voxels(torch.tensor([[[9.0, 0.5], [0.25, 9.0]]]))
+    assert margin(pairs.gather(logits), pairs).item() == pytest.approx((1.5 + 1.25) / 0.75)
+    unweighted = two_voxels()
+    assert margin(unweighted.gather(logits), unweighted).item() == pytest.approx(4)
+
+
+def test_voxel_loss_by_hand():
+    # 2 κ / (β |Ω|) (1 * ln(1 + e^-3β) + 0.5 * ln(1 + e^5β)), κ = 3, β = 0.5, |Ω| = 4
+    logits = torch.zeros(1, 2, 2, 2)
+    logits[0, 1, 0, 1], logits[0, 0, 1, 0] = 3.0, -5.0
+    pairs = two_voxels(torch.tensor([[[0.0, 1.0], [0.5, 0.0]]]))
+    deltas = voxel_margins(pairs.gather(logits), pairs)
+    loss = voxel_loss(sigmoid_loss(deltas, 0.5), pairs, beta=0.5, kappa=3.0)
+    expected = 3 * (math.log1p(math.exp(-1.5)) + 0.5 * math.log1p(math.exp(2.5)))
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_a_voxel_pulls_kappa_times_as_much_as_cross_entropy_can_and_saturates():
+    logits = torch.zeros(1, 2, 2, 2, requires_grad=True)
+    pairs = two_voxels()
+    target = PreferenceTarget(None, pairs, torch.zeros(1, 2, 2))
+    loss = MAPOLoss(
+        lambda output, _: 0 * output.sum(), TWO, beta=1.0, lambda_supervised=1.0, kappa=2.0
+    )
+    loss(logits, target).backward()
+    assert logits.grad[0, 1, 0, 1].item() == pytest.approx(-2 / 4)  # -κ / |Ω|
+    assert logits.grad[0, 0, 0, 1].item() == pytest.approx(2 / 4)
+    logits.grad = None
+    far = torch.zeros(1, 2, 2, 2)
+    far[0, 1, 0, 1] = 20.0  # this voxel has learnt its preference, the other has not
+    loss(logits + far, target).backward()
+    assert logits.grad[0, 1, 0, 1].abs().item() < 1e-6
+    assert logits.grad[0, 0, 1, 0].item() == pytest.approx(-2 / 4)
+
+
+def test_the_voxel_loss_skips_patches_without_a_pair():
+    policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
+    rejected[1] = chosen[1]
+    policy.requires_grad_()
+    pairs = preference_target(None, reference, chosen, rejected, FIVE, "voxel")
+    loss = MAPOLoss(
+        lambda output, _: 0 * output.sum(), FIVE, beta=1.0, lambda_supervised=1.0, kappa=1.0
+    )
+    loss(policy, pairs).backward()
+    assert policy.grad[1].abs().max() == 0
+    assert policy.grad[0].abs().max() > 0
+    assert 0 < loss.rewards.loss < math.inf

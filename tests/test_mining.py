@@ -227,6 +227,57 @@ def test_each_unit_chooses_its_own_pair(make_miner, patch_size, unit):
         assert len({record.chosen for record in mined.records}) > 1
 
 
+@pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
+@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
+def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, patch_size, labels):
+    miner = replace(make_miner(patch_size, labels=labels, tau=0.01), pair="region")
+    image, segmentation = some_case((4, 12, 12), num_labels=3)
+    torch.manual_seed(0)
+    samples = list(miner.find_samples(image, segmentation))
+    torch.manual_seed(0)
+    mined = miner.mine(image, segmentation)
+    assert mined.preferences.shape == (3, 4, 12, 12)
+    assert len(mined.records) == len(samples) == (4 if len(patch_size) == 2 else 1)
+    for sample, record in zip(samples, mined.records, strict=True):
+        chosen, rejected, weight = mined.preferences[(slice(None), *sample.place)]
+        plain = sample.candidates[0].numpy()
+        differs = chosen != rejected
+        assert record.num_disagreeing == differs.sum() > 0
+        assert np.array_equal(weight > 0, differs)
+        assert weight.max() <= 100
+        # the plain prediction is always one of the two
+        assert ((chosen == plain) | (rejected == plain))[differs].all()
+        assert record.pair_dice[0] > record.dice[0] > record.pair_dice[1]
+        assert record.has_pair
+        assert 0 < record.num_preferred < record.num_parts
+
+
+def test_with_agree_chosen_is_right_in_every_disagreement_voxel(make_miner):
+    image, segmentation = some_case((4, 12, 12))
+    for pair in ("case", "region"):
+        mined = {}
+        for agree in (False, True):
+            miner = replace(make_miner((8, 8, 8), tau=0.001), pair=pair, agree=agree)
+            torch.manual_seed(0)
+            mined[agree] = miner.mine(image, segmentation)
+        all_of_it, right = mined[False], mined[True]
+        differs = all_of_it.chosen != all_of_it.rejected
+        is_right = all_of_it.chosen == segmentation.numpy()
+        assert 0 < (differs & is_right).sum() < differs.sum()
+        assert np.array_equal(right.chosen != right.rejected, differs & is_right)
+
+
+def test_a_gap_above_tau_max_makes_no_pair(make_miner):
+    miner = make_miner((8, 8, 8))
+    image, segmentation = some_case((8, 8, 8))
+    torch.manual_seed(0)
+    (record,) = miner.mine(image, segmentation).records
+    gaps = sorted(max(record.dice) - dice for dice in record.dice)
+    torch.manual_seed(0)
+    (banded,) = replace(miner, tau_max=(gaps[-1] + gaps[-2]) / 2).mine(image, segmentation).records
+    assert banded.dice[banded.chosen] - banded.dice[banded.rejected] == pytest.approx(gaps[-2])
+
+
 def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
     miner = make_miner((8, 8, 8), windows_per_forward=1)
     seen = fail_above(miner, 10**6, RuntimeError())
@@ -242,9 +293,17 @@ def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
 def test_a_miner_follows_the_settings(make_miner):
     made = make_miner((8, 8))
     plan = SimpleNamespace(patch_size=(8, 8), batch_size=2)
-    config = MAPOConfig(tau=0.2, selection_unit_2d="window", tile_step_size=0.5)
+    config = MAPOConfig(
+        pair="case",
+        tau=0.2,
+        tau_max=0.4,
+        agree=True,
+        selection_unit_2d="window",
+        tile_step_size=0.5,
+    )
     miner = make_miner_by_settings(config, made.network, made.sampler, made.labels, plan, CPU)
     assert (miner.tau, miner.unit, miner.tile_step_size) == (0.2, "window", 0.5)
+    assert (miner.pair, miner.tau_max, miner.agree) == ("case", 0.4, True)
     assert miner.windows_per_forward == 2  # 4 times a batch of 2, by 4 rates
     quantile = replace(config, tau_quantile=0.5)
     miner = make_miner_by_settings(quantile, made.network, made.sampler, made.labels, plan, CPU)

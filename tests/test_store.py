@@ -221,12 +221,12 @@ def test_manifest_holds_origin_records_and_checksums(mined):
     assert manifest["cases"]["a"]["samples"] == [
         {
             "dice": [0.9, 0.4], "chosen": 0, "rejected": 1, "num_disagreeing": 7, "num_voxels": 60,
-            "has_foreground": True,
+            "has_foreground": True, "num_parts": 0, "num_preferred": 0, "pair_dice": None,
         },
         {
             "dice": [0.9, 0.9], "chosen": 0, "rejected": None, "num_disagreeing": 0,
             "num_voxels": 60,
-            "has_foreground": True,
+            "has_foreground": True, "num_parts": 0, "num_preferred": 0, "pair_dice": None,
         },
     ]  # fmt: skip
     assert sorted(file.name for file in mined.folder.iterdir()) == [
@@ -317,3 +317,41 @@ def test_damage_anywhere_is_found_and_nothing_damaged_is_used(mined, target, fli
     else:
         assert found == ({}, ["case"])
     assert mined.find_foreign() == []
+
+
+def test_a_weight_is_a_further_channel():
+    segmentation = np.array([[[[1, 2]]]], dtype=np.int8)
+    one = np.array([[[1, 0]]], np.int16)
+    stack = stack_preferences(segmentation, one, 0 * one, 100 * one)
+    assert stack.tolist() == [[[[1, 2]]], [[[1, 0]]], [[[0, 0]]], [[[100, 0]]]]
+
+
+def test_values_of_the_candidates_are_those_of_the_same_origin(mined):
+    assert mined.read_values() == ()
+    mined.write_values((0.0, 0.25))
+    assert mined.read_values() == (0.0, 0.25)
+    other = replace(mined, origin={**ORIGIN, "policy": "def"})
+    assert other.read_values() == ()
+    assert other.find_foreign() == []  # another policy is no other training
+
+
+def test_the_manifest_says_what_the_candidates_differ_in(mined, tmp_path):
+    mined.write_case("a", some_stack(), [RECORD], (4, 4))
+    replace(mined, values=(0.0, 0.25)).write_manifest({"a": [RECORD]})
+    (stored,) = read_rounds(tmp_path)
+    assert stored.candidates(2).values == (0.0, 0.25)
+    before = stored._replace(values=())  # a store of version 0.1
+    assert before.candidates(2).values == (0.0, 0.1)
+
+
+def test_a_region_pair_has_the_dice_that_its_record_says():
+    record = SampleRecord(
+        [0.5, 0.25], 0, None, num_disagreeing=5, num_voxels=9, num_parts=2, pair_dice=[0.75, 0.25]
+    )
+    assert record.has_pair
+    assert (record.dice_chosen, record.dice_rejected) == (0.75, 0.25)
+    assert not replace(record, num_disagreeing=0).has_pair  # all of it is ignored
+    assert RECORD.has_pair
+    assert (RECORD.dice_chosen, RECORD.dice_rejected) == (0.9, 0.4)
+    assert not NO_PAIR.has_pair
+    assert NO_PAIR.dice_chosen == NO_PAIR.dice_rejected == 0.9

@@ -61,15 +61,37 @@ def test_table_of_a_round_has_a_line_for_each_rate_and_one_for_the_pairs():
         "0         0.5000  0.3750  0.5000  0.6250       1         0",
         "0.125     0.4167  0.1250  0.2500  0.6250       1         1",
         "0.25      0.3333  0.2500  0.2500  0.3750       0         1",
-        "Dice gap of a sample's best and worst candidate: median 0.5000, at least tau = 0.5, which "
-        "makes a pair, in 2 of 3 samples (66.7%); the pairs disagree in 20.00% of their voxels",
+        "Dice gap of a sample's best and worst candidate: median 0.5000; 2 of 3 samples have a "
+        "pair (66.7%, tau = 0.5), which disagrees in 20.00% of the voxels",
     ]
+
+
+def test_region_pairs_are_summarised_by_their_parts():
+    samples = [
+        SampleRecord(
+            [0.5, 0.25], 0, None, num_disagreeing=5, num_voxels=100, num_parts=3, num_preferred=1,
+            pair_dice=[0.75, 0.25],
+        ),
+        SampleRecord(
+            [1.0, 0.25], 0, None, num_disagreeing=15, num_voxels=100, num_parts=1, num_preferred=0,
+            pair_dice=[1.0, 0.5],
+        ),
+        SampleRecord([0.5, 0.5], 0, None, num_disagreeing=0, num_voxels=100),
+    ]  # fmt: skip
+    summary = summarize({"a": samples}, tau=0.05, num_mined=1, seconds=0.0)
+    assert (summary.num_pairs, summary.num_samples) == (2, 3)
+    assert (summary.num_parts, summary.num_preferred) == (4, 1)
+    assert summary.dice_chosen == pytest.approx((0.75 + 1.0) / 2)
+    assert summary.dice_rejected == pytest.approx((0.25 + 0.5) / 2)
+    assert "4 parts of which 25.0% are preferred" in str(summary)
+    table = tabulate_round(summary, Candidates("rate", "rates_2d", (0.0, 0.125)))
+    assert table.splitlines()[0].split() == ["rate", "mean", "Dice", "25", "%", "median", "75", "%"]
 
 
 def test_table_of_a_round_without_pairs_says_nothing_of_their_voxels():
     summary = summarize({"a": RECORDS["a"][1:]}, tau=0.1, num_mined=1, seconds=0.0)
     table = tabulate_round(summary, Candidates("rate", "rates_2d", (0.0, 0.1, 0.2)))
-    assert table.endswith("in 0 of 1 samples (0.0%)")
+    assert table.endswith("0 of 1 samples have a pair (0.0%, tau = 0.1)")
     assert [line.split()[-2:] for line in table.splitlines()[2:5]] == [["0", "0"]] * 3
 
 
@@ -88,18 +110,23 @@ def test_no_pairs_are_explained_with_gaps_and_tau():
         for gap in (0.0125, 0.025, 0.05)
     ]
     summary = summarize({"a": samples}, tau=0.3, num_mined=1, seconds=0.0)
-    message = explain_no_pairs(summary, Candidates("dropout rate", "rates_3d", (0.0, 0.125)))
+    candidates = Candidates("dropout rate", "rates_3d", (0.0, 0.125))
+    message = explain_no_pairs(summary, candidates, "case")
     assert message.startswith("WARNING: this round has NO preference pair")
     assert "tau = 0.3, and more than 0, between two candidates" in message
     assert "largest gap of any sample is 0.0500, the median 0.0250" in message
     assert "(dropout rate from 0.0 to 0.125, plain Dice 0.5000)" in message
     assert "half of the samples would have a pair at 0.025" in message
+    message = explain_no_pairs(summary, candidates, "region")
+    assert "A pair needs a candidate with a part that changes the Dice of the sample" in message
+    assert "tau" not in message
 
 
 def test_equal_candidates_are_explained_without_a_tau_that_would_help():
     samples = [SampleRecord([0.5, 0.5], chosen=0, rejected=None, num_disagreeing=0, num_voxels=1)]
     summary = summarize({"a": samples}, tau=0.0, num_mined=1, seconds=0.0)
-    message = explain_no_pairs(summary, Candidates("noise σ", "noise_sigmas", (0.0, 0.05)))
+    candidates = Candidates("noise σ", "noise_sigmas", (0.0, 0.05))
+    message = explain_no_pairs(summary, candidates, "case")
     assert "whose MAPOConfig has candidates that differ more (noise_sigmas), or" in message
     assert "smaller tau" not in message
 

@@ -25,7 +25,7 @@ class nnUNetTrainer_MAPO_Window(nnUNetTrainer_MAPO):
 class nnUNetTrainer_MAPO_Quantile(nnUNetTrainer_MAPO):
     """The half of the samples with the largest Dice gaps has a pair."""
 
-    mapo = MAPOConfig(tau_quantile=0.5)
+    mapo = MAPOConfig(pair="case", tau_quantile=0.5)
 
 
 class nnUNetTrainer_MAPO_IPO(nnUNetTrainer_MAPO):

@@ -8,11 +8,14 @@ class nnUNetTrainer_MAPO_Paper(nnUNetTrainer_MAPO):
     """The paper's loss, thresholds, lengths and optimisers."""
 
     mapo = MAPOConfig(
+        rates="fixed",
+        tile_step_size=1.0,
+        pair="case",
         tau=0.3,
         beta=0.1,
         lambda_supervised=0.5,
         likelihood="image",
-        preference_dropout=False,
+        preference_dropout="off",
         num_epochs_2d=300,
         num_epochs_3d=1300,
         adam_learning_rate=1e-4,

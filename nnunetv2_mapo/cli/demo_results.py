@@ -87,7 +87,10 @@ def read_results(fold: Path, summaries: dict[str, Path]) -> Results:
 def find_largest_gaps(cases: dict[str, list[SampleRecord]], num_cases: int) -> list[str]:
     """Cases whose chosen and rejected candidates differ most in Dice, the largest gap first."""
     gaps = {
-        case: max((each.gap for each in records if each.rejected is not None), default=0.0)
+        case: max(
+            (each.dice_chosen - each.dice_rejected for each in records if each.has_pair),
+            default=0.0,
+        )
         for case, records in cases.items()
     }
     ordered = sorted(gaps, key=lambda case: gaps[case], reverse=True)
@@ -120,19 +123,18 @@ def pair_panels(raw: Path, fold: Path, predictions: Path, case: str, ending: str
     """
     folder = fold / PREFERENCES / "round_01"
     record = read_rounds(fold)[0].cases[case][0]
-    _, chosen, rejected = np.asarray(Round(folder, {}).open_stack(case)[:])
+    _, chosen, rejected, *_ = np.asarray(Round(folder, {}).open_stack(case)[:])
     image = read_image(raw / "imagesTr" / f"{case}_0000{ending}")
     truth = read_image(raw / "labelsTr" / f"{case}{ending}")
     final = read_image(predictions / f"{case}{ending}")
     # 3D: the slice in which they differ most; 2D has only one.
     plane = int((chosen != rejected).sum((1, 2)).argmax())
     volumes = [volume.reshape(chosen.shape)[plane] for volume in (image, truth, final)]
-    worst = record.dice[record.rejected if record.rejected is not None else record.chosen]
     return [
         Panel(volumes[0], None, case),
         Panel(volumes[0], volumes[1]),
-        Panel(volumes[0], chosen[plane], f"Dice {record.dice[record.chosen]:.2f}"),
-        Panel(volumes[0], rejected[plane], f"Dice {worst:.2f}"),
+        Panel(volumes[0], chosen[plane], f"Dice {record.dice_chosen:.2f}"),
+        Panel(volumes[0], rejected[plane], f"Dice {record.dice_rejected:.2f}"),
         Panel(volumes[0], volumes[2]),
     ]
 

@@ -52,7 +52,7 @@ class nnUNetTrainer_MAPO_TwoRounds(nnUNetTrainer_MAPO):
 
     mapo = MAPOConfig(
         num_rounds=2,
-        rates_2d=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),  # high ones: pairs after few steps
+        rates_2d=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
         rates_3d=(0.0, 0.05, 0.1, 0.15, 0.2),
     )
 

@@ -118,7 +118,9 @@ def space_evenly(identifiers: Sequence[str], number: int) -> list[str]:
 def default_settings(model: TrainedModel) -> Settings:
     """Settings of `nnUNetTrainer_MAPO` for the model's dimension."""
     default = MAPOConfig()
-    return Settings(default.rates(len(model.configuration_manager.patch_size)), default.tau)
+    return Settings(
+        default.training_rates(len(model.configuration_manager.patch_size)), default.tau
+    )
 
 
 def look_at(
@@ -147,6 +149,7 @@ def look_at(
     config = MAPOConfig(  # samples are those of the default, whatever the model was trained with
         rates_2d=tuple(rates),
         rates_3d=tuple(rates),
+        rates="fixed",
         granularity=trained.granularity,
         seed=trained.seed,
         dropout_include=trained.dropout_include,

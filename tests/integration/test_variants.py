@@ -16,13 +16,18 @@ from test_training import StopHereError, read_log, read_manifests, stop_in_epoch
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 MakeVariant = Callable[..., Any]
 VARIANTS: dict[str, dict[str, Any]] = {
+    "case pairs": {"pair": "case", "likelihood": "disagreement", "kappa": 2.0},
+    "whole images": {"likelihood": "image"},
+    "right voxels only": {"agree": True},
+    "found rates": {"rates": "auto", "rates_dice_fall": 0.3},
+    "the same masks": {"preference_dropout": "same masks"},
     "thresholds": {"sampler": "threshold", "thresholds": (0.5, 0.01, 0.99)},
     "noise": {"sampler": "noise", "noise_sigmas": (0.0, 0.5, 2.0)},
     "windows": {"selection_unit_2d": "window", "selection_unit_3d": "window"},
     "slices of a volume": {"selection_unit_3d": "slice"},
     "cases of slices": {"selection_unit_2d": "case"},
     "overlapping windows": {"tile_step_size": 0.5},
-    "quantile": {"tau_quantile": 0.5, "tau": 1.0},
+    "quantile": {"pair": "case", "tau_quantile": 0.5, "tau": 1.0},
     "ipo": {"loss_type": "ipo"},
     "hinge": {"loss_type": "hinge"},
     "robust": {"loss_type": "robust", "label_smoothing": 0.1},
@@ -58,6 +63,37 @@ def test_a_training_runs_through_two_rounds_with_pairs(
     assert all(value > 0 for value in logged["mining/pairs"][2:])
 
 
+def first_preference_steps(trainer: Any) -> list[dict[str, Any]]:
+    """Values of the steps of round 1 in which there was a pair."""
+    steps: list[dict[str, Any]] = []
+    train_step = trainer.train_step
+
+    def step_and_note(batch: dict[str, Any]) -> dict[str, Any]:
+        output: dict[str, Any] = train_step(batch)
+        if trainer._mined is not None and math.isfinite(output["loss/dpo"]):
+            steps.append(output)
+        return output
+
+    trainer.train_step = step_and_note
+    stop_in_epoch(trainer, epoch=3)
+    return steps
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"preference_dropout": "same masks"}, {"preference_dropout": "off"}],
+    ids=["default", "same masks", "off"],
+)
+def test_policy_and_reference_are_compared_under_the_same_conditions(
+    make_variant: MakeVariant, settings: dict[str, Any], configuration: str
+) -> None:
+    # At the first step of round 1 they are the same network.
+    first, *others = first_preference_steps(make_variant(settings, configuration=configuration))
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    assert abs(others[-1]["rewards/margins"]) > 1e-4
+
+
 @pytest.mark.parametrize(
     ("name", "loss"),
     [
@@ -70,20 +106,10 @@ def test_a_training_runs_through_two_rounds_with_pairs(
 def test_a_round_begins_with_the_loss_of_policy_and_reference_that_agree(
     make_variant: MakeVariant, name: str, loss: float
 ) -> None:
-    trainer = make_variant({**VARIANTS[name], "preference_dropout": False})
-    first: list[float] = []
-    train_step = trainer.train_step
-
-    def step_and_note(batch: dict[str, Any]) -> dict[str, Any]:
-        output: dict[str, Any] = train_step(batch)
-        if trainer._mined is not None and math.isfinite(output["loss/dpo"]):
-            first.append(output["loss/dpo"])
-        return output
-
-    trainer.train_step = step_and_note
-    stop_in_epoch(trainer, epoch=3)
-    assert first[0] == pytest.approx(loss, rel=1e-4)
-    assert first[0] != pytest.approx(first[-1], rel=1e-4)
+    trainer = make_variant({**VARIANTS[name], "likelihood": "disagreement"})
+    losses = [step["loss/dpo"] for step in first_preference_steps(trainer)]
+    assert losses[0] == pytest.approx(loss, rel=1e-4)
+    assert losses[0] != pytest.approx(losses[-1], rel=1e-4)
 
 
 def test_the_log_names_what_the_candidates_differ_in(make_variant: MakeVariant) -> None:

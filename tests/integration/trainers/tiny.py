@@ -37,7 +37,14 @@ class nnUNetTrainerSeeded(nnUNetTrainerTiny):
 
 
 RATES = (0.0, 0.2, 0.5)
-TINY = {"num_rounds": 2, "rates_2d": RATES, "rates_3d": RATES, "start_from": "last", "tau": 1e-4}
+TINY = {
+    "num_rounds": 2,
+    "rates": "fixed",
+    "rates_2d": RATES,
+    "rates_3d": RATES,
+    "start_from": "last",
+    "tau": 1e-4,
+}
 
 
 class nnUNetTrainer_MAPO_tiny(nnUNetTrainer_MAPO):
@@ -55,7 +62,7 @@ class nnUNetTrainer_MAPO_tinybeta(nnUNetTrainer_MAPO):
 class nnUNetTrainer_MAPO_steady(nnUNetTrainer_MAPO):
     """No dropout in the preference stage: a step is a function of its batch."""
 
-    mapo = MAPOConfig(**TINY, preference_dropout=False)
+    mapo = MAPOConfig(**TINY, preference_dropout="off")
 
 
 class nnUNetTrainer_MAPO_tinyaverage(nnUNetTrainer_MAPO):
