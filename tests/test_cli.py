@@ -14,7 +14,7 @@ from nnunetv2_mapo.cli.nnunet import CommandError, NNUNet, find_command, shorten
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference" / "command-line.md"
 NAMES = (
-    "demo", "doctor", "preview", "evaluate", "compare", "sweep", "report", "export", "uncertainty",
+    "demo", "doctor", "preview", "evaluate", "compare", "report", "export", "uncertainty",
 )  # fmt: skip
 COMMANDS = [[], *([name] for name in NAMES)]
 

@@ -247,9 +247,12 @@ def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, p
         assert weight.max() <= 100
         # the plain prediction is always one of the two
         assert ((chosen == plain) | (rejected == plain))[differs].all()
-        assert record.pair_dice[0] > record.dice[0] > record.pair_dice[1]
         assert record.has_pair
-        assert 0 < record.num_preferred < record.num_parts
+        if labels is CLASSES:
+            truth = sample.target.numpy()
+            expected = [class_dice(chosen, truth), class_dice(rejected, truth)]
+            assert record.pair_dice == pytest.approx(expected, abs=1e-6)
+        assert 0 <= record.num_preferred <= record.num_parts > 0
 
 
 def test_with_agree_chosen_is_right_in_every_disagreement_voxel(make_miner):

@@ -18,26 +18,25 @@ from nnunetv2.utilities import find_class_by_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 
 from nnunetv2_mapo import rule
-from nnunetv2_mapo.cli.sweep_run import find_settings
 from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.sweep_file import SweepError
 from nnunetv2_mapo.trainer import MAPOTrainer, nnUNetTrainer_MAPO
 
 TRAINER_CONFIGS = Path(__file__).parents[1] / "trainer_configs"
 INSTALLED = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer", "variants", "mapo")
 PAPER = MAPOConfig(
+    rates="fixed",
+    tile_step_size=1.0,
+    pair="case",
     tau=0.3,
     beta=0.1,
     lambda_supervised=0.5,
     likelihood="image",
-    preference_dropout=False,
+    preference_dropout="off",
     num_epochs_2d=300,
     num_epochs_3d=1300,
     adam_learning_rate=1e-4,
 )
 FINE_TUNE = MAPOConfig(
-    beta=0.3,
-    lambda_supervised=3.0,
     fine_tune=True,
     num_epochs_factor=0.2,
     learning_rate_factor=0.1,
@@ -267,20 +266,6 @@ class Mixin:
 def test_a_variant_is_only_settings_or_what_more_it_is(bases, body, more):
     found = rule.describe_more(type("Variant", bases, body))
     assert found.startswith(more) if more.endswith(" ") else found == more
-
-
-def test_a_sweep_takes_no_variant_that_is_more_than_its_settings(own_folder):
-    (own_folder / "other.py").write_text(
-        IMPORTS + "class nnUNetTrainer_MAPO_Other(MAPOTrainer, nnUNetTrainer):\n"
-        "    mapo = MAPOConfig(tau=0.2)\n\n"
-        "class nnUNetTrainer_MAPO_Static(nnUNetTrainer_MAPO):\n"
-        "    build_network_architecture = staticmethod(print)\n"
-    )
-    with pytest.raises(SweepError, match=r"nnUNetTrainer_MAPO_Other is more .*it is no subclass"):
-        find_settings("Other")
-    with pytest.raises(SweepError, match=r"it defines build_network_architecture\)"):
-        find_settings("Static")
-    assert find_settings("Paper") == PAPER
 
 
 def test_an_error_inside_a_users_module_is_not_hidden(own_folder):

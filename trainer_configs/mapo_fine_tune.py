@@ -7,13 +7,10 @@ from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
 
 
 class nnUNetTrainer_MAPO_FineTune(nnUNetTrainer_MAPO):
-    """A fifth of the base trainer's epochs, at a tenth of its learning rate, gently."""
+    """A fifth of the base trainer's epochs, at a tenth of its learning rate."""
 
-    # Measured, see docs/how-to/fine-tune.md: the whole learning rate and the default preferences
-    # destroy what the base has learnt.
+    # Measured, see docs/how-to/fine-tune.md: the whole learning rate destroys what the base knows.
     mapo = MAPOConfig(
-        beta=0.3,
-        lambda_supervised=3.0,
         fine_tune=True,
         num_epochs_factor=0.2,
         learning_rate_factor=0.1,

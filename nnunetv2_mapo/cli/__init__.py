@@ -16,7 +16,6 @@ from nnunetv2_mapo.cli import (
     export,
     preview,
     report,
-    sweep,
     uncertainty,
 )
 from nnunetv2_mapo.cli.completion import SHELLS, PrintCompletion
@@ -58,7 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_parser(commands)
     evaluate.add_parser(commands)
     compare.add_parser(commands)
-    sweep.add_parser(commands)
     report.add_parser(commands)
     export.add_parser(commands)
     uncertainty.add_parser(commands)
