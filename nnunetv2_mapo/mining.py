@@ -54,12 +54,14 @@ class MinedCase(NamedTuple):
     @property
     def chosen(self) -> NDArray[np.int16]:
         """Label map, shape `(*spatial)`."""
-        return self.preferences[0]
+        chosen: NDArray[np.int16] = self.preferences[0]
+        return chosen
 
     @property
     def rejected(self) -> NDArray[np.int16]:
         """The same."""
-        return self.preferences[1]
+        rejected: NDArray[np.int16] = self.preferences[1]
+        return rejected
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a network's candidates say before any training: pairs at each τ, and which settings to take.
+"""What a network's candidates say before any training: rates it stands, pairs of two candidates.
 
 Pure numbers: who mines the candidates and who shows them is elsewhere.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ LEAST_TAU = 0.02  # smaller gaps hurt a model that is already good, see docs/met
 
 
 class Settings(NamedTuple):
-    """Settings that decide which samples have a pair.
+    """Settings that decide which samples have a pair of two candidates (`pair="case"`).
 
     Attributes:
         rates: Dropout rate of each candidate.
@@ -86,6 +86,18 @@ class Preview:
                 shares.append(disagreement[used[pair.chosen], used[pair.rejected]])
         return float(np.median(shares)) if shares else None
 
+    def rate_at_fall(self, dice_fall: float) -> float:
+        """Rate at which the median Dice has fallen so far, between those looked at by a line.
+
+        The largest rate looked at where it never falls so far.
+        """
+        fall = np.maximum.accumulate(self.quartiles()[1][0] - self.quartiles()[1])
+        if fall[-1] <= dice_fall:
+            return self.rates[-1]
+        above = int((fall > dice_fall).argmax())
+        steps = (fall[above - 1], fall[above]), (self.rates[above - 1], self.rates[above])
+        return float(np.interp(dice_fall, *steps))
+
     def largest_useful_rate(self) -> float:
         """Largest rate up to which the median Dice stays a fair share of the plain one.
 
@@ -132,7 +144,8 @@ def format_trainer(settings: Settings, num_dimensions: int, granularity: str) ->
         num_dimensions: 2 or 3, of the configuration.
         granularity: What dropout drops, as the candidates were made.
     """
-    values = {f"rates_{num_dimensions}d": settings.rates, "tau": settings.tau}
+    values: dict[str, Any] = {"pair": "case", "rates": "fixed"}
+    values |= {f"rates_{num_dimensions}d": settings.rates, "tau": settings.tau}
     if granularity != MAPOConfig().granularity:
         values["granularity"] = granularity
     lines = "".join(f"        {name}={value!r},\n" for name, value in values.items())

@@ -111,6 +111,15 @@ def test_rates_below_the_default_are_recommended_only_to_a_network_that_knows_dr
     assert recommend(preview, default, knows_dropout=False) == default
 
 
+def test_rate_of_a_fall_by_hand():
+    preview = falling(0.8, 0.78, 0.68, 0.1)
+    assert preview.rate_at_fall(0.02) == pytest.approx(preview.rates[1])
+    # a line from 0.02 to 0.12 between the second and the third rate
+    expected = preview.rates[1] + 0.8 * (preview.rates[2] - preview.rates[1])
+    assert preview.rate_at_fall(0.1) == pytest.approx(expected)
+    assert preview.rate_at_fall(0.9) == preview.rates[-1]
+
+
 @pytest.mark.parametrize("num_dimensions", [2, 3])
 def test_printed_trainer_is_python_with_the_recommended_settings(num_dimensions):
     settings, names = Settings((0.0, 0.0667, 0.1333), tau=0.07), {}
@@ -119,7 +128,9 @@ def test_printed_trainer_is_python_with_the_recommended_settings(num_dimensions)
     assert issubclass(trainer, nnUNetTrainer_MAPO)
     trainer.mapo.validate()
     rates = {f"rates_{num_dimensions}d": settings.rates}
-    assert trainer.mapo == MAPOConfig(tau=0.07, granularity="channel", **rates)
+    assert trainer.mapo == MAPOConfig(
+        pair="case", rates="fixed", tau=0.07, granularity="channel", **rates
+    )
 
 
 def test_granularity_of_the_default_is_not_printed():
@@ -157,7 +168,8 @@ def see(model: TrainedModel, *dice: float) -> Seen:
 
 def test_default_is_trained_as_it_is_only_with_the_dropout_that_was_looked_at():
     same, other = (str(see(make_model(kind), 0.8, 0.65)) for kind in ("element", "channel"))
-    assert "train with nnUNetTrainer_MAPO as it is" in same
+    assert "Train with nnUNetTrainer_MAPO as it is" in same
+    assert "finds its rates itself: here from 0 to about 0.067, where" in same  # 0.1 of 0.15
     assert "MAPOConfig" not in same
     assert "as it is" not in other
     assert "To train with the default ones" in other

@@ -57,7 +57,7 @@ class Seen:
         num_training: Training cases that there are.
         rates: Dropout rates that were looked at.
         samples: The cases' training samples; at least one has foreground.
-        default: Settings of `nnUNetTrainer_MAPO`.
+        default: The paper's rates, and the usual τ of `pair="case"`.
     """
 
     model: TrainedModel
@@ -93,7 +93,19 @@ class Seen:
         ]
         if num_empty:
             lines[-1] += f" ({num_empty} slices without any are left out)"
-        return "\n".join([*lines, "", self._dice_table(), "", self._pair_table(), *self._advise()])
+        tables = [self._dice_table(), "", self._describe_default(), "", self._pair_table()]
+        return "\n".join([*lines, "", *tables, *self._advise()])
+
+    def _describe_default(self) -> str:
+        """What `nnUNetTrainer_MAPO` would do here."""
+        fall = MAPOConfig().rates_dice_fall
+        rate = self.preview.rate_at_fall(fall)
+        limit = "at least " if rate == self.rates[-1] else "about "
+        return (
+            f"nnUNetTrainer_MAPO finds its rates itself: here from 0 to {limit}{rate:.2g}, where "
+            f"the median Dice has fallen by {fall:g}.\nEvery part in which a candidate then differs is "
+            'preferred or not. Of pair="case", two whole candidates:'
+        )
 
     def _dice_table(self) -> str:
         lower, median, upper = self.preview.quartiles()
@@ -129,7 +141,7 @@ class Seen:
         default = MAPOConfig().granularity
         granularity = self.model.mapo["granularity"] if self.model.mapo else default
         if name == "default" and granularity == default:
-            lines.append("They will do: train with nnUNetTrainer_MAPO as it is.")
+            lines.append("Train with nnUNetTrainer_MAPO as it is.")
         else:
             dimensions = len(self.model.configuration_manager.patch_size)
             lines += [

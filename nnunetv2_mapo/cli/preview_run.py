@@ -32,6 +32,7 @@ from nnunetv2_mapo.trained_model import (
     open_model,
 )
 
+CASE_TAU = 0.1
 RATES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
@@ -116,11 +117,9 @@ def space_evenly(identifiers: Sequence[str], number: int) -> list[str]:
 
 
 def default_settings(model: TrainedModel) -> Settings:
-    """Settings of `nnUNetTrainer_MAPO` for the model's dimension."""
-    default = MAPOConfig()
-    return Settings(
-        default.training_rates(len(model.configuration_manager.patch_size)), default.tau
-    )
+    """The paper's rates for the model's dimension, and a τ at which two candidates make a pair."""
+    num_dimensions = len(model.configuration_manager.patch_size)
+    return Settings(MAPOConfig().training_rates(num_dimensions), CASE_TAU)
 
 
 def look_at(
