@@ -113,6 +113,11 @@ def test_groups_and_equal_images_stay_in_one_part() -> None:
         assert all(len(set(range(g, g + 4)) & part) in (0, 4) for g in range(0, 24, 4))
 
 
+def test_a_split_that_does_not_come_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="train 0"):
+        split_cases(["a", "b", "c"], 1, 1, same=[(0, 1), (1, 2)])
+
+
 def test_only_images_that_show_the_same_are_paired() -> None:
     first = np.arange(16.0)
     noise = np.random.default_rng(0).normal(size=16)
@@ -120,8 +125,8 @@ def test_only_images_that_show_the_same_are_paired() -> None:
 
 
 def test_results_are_rounded_and_nan_is_null() -> None:
-    content = {"a": [0.123456789, float("nan"), 123.456789], "b": {1: None}}
-    assert json.loads(dump(content)) == {"a": [0.12346, None, 123.46], "b": {"1": None}}
+    content = {"a": [0.123456789, float("nan"), 123.456789], "b": {1: np.float32(0.5)}}
+    assert json.loads(dump(content)) == {"a": [0.12346, None, 123.46], "b": {"1": 0.5}}
 
 
 def test_seeds_are_ranges_and_single_numbers() -> None:

@@ -103,8 +103,8 @@ class Seen:
         limit = "at least " if rate == self.rates[-1] else "about "
         return (
             f"nnUNetTrainer_MAPO finds its rates itself: here from 0 to {limit}{rate:.2g}, where "
-            f"the median Dice has fallen by {fall:g}.\nEvery part in which a candidate then differs is "
-            'preferred or not. Of pair="case", two whole candidates:'
+            f"the median Dice has fallen by {fall:g}.\nEvery part in which a candidate then differs "
+            'is preferred or not. Of pair="case", two whole candidates:'
         )
 
     def _dice_table(self) -> str:
