@@ -169,7 +169,7 @@ def see(model: TrainedModel, *dice: float) -> Seen:
 def test_default_is_trained_as_it_is_only_with_the_dropout_that_was_looked_at():
     same, other = (str(see(make_model(kind), 0.8, 0.65)) for kind in ("element", "channel"))
     assert "Train with nnUNetTrainer_MAPO as it is" in same
-    assert "finds its rates itself: here from 0 to about 0.067, where" in same  # 0.1 of 0.15
+    assert "finds its rates itself: here 0 to about 0.067, where" in same  # 0.1 of 0.15
     assert "MAPOConfig" not in same
     assert "as it is" not in other
     assert "To train with the default ones" in other

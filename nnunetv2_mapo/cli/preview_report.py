@@ -102,8 +102,8 @@ class Seen:
         rate = self.preview.rate_at_fall(fall)
         limit = "at least " if rate == self.rates[-1] else "about "
         return (
-            f"nnUNetTrainer_MAPO finds its rates itself: here from 0 to {limit}{rate:.2g}, where "
-            f"the median Dice has fallen by {fall:g}.\nEvery part in which a candidate then differs "
+            f"nnUNetTrainer_MAPO finds its rates itself: here 0 to {limit}{rate:.2g}, where the "
+            f"median Dice has fallen by {fall:g}.\nEvery part in which a candidate then differs "
             'is preferred or not. Of pair="case", two whole candidates:'
         )
 
