@@ -1,0 +1,86 @@
+"""Cells of the study in the order in which they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from .protocol import DATASETS
+
+CHOOSING_SEEDS = (0, 1, 2)  # settings are chosen by these
+CLAIMING_SEEDS = (3, 4, 5, 6, 7)  # what is said about the method rests on these
+
+
+class Cell(NamedTuple):
+    """One training and its evaluation."""
+
+    regime: str
+    dataset: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As it is written in patterns, such as `short/Kvasir/mapo/3`."""
+        return "/".join(map(str, self))
+
+
+class Block(NamedTuple):
+    """Cells of equal priority: seeds outermost, then data sets, then arms."""
+
+    regime: str
+    arms: Sequence[str]
+    seeds: Sequence[int]
+    datasets: Sequence[str] = tuple(DATASETS)
+
+    def cells(self) -> Iterator[Cell]:
+        """In their order."""
+        for seed in self.seeds:
+            for dataset in self.datasets:
+                for arm in self.arms:
+                    yield Cell(self.regime, dataset, arm, seed)
+
+
+MAIN = ("stock", "control", "mapo")
+
+BLOCKS = [
+    Block("short", MAIN, (3, 4, 5)),
+    Block("finetune", MAIN, (3, 4, 5)),
+    Block("short", ("paper_loss",), (3, 4, 5)),
+    Block("short", MAIN, (6, 7)),
+    Block("finetune", MAIN, (6, 7)),
+    Block("short", ("paper_loss",), (6, 7)),
+    Block("long", MAIN, (3,)),
+    Block(
+        "short",
+        (
+            *MAIN,
+            "case_pairs",
+            "no_dropout",
+            "fixed_rates",
+            "same_masks",
+            "fall_005",
+            "fall_02",
+            "kappa_1",
+            "kappa_4",
+            "agree",
+        ),
+        CHOOSING_SEEDS,
+    ),
+    Block("finetune", (*MAIN, "no_dropout", "fixed_rates", "kappa_1", "kappa_4"), CHOOSING_SEEDS),
+]
+
+
+def list_cells(patterns: Sequence[str] = ()) -> list[Cell]:
+    """Cells of the plan in their order, each once.
+
+    Args:
+        patterns: With wildcards; a cell whose name fits none is left out. None given: all stay.
+    """
+    cells = dict.fromkeys(cell for block in BLOCKS for cell in block.cells())
+    return [
+        cell
+        for cell in cells
+        if not patterns or any(fnmatchcase(cell.name, pattern) for pattern in patterns)
+    ]
