@@ -36,6 +36,7 @@ PAIRS = ("region", "case")
 _BEFORE: dict[str, Any] = {
     "rates": "fixed",
     "pair": "case",
+    "agree": False,
     "likelihood": "disagreement",
     "preference_dropout": "asymmetric",  # of the policy only: not to be had any more
     "tile_step_size": 1.0,
@@ -74,7 +75,8 @@ class MAPOConfig:
         pair: What a preference pair is: two candidates of a sample (`"case"`; paper), or the parts
             in which candidates differ from the plain prediction, each preferred or not by its own
             effect on the sample's Dice (`"region"`).
-        agree: Keep only the voxels in which chosen is right (Mask-DPO, arXiv:2503.02846).
+        agree: Keep only the voxels in which chosen is right (Mask-DPO, arXiv:2503.02846); paper:
+            all.
         tau: Dice difference that makes a preference, in (0, 1]: of `pair="case"` the least gap
             between chosen and rejected (eq. 4; paper: 0.3); of `pair="region"` the effect of a part
             from which it has the full weight 1, below which the weight is proportional.
@@ -141,7 +143,7 @@ class MAPOConfig:
     selection_unit_3d: str = "case"
     tile_step_size: float = 1.0
     pair: str = "region"
-    agree: bool = False
+    agree: bool = True
     tau: float = 0.05
     tau_max: float = 1.0
     tau_quantile: float | None = None

@@ -266,14 +266,15 @@ def test_differences_name_field_earlier_and_current_value():
 
 def test_a_field_that_an_earlier_version_had_not_means_what_it_did():
     earlier = MAPOConfig().to_dict()
-    for name in ("granularity", "pair", "rates"):
+    for name in ("granularity", "pair", "agree", "rates"):
         del earlier[name]
     earlier["removed_since"] = 5
-    assert MAPOConfig(pair="case", rates="fixed").differences(earlier) == []
+    assert MAPOConfig(pair="case", agree=False, rates="fixed").differences(earlier) == []
     assert MAPOConfig(granularity="channel").differences(earlier) == [
         "rates: fixed then, auto now",
         "granularity: element then, channel now",
         "pair: case then, region now",
+        "agree: False then, True now",
     ]
 
 

@@ -27,6 +27,7 @@ PAPER = MAPOConfig(
     rates="fixed",
     tile_step_size=1.0,
     pair="case",
+    agree=False,
     tau=0.3,
     beta=0.1,
     lambda_supervised=0.5,

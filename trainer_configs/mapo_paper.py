@@ -11,6 +11,7 @@ class nnUNetTrainer_MAPO_Paper(nnUNetTrainer_MAPO):
         rates="fixed",
         tile_step_size=1.0,
         pair="case",
+        agree=False,
         tau=0.3,
         beta=0.1,
         lambda_supervised=0.5,

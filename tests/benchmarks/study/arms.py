@@ -36,6 +36,8 @@ class Arm:
 STOCK = "stock"  # the base trainer without MAPO
 CONTROL = "control"  # MAPO's dropout without preferences: what every other arm is held against
 
+LIGHT = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)  # dropout of training in 3D
+
 ARMS: dict[str, Arm | None] = {
     STOCK: None,
     CONTROL: Arm(variant="_NoPreference"),
@@ -44,6 +46,7 @@ ARMS: dict[str, Arm | None] = {
         {
             "rates": "fixed",
             "pair": "case",
+            "agree": False,
             "tau": 0.3,
             "likelihood": "image",
             "beta": 0.1,
@@ -52,7 +55,15 @@ ARMS: dict[str, Arm | None] = {
         }
     ),
     # one choice at a time
-    "case_pairs": Arm({"pair": "case", "likelihood": "disagreement", "rates": "fixed", "tau": 0.1}),
+    "case_pairs": Arm(
+        {
+            "pair": "case",
+            "agree": False,
+            "likelihood": "disagreement",
+            "rates": "fixed",
+            "tau": 0.1,
+        }
+    ),
     "same_masks": Arm({"preference_dropout": "same masks"}),
     "no_dropout": Arm({"preference_dropout": "off"}),
     "fixed_rates": Arm({"rates": "fixed"}),
@@ -60,7 +71,10 @@ ARMS: dict[str, Arm | None] = {
     "fall_02": Arm({"rates_dice_fall": 0.2}),
     "kappa_1": Arm({"kappa": 1.0}),
     "kappa_4": Arm({"kappa": 4.0}),
-    "agree": Arm({"agree": True}),
+    "wrong_too": Arm({"agree": False}),
+    "control_light": Arm({"rates_3d": LIGHT}, "_NoPreference"),
+    "mapo_light": Arm({"rates_3d": LIGHT}),
+    "mapo_light_kappa_4": Arm({"rates_3d": LIGHT, "kappa": 4.0}),
 }
 
 
