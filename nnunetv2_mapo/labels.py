@@ -62,7 +62,7 @@ class Labels:
         segmentation = segmentation.clamp(min=0)
         if self.regions is None:
             return segmentation.masked_fill(self.is_ignored(segmentation), 0).to(self.dtype)
-        target = torch.zeros_like(segmentation)
+        target = torch.zeros_like(segmentation, dtype=torch.int32)  # a file's may be too small
         for bit, region in enumerate(self.regions):
             target += torch.isin(segmentation, torch.tensor(region).to(segmentation)) * 2**bit
         return target.to(self.dtype)

@@ -120,7 +120,6 @@ class Miner:
     def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[Sample]:
         """Training samples of a case with their candidates, arguments as of `mine`."""
         candidates = self.segment(image)
-        segmentation = segmentation.to(self.device)
         for place in self.find_units(segmentation.shape):
             truth, found = segmentation[place], candidates[(slice(None), *place)]
             ignored, target = self.labels.is_ignored(truth), self.labels.target_map(truth)
@@ -142,16 +141,13 @@ class Miner:
             image: Shape `(channels, *spatial)`.
 
         Returns:
-            Label maps, shape `(K, *spatial)`.
+            Label maps, shape `(K, *spatial)`, on the CPU.
         """
         padded, inside = pad_nd_image(
             image, self.patch_size, "constant", {"value": 0}, return_slicer=True
         )
-        candidates = torch.empty(
-            (len(self.sampler.values), *padded.shape[1:]),
-            dtype=self.labels.dtype,
-            device=self.device,
-        )
+        shape = (len(self.sampler.values), *padded.shape[1:])
+        candidates = torch.empty(shape, dtype=self.labels.dtype)  # a large case fills a GPU
         windows = find_windows(padded.shape[1:], self.patch_size, self.tile_step_size)
         every = (slice(None),)  # channel, or candidate
         for start in range(0, len(windows), self.windows_per_forward):
@@ -160,7 +156,7 @@ class Miner:
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
                 label_maps = self.sampler.segment(self.network, images.to(self.device), self.labels)
             for window, label_map in zip(batch, label_maps, strict=True):
-                candidates[every + window.cell] = label_map[every + window.inside]
+                candidates[every + window.cell] = label_map[every + window.inside].cpu()
         return candidates[every + inside[1:]]
 
     def _select_candidates(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
@@ -181,12 +177,12 @@ class Miner:
             rejected=pair.rejected,
             num_disagreeing=int((chosen != rejected).sum()),
         )
-        return torch.stack((chosen, rejected)).short().cpu().numpy(), record
+        return torch.stack((chosen, rejected)).short().numpy(), record
 
     def _select_regions(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
         """Channels [chosen, rejected, weight] and record of a sample with a region pair."""
-        target, ignored = sample.target.cpu().numpy(), sample.ignored.cpu().numpy()
-        candidates = sample.candidates.cpu().numpy()
+        target, ignored = sample.target.numpy(), sample.ignored.numpy()
+        candidates = sample.candidates.numpy()
         pair = pair_regions(candidates, target, self.labels, self.tau, ~ignored)
         is_used = pair.weight > 0
         if self.agree:

@@ -51,7 +51,7 @@ def spread_rates(largest: float, number: int) -> tuple[float, ...]:
 
 
 def with_rates(miner: Miner, rates: Sequence[float]) -> Miner:
-    """The miner with other dropout rates.
+    """The miner with other dropout rates, and as many samples in a forward pass.
 
     Raises:
         TypeError: It does not mine with dropout.
@@ -59,7 +59,9 @@ def with_rates(miner: Miner, rates: Sequence[float]) -> Miner:
     if not isinstance(miner.sampler, DropoutSampler):
         message = f"{type(miner.sampler).__name__} has no dropout rates."
         raise TypeError(message)
-    return replace(miner, sampler=replace(miner.sampler, values=tuple(rates)))
+    num_windows = miner.windows_per_forward * len(miner.sampler.values) // len(rates)
+    sampler = replace(miner.sampler, values=tuple(rates))
+    return replace(miner, sampler=sampler, windows_per_forward=max(1, num_windows))
 
 
 def find_rates(

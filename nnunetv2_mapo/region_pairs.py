@@ -80,11 +80,14 @@ def pair_regions(
         parts, effects = find_effects(plain, candidate, target, labels, valid)
         num_parts += int((effects != 0).sum())
         num_preferred += int((effects > 0).sum())
-        effect = effects[parts]
-        better, worse = effect > largest, -effect > largest
-        chosen[better], rejected[better] = candidate[better], plain[better]
-        chosen[worse], rejected[worse] = plain[worse], candidate[worse]
-        largest = np.maximum(largest, np.abs(effect))
+        place = np.flatnonzero(parts)  # few voxels of a large case
+        effect = effects[parts.flat[place]]
+        wins = np.abs(effect) > largest.flat[place]
+        place, effect = place[wins], effect[wins]
+        largest.flat[place] = np.abs(effect)
+        ours, others = candidate.flat[place], plain.flat[place]
+        chosen.flat[place] = np.where(effect > 0, ours, others)
+        rejected.flat[place] = np.where(effect > 0, others, ours)
     return RegionPair(chosen, rejected, np.minimum(1, largest / tau), num_parts, num_preferred)
 
 

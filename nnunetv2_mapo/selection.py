@@ -10,6 +10,8 @@ from torch import Tensor
 
 from nnunetv2_mapo.labels import Labels
 
+_CHUNK = 2**24  # voxels that are counted at a time, in 64-bit integers
+
 
 class Pair(NamedTuple):
     """Candidates of a preference pair.
@@ -93,8 +95,12 @@ class _Overlap(NamedTuple):
 
 
 def _class_overlap(candidate: Tensor, target: Tensor, num_heads: int) -> _Overlap:
-    pairs = candidate.long() * num_heads + target
-    confusion = torch.bincount(pairs, minlength=num_heads**2).view(num_heads, num_heads)
+    confusion = torch.zeros(num_heads**2, dtype=torch.int64, device=candidate.device)
+    for start in range(0, len(candidate), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        pairs = candidate[part].long() * num_heads + target[part]
+        confusion += torch.bincount(pairs, minlength=num_heads**2)
+    confusion = confusion.view(num_heads, num_heads)
     total = confusion.sum(0) + confusion.sum(1)
     return _Overlap(confusion.diagonal()[1:], total[1:])
 

@@ -119,3 +119,13 @@ def test_head_difference_keeps_the_samples_apart():
         [[-1], [1], [0]],
         [[1], [0], [-1]],
     ]
+
+
+def test_maps_of_many_regions_do_not_depend_on_the_type_of_the_file():
+    # bit 7 of eight regions is 128, which int8 has not; nnU-Net before 2.6 wrote labels as int8
+    labels = Labels(9, regions=tuple((label,) for label in range(1, 10)))
+    segmentation = torch.arange(-1, 10)
+    expected = [0, 0, *(2**bit for bit in range(9))]
+    for dtype in (torch.int8, torch.uint8, torch.int16, torch.float32):
+        used = segmentation.clamp(min=0) if dtype == torch.uint8 else segmentation
+        assert labels.target_map(used.to(dtype)).tolist() == expected

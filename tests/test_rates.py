@@ -91,6 +91,12 @@ def test_cases_without_foreground_do_not_count(miner):
     assert rates[-1] == LARGEST_RATE  # nothing falls
 
 
+def test_fewer_rates_leave_room_for_more_windows(miner):
+    assert miner.windows_per_forward == 2  # 4 times a batch of 2, by 3 rates
+    assert with_rates(miner, (0.1,)).windows_per_forward == 6
+    assert with_rates(miner, (0.0, 0.1, 0.2)).windows_per_forward == 2
+
+
 def test_only_dropout_has_rates(miner):
     other = replace(miner, sampler=ThresholdSampler((0.5, 0.4)))
     with pytest.raises(TypeError, match="ThresholdSampler has no dropout rates"):
