@@ -57,7 +57,8 @@ class MAPOConfig:
         rates: Dropout rates of the candidates: `"fixed"`, those of training (paper), or `"auto"`:
             as many, spread up to the largest one that the network stands, found at the start of
             each round.
-        rates_dice_fall: What it stands: the fall of the median Dice at that rate, in (0, 1).
+        rates_dice_fall: What it stands: share of its median Dice that is lost at that rate, in
+            (0, 1).
         granularity: What dropout drops: single `"element"`s of a feature map (`nn.Dropout`; paper)
             or whole `"channel"`s.
         sampler: Where the candidates come from: `"dropout"` (paper), a `"threshold"` on the

@@ -87,11 +87,12 @@ class Preview:
         return float(np.median(shares)) if shares else None
 
     def rate_at_fall(self, dice_fall: float) -> float:
-        """Rate at which the median Dice has fallen so far, between those looked at by a line.
+        """Rate at which this share of the median Dice is lost, between those looked at by a line.
 
         The largest rate looked at where it never falls so far.
         """
-        fall = np.maximum.accumulate(self.quartiles()[1][0] - self.quartiles()[1])
+        median = self.quartiles()[1]
+        fall = np.maximum.accumulate(1 - median / max(median[0], 1e-9))
         if fall[-1] <= dice_fall:
             return self.rates[-1]
         above = int((fall > dice_fall).argmax())

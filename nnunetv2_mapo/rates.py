@@ -79,12 +79,13 @@ def find_rates(
         miner: Mines with dropout; of its rates only the number matters.
         load_case: See `rounds.mine_round`.
         identifiers: Every training case; of these `NUM_CASES`, evenly spaced by name, are used.
-        dice_fall: By how much the median Dice of the samples with foreground may fall.
+        dice_fall: Share of the median Dice of the samples with foreground that may be lost.
         seed: Decides what is dropped; the same at each rate, so that they compare.
         log: Takes what a user should know.
 
     Returns:
-        Increasing rates from 0; the same at each call with the same weights on the same device.
+        Increasing rates from 0, the same at each call with the same weights on the same device;
+        the miner's own where the median Dice is 0, which says nothing about any rate.
     """
     ordered = sorted(identifiers)
     step = max(1, len(ordered) / NUM_CASES)
@@ -99,11 +100,14 @@ def find_rates(
         return float(np.median(dice)) if dice else 1.0
 
     plain = median_dice(0.0)
-    largest = bisect_rate(lambda rate: plain - median_dice(rate), dice_fall)
+    if plain == 0:
+        log(f"candidates at the dropout rates of training: the median Dice of {used} is 0")
+        return miner.sampler.values
+    largest = bisect_rate(lambda rate: 1 - median_dice(rate) / plain, dice_fall)
     number = len(miner.sampler.values)
     log(
         f"candidates at {number} dropout rates up to {largest:.3g}, the largest one that costs at "
-        f"most {dice_fall:g} of the median Dice {plain:.4f} of {len(used)} cases"
+        f"most {dice_fall:.0%} of the median Dice {plain:.4f} of {len(used)} cases"
     )
     return spread_rates(largest, number)
 

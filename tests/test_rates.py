@@ -87,8 +87,16 @@ def test_no_more_cases_than_a_handful_are_looked_at(miner):
 
 def test_cases_without_foreground_do_not_count(miner):
     images = cases(2)
-    rates = find(miner, images, lambda _: np.zeros((1, 8, 8, 8), np.int16))
-    assert rates[-1] == LARGEST_RATE  # nothing falls
+    truth = plain_prediction(miner, images)
+    rates = find(miner, images, lambda case: truth(case) * (case == "case_1"))
+    assert rates == find(miner, {"case_1": images["case_1"]}, truth)
+
+
+def test_a_network_without_any_dice_says_nothing_about_rates(miner):
+    images, messages = cases(2), []
+    wrong = lambda case: 1 - plain_prediction(miner, images)(case)  # noqa: E731
+    assert find(miner, images, wrong, messages) == (0.0, 0.1, 0.2)  # those of training
+    assert "rates of training" in messages[0]
 
 
 def test_fewer_rates_leave_room_for_more_windows(miner):

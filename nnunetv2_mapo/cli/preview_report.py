@@ -103,7 +103,7 @@ class Seen:
         limit = "at least " if rate == self.rates[-1] else "about "
         return (
             f"nnUNetTrainer_MAPO finds its rates itself: here 0 to {limit}{rate:.2g}, where the "
-            f"median Dice has fallen by {fall:g}.\nEvery part in which a candidate then differs "
+            f"median Dice has lost {fall:.0%}.\nEvery part in which a candidate then differs "
             'is preferred or not. Of pair="case", two whole candidates:'
         )
 
