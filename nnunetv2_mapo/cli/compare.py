@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_mapo.cli.nnunet import CommandError
+from nnunetv2_mapo.support.errors import CommandError
 
 if TYPE_CHECKING:
-    from nnunetv2_mapo.compared import Method
-    from nnunetv2_mapo.comparison import MetricComparison
-    from nnunetv2_mapo.comparison_text import ComparisonText
+    from nnunetv2_mapo.tools.compare.comparison import MetricComparison
+    from nnunetv2_mapo.tools.compare.comparison_text import ComparisonText
+    from nnunetv2_mapo.tools.compare.methods import Method
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         message = f"There is no folder {', '.join(missing)}."
         raise CommandError(message)
-    from nnunetv2_mapo.comparison_text import format_markdown
+    from nnunetv2_mapo.tools.compare.comparison_text import format_markdown
 
     text, comparisons, methods = make_comparison(folders, arguments.f, arguments.metrics)
     if arguments.o is not None:  # before printing, which a closed pipe can end
@@ -97,9 +97,9 @@ def make_comparison(
     Raises:
         CommandError: The folders cannot be compared.
     """
-    from nnunetv2_mapo.compared import ComparisonError, note_sources, read_methods
-    from nnunetv2_mapo.comparison_text import describe_comparison
-    from nnunetv2_mapo.method_values import compare_methods
+    from nnunetv2_mapo.tools.compare.comparison_text import describe_comparison
+    from nnunetv2_mapo.tools.compare.method_values import compare_methods
+    from nnunetv2_mapo.tools.compare.methods import ComparisonError, note_sources, read_methods
 
     try:
         methods = read_methods(folders, folds)
@@ -121,10 +121,10 @@ def write_files(
     Raises:
         CommandError: The folder cannot be written to.
     """
-    from nnunetv2_mapo.comparison_page import comparison_to_dict, render_comparison
-    from nnunetv2_mapo.comparison_text import format_markdown
-    from nnunetv2_mapo.files import WriteError, write_atomically
-    from nnunetv2_mapo.page import write_page
+    from nnunetv2_mapo.support.files import WriteError, write_atomically
+    from nnunetv2_mapo.tools.compare.comparison_page import comparison_to_dict, render_comparison
+    from nnunetv2_mapo.tools.compare.comparison_text import format_markdown
+    from nnunetv2_mapo.tools.page import write_page
 
     content = comparison_to_dict(text, comparisons, methods)
     baseline, *others = text.methods

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_mapo.cli.nnunet import CommandError
-from nnunetv2_mapo.table import format_table
+from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.support.table import format_table
 
 if TYPE_CHECKING:
-    from nnunetv2_mapo.evaluation import Evaluation
+    from nnunetv2_mapo.tools.evaluate.evaluation import Evaluation
 
 FOLD_ALL = "fold_all"
 
@@ -110,9 +110,9 @@ def run(arguments: argparse.Namespace) -> None:
     print("Importing nnU-Net and MONAI ...", flush=True)
     from nnunetv2.configuration import default_num_processes
 
-    from nnunetv2_mapo.case_metrics import EvaluationError
-    from nnunetv2_mapo.evaluation import evaluate_folder
-    from nnunetv2_mapo.files import WriteError
+    from nnunetv2_mapo.support.files import WriteError
+    from nnunetv2_mapo.tools.evaluate.case_metrics import EvaluationError
+    from nnunetv2_mapo.tools.evaluate.evaluation import evaluate_folder
 
     def evaluate(folder: Folder) -> Evaluation:
         return evaluate_folder(
@@ -145,8 +145,8 @@ def evaluate_all(
         output: Where the metrics of all folds go.
         evaluate: Evaluates a folder.
     """
-    from nnunetv2_mapo.evaluation import merge_evaluations
-    from nnunetv2_mapo.evaluation_files import write_evaluation
+    from nnunetv2_mapo.tools.evaluate.evaluation import merge_evaluations
+    from nnunetv2_mapo.tools.evaluate.evaluation_files import write_evaluation
 
     folds = {}
     for folder in folders:
@@ -214,7 +214,7 @@ def check_folds(folders: Sequence[Folder], ending: str) -> None:
         CommandError: Predictions are missing.
         ComparisonError: The `summary.json` of a fold is damaged.
     """
-    from nnunetv2_mapo.evaluation_files import read_summary
+    from nnunetv2_mapo.tools.evaluate.evaluation_files import read_summary
 
     for folder in (folder for folder in folders if folder.is_fold):
         cases = read_summary(folder.predictions / "summary.json").values
@@ -281,7 +281,7 @@ def format_provenance(provenance: dict[str, str]) -> str:
 
 def format_evaluation(name: str, evaluation: Evaluation) -> str:
     """Table of the means of each class and of the foreground, and what computed them."""
-    from nnunetv2_mapo.evaluation import tabulate_means
+    from nnunetv2_mapo.tools.evaluate.evaluation import tabulate_means
 
     table = format_table(*tabulate_means(evaluation))
     if num_empty := evaluation.count_one_empty():
