@@ -94,7 +94,7 @@ def compute_logits(predictor: Any, image: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def run_jobs(file: Path) -> None:
-    """Compute and write the logits that a file of `export_check` asks for."""
+    """Compute and write the logits that a file of `check` asks for."""
     import numpy as np
     import torch
 
