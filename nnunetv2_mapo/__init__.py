@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnunetv2_mapo.config import MAPOConfig
-    from nnunetv2_mapo.dropout_sites import find_dropout_sites
+    from nnunetv2_mapo.method.config import MAPOConfig
+    from nnunetv2_mapo.method.dropout_sites import find_dropout_sites
     from nnunetv2_mapo.trainer import MAPOTrainer, nnUNetTrainer_MAPO
 
 __version__ = "0.1.0"
@@ -20,9 +20,9 @@ __all__ = [
 ]
 
 _HOME = {
-    "MAPOConfig": "nnunetv2_mapo.config",
+    "MAPOConfig": "nnunetv2_mapo.method.config",
     "MAPOTrainer": "nnunetv2_mapo.trainer",
-    "find_dropout_sites": "nnunetv2_mapo.dropout_sites",
+    "find_dropout_sites": "nnunetv2_mapo.method.dropout_sites",
     "nnUNetTrainer_MAPO": "nnunetv2_mapo.trainer",
 }
 

@@ -17,44 +17,43 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from nnunetv2_mapo.cases import channels_of, labels_of, load_case
-from nnunetv2_mapo.checks import Checked
-from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.continuing import BEST, LATEST, Begun, Continuable, read_checkpoint
-from nnunetv2_mapo.dataset import (
+from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, Begun, Continuable, read_checkpoint
+from nnunetv2_mapo.guards.checks import Checked
+from nnunetv2_mapo.guards.fine_tuning import FineTunable
+from nnunetv2_mapo.guards.network_check import check_network
+from nnunetv2_mapo.guards.steps import StepGuard
+from nnunetv2_mapo.method.cases import channels_of, labels_of, load_case
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.dataset import (
     PreferenceDataset,
     Preferences,
     carry_preferences,
     split_preferences,
 )
-from nnunetv2_mapo.dropout import (
+from nnunetv2_mapo.method.dropout import (
     StochasticDropout,
     find_switch,
     preference_rates,
     sample_rates,
 )
-from nnunetv2_mapo.files import WriteError
-from nnunetv2_mapo.fine_tuning import FineTunable
-from nnunetv2_mapo.guard import StepGuard
-from nnunetv2_mapo.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
-from nnunetv2_mapo.mining import make_miner
-from nnunetv2_mapo.network_check import check_network
-from nnunetv2_mapo.progress import (
+from nnunetv2_mapo.method.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
+from nnunetv2_mapo.method.mining import make_miner
+from nnunetv2_mapo.method.progress import (
     STEP_KEYS,
     plot_progress,
     register_keys,
     round_values,
     step_means,
 )
-from nnunetv2_mapo.randomness import untouched
-from nnunetv2_mapo.rates import find_rates, with_rates
-from nnunetv2_mapo.reference import REFERENCE, update_average, write_reference
-from nnunetv2_mapo.rounds import mine_round, with_values
-from nnunetv2_mapo.samplers import make_sampler
-from nnunetv2_mapo.sampling import full_resolution
-from nnunetv2_mapo.store import Round
-from nnunetv2_mapo.summary import RoundSummary, explain_no_pairs, tabulate_round
-from nnunetv2_mapo.weights import hash_weights
+from nnunetv2_mapo.method.rates import find_rates, with_rates
+from nnunetv2_mapo.method.reference import REFERENCE, update_average, write_reference
+from nnunetv2_mapo.method.rounds import mine_round, with_values
+from nnunetv2_mapo.method.sampling import full_resolution, make_sampler
+from nnunetv2_mapo.method.store import Round
+from nnunetv2_mapo.method.summary import RoundSummary, explain_no_pairs, tabulate_round
+from nnunetv2_mapo.support.files import WriteError
+from nnunetv2_mapo.support.randomness import untouched
+from nnunetv2_mapo.support.weights import hash_weights
 
 __all__ = ["MAPOTrainer", "nnUNetTrainer_MAPO"]
 

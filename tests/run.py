@@ -1,16 +1,22 @@
-"""Run lint, types and every test that needs no GPU with the interpreter that runs this script."""
+"""Run lint, types, contracts of imports and every test without GPU with this interpreter."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
+CHECKS = (
+    [sys.executable, "-m", "ruff", "check", "."],
+    [sys.executable, "-m", "ruff", "format", "--check", "."],
+    [sys.executable, "-m", "mypy"],
+    [str(Path(sysconfig.get_path("scripts"), "lint-imports")), "--no-cache"],  # it has no -m
+)
 
 # By file, because the tests of a file share trainings; a worker needs about 1 GB.
 PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
@@ -21,7 +27,7 @@ def main() -> int:
     os.chdir(ROOT)
     for check in CHECKS:
         print("$", *check, flush=True)
-        code = subprocess.run([sys.executable, "-m", *check], check=False).returncode
+        code = subprocess.run(check, check=False).returncode
         if code:
             return code
     # From this process, so that the installed package is tested and not the folder we are in.

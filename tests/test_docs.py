@@ -17,12 +17,12 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 import nnunetv2_mapo
 from nnunetv2_mapo import MAPOConfig, MAPOTrainer
 from nnunetv2_mapo.cli import build_parser
-from nnunetv2_mapo.config import GRANULARITIES, LIKELIHOODS, STARTS
-from nnunetv2_mapo.metrics import METRICS
-from nnunetv2_mapo.monai_sizes import NETWORKS, PlannedUNet
-from nnunetv2_mapo.progress import MINING_KEYS, PLOT, STEP_KEYS
-from nnunetv2_mapo.reference import REFERENCE
-from nnunetv2_mapo.store import MANIFEST, PREFERENCES, SampleRecord
+from nnunetv2_mapo.method.config import GRANULARITIES, LIKELIHOODS, STARTS
+from nnunetv2_mapo.method.progress import MINING_KEYS, PLOT, STEP_KEYS
+from nnunetv2_mapo.method.reference import REFERENCE
+from nnunetv2_mapo.method.store import MANIFEST, PREFERENCES, SampleRecord
+from nnunetv2_mapo.tools.metrics import METRICS
+from nnunetv2_mapo.zoo.monai_sizes import NETWORKS, PlannedUNet
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -242,28 +242,29 @@ def test_every_relative_link_leads_somewhere(page):
 
 
 def code_references(page: Path) -> list[tuple[str, str]]:
-    """Dotted name and module of each link to a file of the package."""
+    """Dotted name, and module with its package, of each link to a file of the package."""
     found = []
     for text, target in links(page):
-        if module := re.search(r"nnunetv2_mapo/(\w+)\.py$", target):
-            found.append((text.strip("`"), module[1]))
+        if path := re.search(r"(nnunetv2_mapo/[\w/]+)\.py$", target):
+            found.append((text.strip("`"), path[1].replace("/", ".")))
     return found
 
 
 @each_page
 def test_every_named_function_exists(page):
-    for name, file in code_references(page):
+    for name, path in code_references(page):
         module, *attributes = name.split(".")
-        assert module == file, f"{name} links to {file}.py"
+        assert module == path.rpartition(".")[2], f"{name} links to {path}"
         assert attributes, f"{name} names no function or class"
-        value: object = importlib.import_module(f"nnunetv2_mapo.{module}")
+        value: object = importlib.import_module(path)
         for attribute in attributes:
             assert hasattr(value, attribute), f"{name} does not exist"
             value = getattr(value, attribute)
 
 
 def test_the_method_page_names_every_module_of_the_method():
-    named = {module for _, module in code_references(ROOT / "docs" / "method.md")}
+    paths = [path for _, path in code_references(ROOT / "docs" / "method.md")]
+    named = {path.rpartition(".")[2] for path in paths}
     assert named >= {
         "dropout",
         "loss",

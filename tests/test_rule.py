@@ -18,7 +18,7 @@ from nnunetv2.utilities import find_class_by_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 
 from nnunetv2_mapo import rule
-from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.trainer import MAPOTrainer, nnUNetTrainer_MAPO
 
 TRAINER_CONFIGS = Path(__file__).parents[1] / "trainer_configs"
@@ -71,7 +71,7 @@ def own_folder(monkeypatch, tmp_path) -> Path:
 
 IMPORTS = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.trainer import MAPOTrainer, nnUNetTrainer_MAPO
 """
 

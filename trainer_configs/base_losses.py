@@ -2,7 +2,7 @@
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_mapo.base_losses import (
+from nnunetv2_mapo.zoo.losses import (
     DiceFocalLoss,
     FocalLoss,
     HausdorffLoss,

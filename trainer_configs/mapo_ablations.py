@@ -1,6 +1,6 @@
 """MAPO with one choice of the method changed in each."""
 
-from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
 
 

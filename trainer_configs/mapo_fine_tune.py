@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
 
 

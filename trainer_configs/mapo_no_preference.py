@@ -1,6 +1,6 @@
 """The control: without it, nobody can tell the effect of preferences from that of dropout."""
 
-from nnunetv2_mapo.config import MAPOConfig
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
 
 

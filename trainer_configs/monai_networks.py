@@ -1,6 +1,6 @@
 """Networks of MONAI, sized by nnU-Net's plans; `_MAPO` behind a name trains it with MAPO."""
 
-from nnunetv2_mapo.monai_networks import MonaiTrainer, network_builder
+from nnunetv2_mapo.zoo.networks import MonaiTrainer, network_builder
 
 
 class nnUNetTrainer_VNet(MonaiTrainer):

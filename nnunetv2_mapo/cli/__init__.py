@@ -19,7 +19,7 @@ from nnunetv2_mapo.cli import (
     uncertainty,
 )
 from nnunetv2_mapo.cli.completion import SHELLS, PrintCompletion
-from nnunetv2_mapo.cli.nnunet import CommandError
+from nnunetv2_mapo.support.errors import CommandError
 
 # Help must answer at once: nothing that this module imports may import torch, nnU-Net or numpy.
 

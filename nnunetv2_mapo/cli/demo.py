@@ -6,8 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from nnunetv2_mapo.cli.demo_folder import CONFIGURATIONS, DemoFolder
-from nnunetv2_mapo.cli.nnunet import NNUNet
+from nnunetv2_mapo.tools.demo.folder import CONFIGURATIONS, DemoFolder
+from nnunetv2_mapo.tools.nnunet import NNUNet
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name, value in nnunet.paths.items():
         print(f"  export {name}={value}")
     print("\nImporting PyTorch ...", flush=True)
-    from nnunetv2_mapo.cli.demo_run import DemoRun
+    from nnunetv2_mapo.tools.demo.run import DemoRun
 
     results = DemoRun(folder, nnunet).run()
     folder.write_record({"configuration": folder.configuration, **results.to_dict()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnunetv2_mapo.cli.nnunet import CommandError
+from nnunetv2_mapo.support.errors import CommandError
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     print("Importing PyTorch ...", flush=True)
     try:
-        from nnunetv2_mapo.cli.doctor_run import run_doctor
+        from nnunetv2_mapo.tools.doctor.run import run_doctor
     except ImportError as error:
         message = (
             f"The doctor lacks what it needs itself ({error}): python -m pip install packaging"

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         CommandError: A model, the output or the check of it is not as it must be.
     """
     print("Importing PyTorch ...", flush=True)
-    from nnunetv2_mapo.cli.export_run import run_export
+    from nnunetv2_mapo.tools.export.run import run_export
 
     run_export(arguments)
 

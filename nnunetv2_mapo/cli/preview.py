@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunetv2_mapo.cli.nnunet import CommandError
-from nnunetv2_mapo.field_checks import check_rates
+from nnunetv2_mapo.method.field_checks import check_rates
+from nnunetv2_mapo.support.errors import CommandError
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
             message = f"Cannot write to {arguments.output} ({error}). Name another folder with -o."
             raise CommandError(message) from error
     print("Importing PyTorch ...", flush=True)
-    from nnunetv2_mapo.cli.preview_run import run_preview
+    from nnunetv2_mapo.tools.preview.run import run_preview
 
     run_preview(arguments)
 

@@ -64,6 +64,6 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: Something is missing or damaged.
     """
-    from nnunetv2_mapo.cli.report_run import run_report
+    from nnunetv2_mapo.tools.report.run import run_report
 
     run_report(arguments)

@@ -6,10 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from nnunetv2_mapo.cli.nnunet import CommandError
 from nnunetv2_mapo.cli.preview import DEVICES, parse_fold
-
-FOLDER = "uncertainty"  # in the folder of the segmentations
+from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.tools.uncertainty import FOLDER
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -116,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_numbers(arguments)
     check_folders(arguments)
     print("Importing PyTorch and nnU-Net ...", flush=True)
-    from nnunetv2_mapo.cli.uncertainty_run import run_uncertainty
+    from nnunetv2_mapo.tools.uncertainty.run import run_uncertainty
 
     run_uncertainty(arguments)
 

@@ -17,7 +17,7 @@ from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from nnunetv2_mapo.base_losses import (
+from nnunetv2_mapo.zoo.losses import (
     DiceFocalLoss,
     FocalLoss,
     HausdorffLoss,

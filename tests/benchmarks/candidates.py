@@ -18,11 +18,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
 from tiny_dataset import quiet
 
-from nnunetv2_mapo.cases import load_case
-from nnunetv2_mapo.mining import Miner, make_miner
-from nnunetv2_mapo.rates import with_rates
-from nnunetv2_mapo.selection import candidate_dice
-from nnunetv2_mapo.windows import find_windows
+from nnunetv2_mapo.method.cases import load_case
+from nnunetv2_mapo.method.mining import Miner, make_miner
+from nnunetv2_mapo.method.rates import with_rates
+from nnunetv2_mapo.method.selection import candidate_dice
+from nnunetv2_mapo.method.windows import find_windows
 
 STEP_SIZES = (1.0, 0.75, 0.5, 0.25)
 

@@ -15,8 +15,8 @@ from alternate import Ratios, Row, parse_repeats, print_table, time_ratios
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_dataset import Shape, perturb, quiet, tiny_dataset
 
-from nnunetv2_mapo.dataset import PreferenceDataset, carry_preferences
-from nnunetv2_mapo.store import Round, stack_preferences
+from nnunetv2_mapo.method.dataset import PreferenceDataset, carry_preferences
+from nnunetv2_mapo.method.store import Round, stack_preferences
 
 SHAPES = {
     "2D": Shape(case=(2, 384, 384), patch=(320, 320), batch_size=4, num_stages=7),

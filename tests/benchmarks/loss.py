@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.loss import find_disagreement, margin
-from nnunetv2_mapo.preference_losses import sigmoid_loss
+from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.loss import find_disagreement, margin
+from nnunetv2_mapo.method.preference_losses import sigmoid_loss
 
 BATCH_SIZE, PATCH, BETA = 2, (64, 64, 64), 0.1
 SHARES = (0.01, 0.05, 0.20)

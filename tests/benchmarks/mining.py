@@ -13,12 +13,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_dataset import Shape, TinyDataset, quiet, tiny_dataset
 from torch import Tensor
 
-from nnunetv2_mapo.config import MAPOConfig
-from nnunetv2_mapo.dropout import StochasticDropout
-from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.mining import Miner, make_miner
-from nnunetv2_mapo.samplers import make_sampler
-from nnunetv2_mapo.windows import find_windows
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.dropout import StochasticDropout
+from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.mining import Miner, make_miner
+from nnunetv2_mapo.method.sampling import make_sampler
+from nnunetv2_mapo.method.windows import find_windows
 
 SHAPES = {
     "2D": Shape(case=(1, 96, 96), patch=(64, 64), batch_size=12, num_stages=5),

@@ -14,7 +14,7 @@ import torch
 from prepare import draw_boxes, prepare, write_dataset
 
 from nnunetv2_mapo import trainer as mapo
-from nnunetv2_mapo.progress import plot_progress
+from nnunetv2_mapo.method.progress import plot_progress
 
 DATASET = "Dataset990_Boxes"
 HERE = Path(__file__).parent

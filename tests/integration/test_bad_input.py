@@ -16,7 +16,7 @@ from prepare import draw_boxes, prepare, write_dataset
 from test_training import stop_in_epoch
 
 from nnunetv2_mapo import MAPOConfig, nnUNetTrainer_MAPO
-from nnunetv2_mapo.checks import InputError
+from nnunetv2_mapo.support.errors import InputError
 
 MakeTrainer = Callable[..., Any]
 NAME = "nnUNetTrainerTiny_MAPO_tiny"

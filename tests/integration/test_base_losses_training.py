@@ -9,9 +9,9 @@ import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 
 from nnunetv2_mapo import MAPOTrainer
-from nnunetv2_mapo.base_losses import TargetFormat
-from nnunetv2_mapo.checks import InputError
-from nnunetv2_mapo.loss import MAPOLoss
+from nnunetv2_mapo.method.loss import MAPOLoss
+from nnunetv2_mapo.support.errors import InputError
+from nnunetv2_mapo.zoo.losses import TargetFormat
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = [

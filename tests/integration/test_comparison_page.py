@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from browser import SIZES, find_faults, needs_chromium, opened
-from test_compare import HIGHER, RISING, write_metrics
+from metric_files import HIGHER, RISING, write_metrics
 
 from nnunetv2_mapo.cli import main
 

@@ -9,7 +9,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 from torch._dynamo.utils import counters
 
-from nnunetv2_mapo import dropout, loss
+from nnunetv2_mapo.method import dropout, loss
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

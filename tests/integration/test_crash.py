@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import DATASET
 
-from nnunetv2_mapo.files import hash_file, read_sealed
-from nnunetv2_mapo.store import Round
+from nnunetv2_mapo.method.store import Round
+from nnunetv2_mapo.support.files import hash_file, read_sealed
 
 NAME = "nnUNetTrainerSeeded_MAPO_tiny"
 CASES = [f"case_{number}" for number in range(4)]
-STORE, TRAINER = "nnunetv2_mapo.store", "nnunetv2_mapo.trainer:MAPOTrainer"
+STORE, TRAINER = "nnunetv2_mapo.method.store", "nnunetv2_mapo.trainer:MAPOTrainer"
 STOCK = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer"
 # What each kill meets was continued after the one before. The training has two epochs of warm-up
 # and two rounds of two epochs, each of three steps.
@@ -31,9 +31,9 @@ KILLS = {
     "second epoch of the warm-up": (f"{TRAINER}.train_step", 4, "before"),
     "end of the warm-up": (f"{TRAINER}._start_from_warmup", 1, "before"),
     "half of the reference": ("pathlib:Path.write_bytes", 1, "half"),
-    "the reference written": ("nnunetv2_mapo.continuing:write_reference", 1, "after"),
+    "the reference written": ("nnunetv2_mapo.guards.checkpoint:write_reference", 1, "after"),
     "the round begun": (f"{TRAINER}._open_round", 1, "before"),
-    "inside the first case": ("nnunetv2_mapo.samplers.dropout:group_candidates", 1, "after"),
+    "inside the first case": ("nnunetv2_mapo.method.sampling:group_candidates", 1, "after"),
     "half of a case": ("pathlib:Path.write_bytes", 1, "half"),
     "a case without its record": (f"{STORE}:write_sealed", 1, "before"),
     "half of a record, behind a whole case": ("pathlib:Path.write_bytes", 4, "half"),
@@ -42,7 +42,7 @@ KILLS = {
     "half of the manifest": ("pathlib:Path.write_bytes", 1, "half"),
     "second epoch of round 1": (f"{TRAINER}.train_step", 5, "before"),
     "end of round 1": (f"{TRAINER}._save_latest", 1, "before"),
-    "round 2, third case": ("nnunetv2_mapo.samplers.dropout:group_candidates", 9, "before"),
+    "round 2, third case": ("nnunetv2_mapo.method.sampling:group_candidates", 9, "before"),
     "the last step": (f"{TRAINER}.train_step", 6, "after"),
     "before the final checkpoint": (f"{STOCK}.on_train_end", 1, "before"),
     "the final checkpoint beside the latest one": ("os:remove", 1, "before"),

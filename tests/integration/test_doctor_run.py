@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.doctor import probe
-from nnunetv2_mapo.doctor.dataset import Asked, Prepared, check_dataset
-from nnunetv2_mapo.doctor.finding import NOTE, OK, PROBLEM
-from nnunetv2_mapo.doctor.rehearsal import Rehearsal, rehearse
-from nnunetv2_mapo.doctor.trainers import find_trainer
+from nnunetv2_mapo.tools.doctor import probe
+from nnunetv2_mapo.tools.doctor.dataset import Asked, Prepared, check_dataset
+from nnunetv2_mapo.tools.doctor.finding import NOTE, OK, PROBLEM
+from nnunetv2_mapo.tools.doctor.rehearsal import Rehearsal, rehearse
+from nnunetv2_mapo.tools.doctor.trainers import find_trainer
 
 TRAINER, FINE_TUNING = "nnUNetTrainerTiny_MAPO_tiny", "nnUNetTrainerTiny_MAPO_tinytune"
 CPU = torch.device("cpu")

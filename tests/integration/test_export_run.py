@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disk import full_disk
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
-from test_files import full_disk
 
-from nnunetv2_mapo import export, stock_logits
-from nnunetv2_mapo.check_input import CASE, NOISE, make_check_input
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.plain_trainer import PlainTrainer
-from nnunetv2_mapo.progress import register_keys
-from nnunetv2_mapo.trained_model import open_model
+from nnunetv2_mapo.method.progress import register_keys
+from nnunetv2_mapo.tools.export import export, stock_logits
+from nnunetv2_mapo.tools.export.check_input import CASE, NOISE, make_check_input
+from nnunetv2_mapo.tools.export.plain_trainer import PlainTrainer
+from nnunetv2_mapo.tools.models import open_model
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -12,8 +12,8 @@ from conftest import DATASET
 from test_distributed import run_ranks
 from test_training import read_log, stop_in_epoch
 
-from nnunetv2_mapo.base_checkpoint import VARIABLE, BaseError
-from nnunetv2_mapo.weights import hash_weights
+from nnunetv2_mapo.guards.base_checkpoint import VARIABLE, BaseError
+from nnunetv2_mapo.support.weights import hash_weights
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunetv2_mapo.checks import InputError
+from nnunetv2_mapo.support.errors import InputError
 
 DATASET, PLANS = "Dataset990_Boxes", "monai"
 pytestmark = pytest.mark.filterwarnings(  # all from nnU-Net's own code

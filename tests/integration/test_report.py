@@ -14,13 +14,13 @@ from browser import SIZES, find_faults, needs_chromium, opened
 from test_training import stop_in_epoch
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.evaluation_files import read_evaluation
-from nnunetv2_mapo.mining import Miner
-from nnunetv2_mapo.pair_pictures import PairPainter, read_stack
-from nnunetv2_mapo.reference import read_reference
-from nnunetv2_mapo.store import read_rounds
-from nnunetv2_mapo.trained_model import open_cases, open_model
-from nnunetv2_mapo.warmup_validation import predict_validation
+from nnunetv2_mapo.method.mining import Miner
+from nnunetv2_mapo.method.reference import read_reference
+from nnunetv2_mapo.method.store import read_rounds
+from nnunetv2_mapo.tools.evaluate.evaluation_files import read_evaluation
+from nnunetv2_mapo.tools.models import open_cases, open_model
+from nnunetv2_mapo.tools.report.pair_pictures import PairPainter, read_stack
+from nnunetv2_mapo.tools.report.warmup_validation import predict_validation
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -12,10 +12,10 @@ import torch
 from prepare import draw_boxes, prepare, write_dataset
 
 from nnunetv2_mapo import trainer as mapo
-from nnunetv2_mapo.cases import load_case
-from nnunetv2_mapo.check_input import CASE, WITHOUT_STAGE, make_check_input
-from nnunetv2_mapo.store import Round
-from nnunetv2_mapo.trained_model import ModelError, open_cases, open_model
+from nnunetv2_mapo.method.cases import load_case
+from nnunetv2_mapo.method.store import Round
+from nnunetv2_mapo.tools.export.check_input import CASE, WITHOUT_STAGE, make_check_input
+from nnunetv2_mapo.tools.models import ModelError, open_cases, open_model
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

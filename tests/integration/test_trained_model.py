@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_mapo.checks import InputError
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.cli.preview_run import look_at, space_evenly
-from nnunetv2_mapo.trained_model import ModelError, open_cases, open_model
+from nnunetv2_mapo.support.errors import InputError
+from nnunetv2_mapo.tools.models import ModelError, open_cases, open_model
+from nnunetv2_mapo.tools.preview.run import look_at, space_evenly
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -18,12 +18,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor, predict_en
 from prepare import draw_boxes, prepare, write_dataset
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.cli.uncertainty_run import describe, explain
-from nnunetv2_mapo.dropout_statistics import Sampling, sample_with
-from nnunetv2_mapo.labels import Labels
-from nnunetv2_mapo.maps import make_maps
-from nnunetv2_mapo.uncertainty import MapSummary, vote_variance
-from nnunetv2_mapo.uncertainty_files import Records
+from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.tools.uncertainty.dropout_statistics import Sampling, sample_with
+from nnunetv2_mapo.tools.uncertainty.maps import make_maps
+from nnunetv2_mapo.tools.uncertainty.records import Records
+from nnunetv2_mapo.tools.uncertainty.run import describe, explain
+from nnunetv2_mapo.tools.uncertainty.uncertainty import MapSummary, vote_variance
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # nnU-Net's pools

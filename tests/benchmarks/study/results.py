@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_mapo.files import write_atomically
+from nnunetv2_mapo.support.files import write_atomically
 
 from .plan import Cell
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_mapo.metrics import METRICS
-from nnunetv2_mapo.table import format_table
+from nnunetv2_mapo.support.table import format_table
+from nnunetv2_mapo.tools.metrics import METRICS
 
 from .arms import ARMS, CONTROL
 from .effects import Effect, compare, count_signs, mean_of_numbers

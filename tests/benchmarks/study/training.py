@@ -18,9 +18,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from nnunetv2_mapo.base_checkpoint import VARIABLE
-from nnunetv2_mapo.fine_tuning import FINAL
-from nnunetv2_mapo.store import PREFERENCES, read_rounds
+from nnunetv2_mapo.guards.base_checkpoint import VARIABLE
+from nnunetv2_mapo.guards.fine_tuning import FINAL
+from nnunetv2_mapo.method.store import PREFERENCES, read_rounds
 from nnunetv2_mapo.trainer import MAPOTrainer
 
 from .arms import ARMS, STOCK, build_config, read_shipped

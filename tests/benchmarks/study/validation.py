@@ -10,7 +10,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
-from nnunetv2_mapo.metrics import METRICS, Grid, compute_metrics
+from nnunetv2_mapo.tools.metrics import METRICS, Grid, compute_metrics
 
 KEPT = ("Dice", "ASD", "HD95", "NSD")
 

@@ -1,6 +1,6 @@
 """UNETR without its 86 million weights."""
 
-from nnunetv2_mapo.monai_networks import MonaiTrainer, network_builder
+from nnunetv2_mapo.zoo.networks import MonaiTrainer, network_builder
 
 
 class nnUNetTrainerSmallUNETR(MonaiTrainer):

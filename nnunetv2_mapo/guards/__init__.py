@@ -1,0 +1,1 @@
+"""Guards of a training: may it start, may it go on, may it take this step?"""

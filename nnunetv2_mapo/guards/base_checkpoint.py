@@ -1,0 +1,222 @@
+"""A checkpoint that a fine-tuning starts from: whether it fits, and how it is taken over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from nnunetv2_mapo.guards.checkpoint import read_checkpoint
+from nnunetv2_mapo.support.weights import compare_shapes, hash_weights, match_names
+
+VARIABLE = "nnUNet_mapo_checkpoint"
+HOW_TO_FIT = (
+    "Use the trainer, plans and configuration that it was trained with; nnUNetv2_move_plans_"
+    "between_datasets brings the plans to another data set, which is then preprocessed with them."
+)
+# nnU-Net's schemes that look at nothing but the image itself.
+_NORMALIZED_BY_THEMSELVES = {
+    "ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization",
+}  # fmt: skip
+
+
+class BaseError(ValueError):
+    """A checkpoint that cannot be fine-tuned here; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """Checkpoint that a fine-tuning starts from.
+
+    Attributes:
+        path: Its file.
+        trainer: Name of the trainer class that wrote it.
+        configuration: Name of the configuration.
+        fold: Number, or `"all"`.
+        num_epochs: Epochs that it was trained.
+        plans: Content of its plans.
+        dataset_json: Content of its `dataset.json`.
+        weights: State dict of its network.
+        base: `origin` of what it was fine-tuned from itself; None if it was not.
+    """
+
+    path: Path
+    trainer: str
+    configuration: str
+    fold: int | str
+    num_epochs: int
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    weights: Mapping[str, Tensor]
+    base: dict[str, Any] | None = None
+
+    def origin(self) -> dict[str, Any]:
+        """JSON form of where the weights come from."""
+        return {
+            "path": str(self.path),
+            "trainer": self.trainer,
+            "dataset": self.plans["dataset_name"],
+            "plans": self.plans["plans_name"],
+            "configuration": self.configuration,
+            "fold": self.fold,
+            "num_epochs": self.num_epochs,
+            "weights": hash_weights(self.weights),
+            "base": self.base,
+        }
+
+
+def read_base(path: Path) -> Base:
+    """Read a checkpoint of nnU-Net.
+
+    Raises:
+        BaseError: It is missing, damaged, or something else.
+    """
+    advice = f"Let {VARIABLE} name another checkpoint, or train the model again."
+    if not path.is_file():
+        there = sorted(file.name for file in (path if path.is_dir() else path.parent).glob("*.pth"))
+        message = f"{path} is no file. Checkpoints there: {', '.join(there) or 'none'}. {advice}"
+        raise BaseError(message)
+    try:
+        content = read_checkpoint(path, advice)
+        arguments = content["init_args"]
+        return Base(
+            path=path,
+            trainer=content["trainer_name"],
+            configuration=arguments["configuration"],
+            fold=arguments["fold"],
+            num_epochs=content["current_epoch"],
+            plans=arguments["plans"],
+            dataset_json=arguments["dataset_json"],
+            weights=content["network_weights"],
+            base=content.get("mapo", {}).get("base"),
+        )
+    except ValueError as error:
+        raise BaseError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        message = f"{path} does not say how it was trained ({error} is missing). {advice}"
+        raise BaseError(message) from error
+
+
+def compare_plans(theirs: PlansManager, mine: PlansManager, configurations: Sequence[str]) -> str:
+    """Differences that make another network, or other images for it; empty if there are none.
+
+    Args:
+        theirs: Plans of the base.
+        mine: Plans of this training.
+        configurations: Name of the configuration there and here.
+    """
+    there, here = (
+        _describe(plans, plans.get_configuration(name))
+        for plans, name in zip((theirs, mine), configurations, strict=True)
+    )
+    return "; ".join(
+        f"{key} is {there.get(key)} there, {here.get(key)} here"
+        for key in {**there, **here}
+        if there.get(key) != here.get(key)
+    )
+
+
+def _describe(plans: Any, configuration: Any) -> dict[str, Any]:
+    schemes = configuration.normalization_schemes
+    network = {"class": configuration.network_arch_class_name.rsplit(".", 1)[-1]}
+    network |= configuration.network_arch_init_kwargs
+    # others, such as CT's, may use the intensities of the whole data set
+    needs_intensities = not set(schemes) <= _NORMALIZED_BY_THEMSELVES
+    return {
+        "spacing": configuration.spacing,
+        "normalization": schemes,
+        "use_mask_for_norm": configuration.use_mask_for_norm,
+        "transpose_forward": plans.transpose_forward,
+        "intensities": plans.foreground_intensity_properties_per_channel
+        if needs_intensities
+        else None,
+        **{f"the network's {key}": value for key, value in network.items()},
+    }
+
+
+def have_same_heads(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+    """Whether the heads of two networks mean the same labels.
+
+    Args:
+        theirs: Content of a `dataset.json`.
+        mine: The same of another data set.
+    """
+    labels, own = (
+        {name: value for name, value in content["labels"].items() if name != "ignore"}
+        for content in (theirs, mine)
+    )
+    has_regions = any(isinstance(value, (list, tuple)) for value in own.values())
+    # a label's number is its head; regions have theirs in the order in which they are listed
+    return labels == own and (not has_regions or list(labels) == list(own))
+
+
+def find_leak(base: Base, dataset: str, fold: int | str) -> str:
+    """Say why validation cases of a training may have been training cases of its base.
+
+    Args:
+        base: The base; what it was fine-tuned from itself counts as well.
+        dataset: Name of the training's data set.
+        fold: Its fold.
+
+    Returns:
+        Empty if every model of that data set in the base's history was trained on the same fold.
+    """
+    link: dict[str, Any] | None = base.origin()
+    while link is not None:
+        if link["dataset"] == dataset and link["fold"] != fold != "all":
+            return (
+                f"{link['path']} is of fold {link['fold']} of the same data set, so validation "
+                f"cases of fold {fold} were among its training cases"
+            )
+        link = link.get("base")
+    return ""
+
+
+def find_new_validation_cases(base: Base, validation: Iterable[str]) -> list[str] | None:
+    """Validation cases that were not so when the base was trained, by its own validation.
+
+    Returns:
+        Their identifiers; None if the base was not validated, so that it cannot be known.
+    """
+    ending = base.dataset_json["file_ending"]
+    try:
+        summary = json.loads((base.path.parent / "validation/summary.json").read_bytes())
+        files = [case["prediction_file"] for case in summary["metric_per_case"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # written on any system: this splits at / and at \
+    validated = {PureWindowsPath(file).name.removesuffix(ending) for file in files}
+    return sorted(set(validation) - validated)
+
+
+def transfer(network: nn.Module, base: Base, without: Collection[str] = ()) -> None:
+    """Load a base's weights into a network.
+
+    Args:
+        network: Not compiled, not wrapped.
+        base: The base.
+        without: Names of weights that stay as they are.
+
+    Raises:
+        BaseError: Names or shapes of the others differ.
+    """
+    mine = network.state_dict()
+    theirs = match_names(base.weights, mine)
+    differences = compare_shapes(
+        {name: tensor for name, tensor in theirs.items() if name not in without},
+        {name: tensor for name, tensor in mine.items() if name not in without},
+    )
+    if differences:
+        message = (
+            f"{base.path} holds the weights of another network: {'; '.join(differences)}. "
+            f"{HOW_TO_FIT}"
+        )
+        raise BaseError(message)
+    network.load_state_dict(
+        {name: mine[name] if name in without else theirs[name] for name in mine}
+    )

@@ -1,0 +1,1 @@
+"""The method: what one reads to know what MAPO does."""

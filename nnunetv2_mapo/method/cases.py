@@ -1,0 +1,52 @@
+"""nnU-Net's labels and cases in the form in which mining takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnunetv2_mapo.method.labels import Labels
+
+
+def labels_of(label_manager: Any) -> Labels:
+    """Meaning of the segmentation heads by nnU-Net's label manager."""
+    regions = label_manager.foreground_regions if label_manager.has_regions else None
+    return Labels(
+        label_manager.num_segmentation_heads,
+        regions and tuple(r if isinstance(r, tuple) else (r,) for r in regions),
+        label_manager.ignore_label,
+    )
+
+
+def channels_of(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Name of each channel of the image, in their order, by the content of `dataset.json`."""
+    # older data sets say "modality"; nnU-Net looks for that first
+    names = dataset_json.get("modality") or dataset_json["channel_names"]
+    return [str(name) for name in names.values()]
+
+
+def load_case(dataset: Any, label_manager: Any, identifier: str) -> tuple[Tensor, NDArray[Any]]:
+    """Network input and ground truth of a whole case, as nnU-Net's validation makes them.
+
+    Args:
+        dataset: nnU-Net's dataset of any kind.
+        label_manager: nnU-Net's, which says how many channels a previous stage becomes.
+        identifier: Case identifier.
+
+    Returns:
+        Image with the previous stage's one-hot segmentation behind it, if there is one, shape
+        `(channels, *spatial)`, float32; segmentation, shape `(1, *spatial)`.
+    """
+    data, segmentation, previous_stage, _ = dataset.load_case(identifier)
+    image = data[:]
+    if previous_stage is not None:
+        labels = label_manager.foreground_labels
+        one_hot = convert_labelmap_to_one_hot(previous_stage[:], labels, image.dtype)
+        image = np.vstack((image, one_hot))
+    return torch.from_numpy(np.array(image, dtype=np.float32)), segmentation[:]

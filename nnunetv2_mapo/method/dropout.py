@@ -1,0 +1,250 @@
+"""Dropout inside any network through forward hooks: another rate for each sample of the batch.
+
+Hooks leave the modules and the state dict as they are: a stock checkpoint loads into a network
+with dropout and back, and prediction runs the plain network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from nnunetv2_mapo.method.dropout_sites import (
+    CONVOLUTIONS,
+    TRANSPOSED_CONVOLUTIONS,
+    Layer,
+    find_dropout_sites,
+)
+
+_MAKE_THEIR_OUTPUT = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
+
+
+class Switch:
+    """What all hooks of a network share, and all that a copy of the network takes along.
+
+    Attributes:
+        granularity: `"element"` or `"channel"`.
+        active: Whether anything is dropped.
+        rates: Dropout rate of each sample, shape `(B,)`.
+    """
+
+    def __init__(self, granularity: str) -> None:
+        self.granularity = granularity
+        self.active = False
+        # A tensor, so that torch.compile sees an input and does not compile anew for each rate.
+        self.rates = torch.zeros(1)
+
+    @contextmanager
+    def at(self, rates: Tensor) -> Iterator[None]:
+        """Switch dropout on inside a `with` block."""
+        self.rates, self.active = rates, True
+        try:
+            yield
+        finally:
+            self.active = False
+
+
+class StochasticDropout:
+    """Element or channel dropout after every dropout site of a network; off until switched on.
+
+    Args:
+        network: The network to hook into, not compiled and not wrapped.
+        num_outputs: Number of its segmentation heads, see `find_dropout_sites`.
+        granularity: `"element"` (`nn.Dropout`) or `"channel"` (`nn.Dropout3d`).
+        include: Patterns of further sites, see `find_dropout_sites`.
+        exclude: Patterns of modules without dropout, see `find_dropout_sites`.
+
+    Raises:
+        ValueError: The network has no layer to drop out, or a pattern fits no module.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_outputs: int,
+        granularity: str = "element",
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> None:
+        self.sites = find_dropout_sites(network, num_outputs, include, exclude)
+        if not self.sites:
+            message = (
+                f"{type(network).__name__} has no convolution or linear layer besides its output "
+                "heads, or none is left by dropout_exclude: MAPO finds its candidates through "
+                "dropout and needs at least one. dropout_include takes modules of any type."
+            )
+            raise ValueError(message)
+        self._switch = Switch(granularity)
+        self._handles = [
+            layer.module.register_forward_hook(SiteHook(layer, self._switch), prepend=True)
+            for layer in self.sites.sites
+        ]
+
+    @property
+    def granularity(self) -> str:
+        """What is dropped, `"element"` or `"channel"`."""
+        return self._switch.granularity
+
+    @property
+    def active(self) -> bool:
+        """Whether dropout is switched on."""
+        return self._switch.active
+
+    @contextmanager
+    def at(self, rates: Tensor) -> Iterator[None]:
+        """Switch dropout on inside a `with` block, also in evaluation mode.
+
+        Args:
+            rates: Dropout rate of each sample of the batch, each in [0, 1), shape `(B,)`, on the
+                network's device.
+        """
+        with self._switch.at(rates):
+            yield
+
+    def remove(self) -> None:
+        """Take every hook off the network."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def find_switch(network: nn.Module) -> Switch:
+    """Switch of the dropout of a network, such as a copy of one that `StochasticDropout` hooked."""
+    hooks = (hook for module in network.modules() for hook in module._forward_hooks.values())
+    return next(hook.switch for hook in hooks if isinstance(hook, SiteHook))
+
+
+class SiteHook:
+    """Forward hook that drops what one site puts out: a tensor, or those in lists, tuples, dicts.
+
+    Args:
+        layer: The site.
+        switch: Whether and at which rates to drop.
+    """
+
+    # No reference to the module or its network: a copy of one block must not copy all others.
+    def __init__(self, layer: Layer, switch: Switch) -> None:
+        self.name, self.batch_axis, self.switch = layer.name, layer.batch_axis, switch
+        self.channel_axis: int | None = None
+        if isinstance(layer.module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)):
+            self.channel_axis = 1
+        elif isinstance(layer.module, (nn.Linear, nn.MultiheadAttention)):
+            self.channel_axis = -1
+        self.is_attention = isinstance(layer.module, nn.MultiheadAttention)
+        # Neither a convolution nor a linear layer needs its output for its gradient, and hooks of
+        # the network come later. A derived class may have returned anything, also its input.
+        self.is_in_place = type(layer.module) in _MAKE_THEIR_OUTPUT and layer.batch_axis == 0
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Drop the output of one call (of attention: its features)."""
+        if not self.switch.active:
+            return output
+        if isinstance(output, Tensor):
+            return self._drop(output)
+        if self.is_attention:
+            features, *others = output
+            return self._drop(features), *others
+        if not any(isinstance(part, Tensor) for part in tree_leaves(output)):
+            message = (
+                f"dropout of {self.name!r}: it returns {type(output).__name__}; only tensors, also "
+                "in lists, tuples and dicts, can be dropped. Take it out of dropout_include."
+            )
+            raise TypeError(message)
+        return tree_map_only(Tensor, self._drop, output)
+
+    def _drop(self, features: Tensor) -> Tensor:
+        if not features.is_floating_point() or features.ndim <= self.batch_axis:
+            return features  # indices, or a loss
+        num_rows, num_samples = features.shape[self.batch_axis], self.switch.rates.shape[0]
+        if num_rows % num_samples:
+            message = (
+                f"dropout of {self.name!r}: its output of shape {tuple(features.shape)} does not "
+                f"hold a batch of {num_samples} samples on axis {self.batch_axis}. "
+                f"Set dropout_exclude=({self.name!r},) in MAPOConfig."
+            )
+            raise ValueError(message)
+        # Attention in windows folds several windows of a sample into the batch.
+        rates = self.switch.rates.repeat_interleave(num_rows // num_samples)
+        if self.batch_axis:
+            features = features.transpose(0, self.batch_axis)
+        shape = list(features.shape)
+        if self.switch.granularity == "channel":
+            channels = self._find_channels(features) % features.ndim
+            shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(shape)]
+        multiplier = dropout_multiplier(rates, shape).to(features.dtype)
+        if self.is_in_place:
+            return features.mul_(multiplier)
+        return (features * multiplier).transpose(0, self.batch_axis)
+
+    def _find_channels(self, features: Tensor) -> int:
+        """Axis of the channels: of an included module the last one of tokens, else axis 1."""
+        if self.channel_axis is not None:
+            return self.channel_axis
+        return -1 if features.ndim == 3 else 1
+
+
+def dropout_multiplier(rates: Tensor, shape: Sequence[int]) -> Tensor:
+    """Random factors of inverted dropout: 0 with probability p, else 1 / (1 - p).
+
+    Args:
+        rates: Dropout rate p of each sample, shape `(B,)`.
+        shape: Shape of the result, the batch first.
+
+    Returns:
+        Independent factors, float32; exactly 1 everywhere in samples of rate 0.
+    """
+    rates = rates.float().view(-1, *[1] * (len(shape) - 1))
+    return _keep(rates, shape).mul_(1 / (1 - rates))
+
+
+def _keep(rates: Tensor, shape: Sequence[int]) -> Tensor:
+    """1 where an element is kept, 0 where it is dropped, float32."""
+    if torch.compiler.is_compiling():  # fused into the multiplication, no noise in memory
+        return (torch.rand(shape, device=rates.device) >= rates).float()
+    # Eager random numbers cost more than the convolution of a thin layer. One 64-bit draw gives
+    # four 16-bit numbers; a rate is met to within 2^-17.
+    num_elements = torch.Size(shape).numel()
+    words = torch.empty((num_elements + 3) // 4, dtype=torch.int64, device=rates.device)
+    noise = words.random_(-(2**63), None).view(torch.int16)[:num_elements].view(shape)
+    threshold = (rates * 2**16 - 2**15).round().clamp(max=2**15 - 1).to(torch.int16)
+    # Straight to float: a mask in between is two more passes over memory.
+    return torch.ge(noise, threshold, out=torch.empty(shape, device=rates.device))
+
+
+def sample_rates(rates: Sequence[float], num_samples: int, device: torch.device) -> Tensor:
+    """Rate of each training sample, drawn from the candidate rates: the network knows them all.
+
+    Args:
+        rates: Candidate rates.
+        num_samples: Batch size B.
+        device: Where the result lies.
+
+    Returns:
+        Shape `(B,)`, float32.
+    """
+    drawn = torch.randint(len(rates), (num_samples,))
+    return torch.tensor(rates)[drawn].to(device)
+
+
+def preference_rates(rates: Tensor, has_pair: Tensor, preference_dropout: str) -> Tensor:
+    """Rates of a batch of the preference stage, at which policy and reference are comparable.
+
+    Args:
+        rates: Rates as drawn for the warm-up, shape `(B,)`.
+        has_pair: Which samples have a preference, shape `(B,)`.
+        preference_dropout: `"off"`: 0 for all; `"without pair"`: 0 where there is a preference,
+            because the reference drops nothing; `"same masks"`: as drawn, for both networks.
+
+    Returns:
+        Shape `(B,)`.
+    """
+    if preference_dropout == "off":
+        return torch.zeros_like(rates)
+    if preference_dropout == "without pair":
+        return rates.masked_fill(has_pair, 0)
+    return rates

@@ -1,0 +1,247 @@
+"""Where dropout sits in a network: which of its layers are dropped, and why the others are not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import NoReturn
+
+from torch import nn
+
+from nnunetv2_mapo.support.table import format_table
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_KINDS: dict[tuple[type[nn.Module], ...], str] = {
+    CONVOLUTIONS: "convolution",
+    TRANSPOSED_CONVOLUTIONS: "transposed convolution",
+    (nn.Linear,): "linear layer",
+    (nn.MultiheadAttention,): "attention",
+}
+_TRANSFORMERS = (
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.Transformer,
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a network and whether its output is dropped.
+
+    Attributes:
+        name: Dotted name, the first one if the module is registered under several.
+        module: The layer.
+        is_site: Whether its output is dropped.
+        reason: Why, or why not.
+        batch_axis: Axis of its output that holds the batch: 1 in torch's own attention and
+            transformer layers without `batch_first`, else 0.
+    """
+
+    name: str
+    module: nn.Module
+    is_site: bool
+    reason: str
+    batch_axis: int = 0
+
+
+class DropoutSites(dict[str, nn.Module]):
+    """The sites of a network by name; its text is the table of all layers with the reasons.
+
+    Attributes:
+        layers: Every convolution, linear layer and attention module, and what a pattern includes,
+            each once, in the order of registration.
+        sites: Those whose output is dropped.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = tuple(layers)
+        self.sites = tuple(layer for layer in layers if layer.is_site)
+        super().__init__((layer.name, layer.module) for layer in self.sites)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                layer.name,
+                type(layer.module).__name__,
+                "yes" if layer.is_site else "no",
+                layer.reason,
+            )
+            for layer in self.layers
+        ]
+        return format_table(("layer", "type", "dropout", "reason"), rows)
+
+
+def find_dropout_sites(
+    network: nn.Module, num_outputs: int, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> DropoutSites:
+    """Layers whose output is dropped: every convolution and linear layer but the output heads.
+
+    A head is a layer that maps to the `num_outputs` segmentation heads voxel by voxel: a 1x1
+    convolution, a linear layer, or a transposed convolution without overlap; where there is none,
+    the last layer with that many outputs. In nnU-Net's blocks the sites are between convolution
+    and norm, where its own `dropout_op` sits. An attention module of torch is a site as a whole,
+    because it uses the weights of its last layer without calling it.
+
+    Args:
+        network: Any network, not compiled.
+        num_outputs: Number of segmentation heads (classes or regions).
+        include: Patterns such as `"blocks.*.mixer"` of modules of any type that are sites as
+            well; `*` stands for any text, dots too.
+        exclude: Patterns of modules in which, and in whose parts, nothing is dropped; stronger
+            than `include`. Of a module with several names the first one counts, another one where
+            a pattern fits no first name.
+
+    Returns:
+        All layers, with what was decided and why.
+
+    Raises:
+        ValueError: A pattern fits no module.
+    """
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    included = _find_matches(include, names, with_parts=False)
+    excluded = _find_matches(exclude, names, with_parts=True)
+    heads = find_heads(names, num_outputs)
+    around = {
+        inner: attention
+        for attention in names
+        if isinstance(attention, nn.MultiheadAttention)
+        for inner in attention.modules()
+        if inner is not attention
+    }
+    sequence_first = _find_sequence_first(network)
+    layers = []
+    for module, its_names in names.items():
+        kind = _kind(module)
+        if not kind and module not in included:
+            continue
+        if module in excluded:
+            is_site, reason = False, f"excluded by {excluded[module]!r}"
+        elif module in included:
+            is_site, reason = True, f"included by {included[module]!r}"
+        elif module in around:
+            is_site, reason = False, f"inside attention {names[around[module]][0]}"
+        elif module in heads:
+            is_site, reason = False, f"output head: {heads[module]} to {num_outputs} heads"
+        else:
+            is_site, reason = True, kind
+        layers.append(Layer(its_names[0], module, is_site, reason, int(module in sequence_first)))
+    return DropoutSites(layers)
+
+
+def find_heads(modules: Iterable[nn.Module], num_outputs: int) -> dict[nn.Module, str]:
+    """Output heads among the modules of a network, and what makes each of them one."""
+    fitting = [module for module in modules if _num_outputs(module) == num_outputs]
+    heads = {module: what for module in fitting if (what := _describe_voxelwise(module))}
+    if fitting and not heads:
+        heads = {fitting[-1]: f"last {_kind(fitting[-1])}"}
+    return heads
+
+
+def join_names(names: Sequence[str], all_names: Iterable[str]) -> list[str]:
+    """Patterns for some of the sites: one for those whose names differ in their numbers only.
+
+    Args:
+        names: Sites.
+        all_names: Names of all sites.
+
+    Returns:
+        Patterns that fit `names` and nothing else of `all_names`.
+    """
+    joined: dict[str, list[str]] = {}
+    for name in names:
+        joined.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    others = set(all_names) - set(names)
+    patterns = []
+    for pattern, its_names in joined.items():
+        is_exact = not any(fnmatchcase(other, pattern) for other in others)
+        patterns += [pattern] if is_exact and len(its_names) > 1 else its_names
+    return patterns
+
+
+def _kind(module: nn.Module) -> str:
+    """What sort of layer a module is; empty for all that is not dropped of itself."""
+    return next((kind for types, kind in _KINDS.items() if isinstance(module, types)), "")
+
+
+def _num_outputs(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)):
+        return module.out_channels
+    return None
+
+
+def _describe_voxelwise(module: nn.Module) -> str:
+    """Name of a layer that works voxel by voxel; empty for one that does not."""
+    if isinstance(module, CONVOLUTIONS):
+        size = "x".join(map(str, module.kernel_size))
+        return f"{size} convolution" if set(module.kernel_size) == {1} else ""
+    if isinstance(module, TRANSPOSED_CONVOLUTIONS):
+        is_voxelwise = module.kernel_size == module.stride
+        return "transposed convolution without overlap" if is_voxelwise else ""
+    return "linear layer"
+
+
+def _find_sequence_first(network: nn.Module) -> set[nn.Module]:
+    """Torch's own transformers, and all in them, that hold the batch on axis 1."""
+    return {
+        inner
+        for module in network.modules()
+        if isinstance(module, _TRANSFORMERS)
+        and any(
+            isinstance(inner, nn.MultiheadAttention) and not inner.batch_first
+            for inner in module.modules()
+        )
+        for inner in module.modules()
+    }
+
+
+def _find_matches(
+    patterns: Sequence[str], names: Mapping[nn.Module, Sequence[str]], *, with_parts: bool
+) -> dict[nn.Module, str]:
+    """Modules that a pattern fits, and which one does."""
+    found: dict[nn.Module, str] = {}
+    for pattern in patterns:
+        # nnU-Net's encoder is also a part of its decoder: a second name counts only where no first
+        # one fits.
+        for num_names in (1, None):
+            fitting = [
+                module
+                for module, its_names in names.items()
+                for name in its_names[:num_names]
+                if any(
+                    fnmatchcase(each, pattern) for each in _lineage(name)[0 if with_parts else -1 :]
+                )
+            ]
+            if fitting:
+                break
+        if not fitting:
+            _refuse(pattern, [name for each in names.values() for name in each])
+        for module in fitting:
+            found.setdefault(module, pattern)
+    return found
+
+
+def _refuse(pattern: str, names: Sequence[str]) -> NoReturn:
+    close = get_close_matches(pattern, names, cutoff=0.4)
+    advice = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+    message = (
+        f"dropout pattern {pattern!r} fits no module of the network.{advice} "
+        "print(find_dropout_sites(network, num_outputs)) shows the names of its layers."
+    )
+    raise ValueError(message)
+
+
+def _lineage(name: str) -> list[str]:
+    """Names of a module and of those that it is part of; none of the whole network."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]

@@ -1,0 +1,290 @@
+"""Mining: each training case -> candidates -> preference pair -> store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.region_pairs import pair_regions
+from nnunetv2_mapo.method.sampling import Sampler, fit_windows_per_forward
+from nnunetv2_mapo.method.selection import candidate_dice, select_pair
+from nnunetv2_mapo.method.store import WEIGHT_ONE, SampleRecord
+from nnunetv2_mapo.method.windows import Index, find_units, find_windows
+from nnunetv2_mapo.support.memory import within_memory
+from nnunetv2_mapo.support.randomness import seeded
+
+T = TypeVar("T")
+
+
+class Sample(NamedTuple):
+    """One training sample (a case, a slice or the cell of a window) with its candidates.
+
+    Attributes:
+        place: Index of the sample in the case.
+        candidates: Label maps, shape `(K, *spatial)`.
+        target: Ground truth as a label map, shape `(*spatial)`.
+        ignored: Mask of the voxels with the ignore label, same shape.
+        dice: Dice of each candidate.
+    """
+
+    place: Index
+    candidates: Tensor
+    target: Tensor
+    ignored: Tensor
+    dice: list[float]
+
+
+class MinedCase(NamedTuple):
+    """Preference pairs of a case.
+
+    Attributes:
+        preferences: Channels [chosen, rejected] or [chosen, rejected, weight], as of
+            `store.stack_preferences`, shape `(2 or 3, *spatial)`, int16; 0 in samples without pair.
+        records: One of each training sample, in the order of `find_units`.
+    """
+
+    preferences: NDArray[np.int16]
+    records: list[SampleRecord]
+
+    @property
+    def chosen(self) -> NDArray[np.int16]:
+        """Label map, shape `(*spatial)`."""
+        chosen: NDArray[np.int16] = self.preferences[0]
+        return chosen
+
+    @property
+    def rejected(self) -> NDArray[np.int16]:
+        """The same."""
+        rejected: NDArray[np.int16] = self.preferences[1]
+        return rejected
+
+
+@dataclass(frozen=True)
+class Miner:
+    """Finds the preference pairs of a case with the current policy.
+
+    Attributes:
+        network: The policy, not compiled, in evaluation mode.
+        sampler: Makes its candidates.
+        labels: Meaning of its heads.
+        tau: Least Dice gap of a pair; 0: any. Of region pairs see `region_pairs.pair_regions`.
+        patch_size: Patch of the configuration in voxels, 2 or 3 entries.
+        windows_per_forward: Windows in one forward pass, each with all its candidates.
+        device: Where the network lies.
+        unit: What a training sample is: `"case"`, `"slice"` or `"window"`.
+        tile_step_size: Distance of the sliding windows as a share of the patch.
+        pair: `"case"` or `"region"`, see `MAPOConfig`.
+        tau_max: Largest Dice gap of a pair.
+        agree: Whether voxels in which chosen is wrong are left out.
+    """
+
+    network: nn.Module
+    sampler: Sampler
+    labels: Labels
+    tau: float
+    patch_size: Sequence[int]
+    windows_per_forward: int
+    device: torch.device
+    unit: str
+    tile_step_size: float = 1.0
+    pair: str = "case"
+    tau_max: float = 1.0
+    agree: bool = False
+
+    def mine(self, image: Tensor, segmentation: Tensor) -> MinedCase:
+        """Mine one case.
+
+        Args:
+            image: Network input of the whole case, shape `(channels, *spatial)` with three
+                spatial axes, float32.
+            segmentation: Ground truth in nnU-Net's labels, shape `(*spatial)`, < 0 outside the
+                image.
+
+        Returns:
+            Its pairs.
+        """
+        num_channels = 3 if self.pair == "region" else 2
+        preferences = np.zeros((num_channels, *image.shape[1:]), np.int16)
+        records = []
+        select = self._select_regions if self.pair == "region" else self._select_candidates
+        for sample in self.find_samples(image, segmentation):
+            preferences[(slice(None), *sample.place)], record = select(sample)
+            records.append(record)
+        return MinedCase(preferences, records)
+
+    def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[Sample]:
+        """Training samples of a case with their candidates, arguments as of `mine`."""
+        candidates = self.segment(image)
+        for place in self.find_units(segmentation.shape):
+            truth, found = segmentation[place], candidates[(slice(None), *place)]
+            ignored, target = self.labels.is_ignored(truth), self.labels.target_map(truth)
+            valid = None if self.labels.ignore_label is None else ~ignored
+            dice = candidate_dice(found, target, self.labels, valid)
+            yield Sample(place, found, target, ignored, dice.tolist())
+
+    def find_units(self, shape: Sequence[int]) -> list[Index]:
+        """Place of each training sample in a case of this shape."""
+        return find_units(shape, self.patch_size, self.unit, self.tile_step_size)
+
+    @torch.inference_mode()
+    def segment(self, image: Tensor) -> Tensor:
+        """Candidates of a case from sliding windows.
+
+        Each window's label maps go straight into the result: logits are never accumulated.
+
+        Args:
+            image: Shape `(channels, *spatial)`.
+
+        Returns:
+            Label maps, shape `(K, *spatial)`, on the CPU.
+        """
+        padded, inside = pad_nd_image(
+            image, self.patch_size, "constant", {"value": 0}, return_slicer=True
+        )
+        shape = (len(self.sampler.values), *padded.shape[1:])
+        candidates = torch.empty(shape, dtype=self.labels.dtype)  # a large case fills a GPU
+        windows = find_windows(padded.shape[1:], self.patch_size, self.tile_step_size)
+        every = (slice(None),)  # channel, or candidate
+        for start in range(0, len(windows), self.windows_per_forward):
+            batch = windows[start : start + self.windows_per_forward]
+            images = torch.stack([padded[every + window.place] for window in batch])
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                label_maps = self.sampler.segment(self.network, images.to(self.device), self.labels)
+            for window, label_map in zip(batch, label_maps, strict=True):
+                candidates[every + window.cell] = label_map[every + window.inside].cpu()
+        return candidates[every + inside[1:]]
+
+    def _select_candidates(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
+        """Channels [chosen, rejected] and record of a sample whose pair is two candidates."""
+        pair = select_pair(sample.dice, self.tau, self.tau_max)
+        if pair.rejected is None:
+            # Any two equal maps do; constant ones cost the augmentation nothing.
+            chosen = rejected = torch.zeros_like(sample.target)
+        else:
+            chosen = sample.candidates[pair.chosen]
+            is_unused = sample.ignored
+            if self.agree:
+                is_unused = is_unused | (chosen != sample.target)
+            rejected = torch.where(is_unused, chosen, sample.candidates[pair.rejected])
+        record = replace(
+            _record(sample),
+            chosen=pair.chosen,
+            rejected=pair.rejected,
+            num_disagreeing=int((chosen != rejected).sum()),
+        )
+        return torch.stack((chosen, rejected)).short().numpy(), record
+
+    def _select_regions(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
+        """Channels [chosen, rejected, weight] and record of a sample with a region pair."""
+        target, ignored = sample.target.numpy(), sample.ignored.numpy()
+        candidates = sample.candidates.numpy()
+        pair = pair_regions(candidates, target, self.labels, self.tau, ~ignored)
+        is_used = pair.weight > 0
+        if self.agree:
+            is_used &= pair.chosen == target
+        weight = np.maximum(1, np.rint(pair.weight * WEIGHT_ONE)) * is_used
+        rejected = np.where(is_used, pair.rejected, pair.chosen)
+        channels = np.stack((pair.chosen, rejected, weight)).astype(np.int16) * is_used.any()
+        ends = torch.from_numpy(np.stack((pair.chosen, pair.rejected)))
+        valid = None if self.labels.ignore_label is None else torch.from_numpy(~ignored)
+        dice = candidate_dice(ends, torch.from_numpy(target), self.labels, valid).tolist()
+        record = replace(
+            _record(sample),
+            num_disagreeing=int(is_used.sum()),
+            num_parts=pair.num_parts,
+            num_preferred=pair.num_preferred,
+            pair_dice=[round(value, 6) for value in dice],
+        )
+        return channels, record
+
+
+def _record(sample: Sample) -> SampleRecord:
+    """Record of a sample without a pair."""
+    return SampleRecord(
+        dice=[round(value, 6) for value in sample.dice],
+        chosen=0,
+        rejected=None,
+        num_disagreeing=0,
+        num_voxels=sample.target.numel(),
+        has_foreground=bool(sample.target.any()),
+    )
+
+
+def make_miner(
+    config: MAPOConfig,
+    network: nn.Module,
+    sampler: Sampler,
+    labels: Labels,
+    plan: Any,
+    device: torch.device,
+) -> Miner:
+    """Miner by the settings.
+
+    Args:
+        config: Settings.
+        network: The policy, as of `Miner`, like the arguments that follow.
+        sampler: Makes its candidates.
+        labels: Meaning of its heads.
+        plan: nnU-Net's configuration manager.
+        device: Where the network lies.
+    """
+    return Miner(
+        network,
+        sampler,
+        labels,
+        config.tau if config.tau_quantile is None else 0.0,
+        plan.patch_size,
+        # nnU-Net's global batch size: the pairs must not depend on the number of ranks
+        fit_windows_per_forward(sampler.num_passes, plan.batch_size),
+        device,
+        config.selection_unit(len(plan.patch_size)),
+        config.tile_step_size,
+        config.pair,
+        config.tau_max,
+        config.agree,
+    )
+
+
+def mine_within_memory(
+    miner: Miner, work: Callable[[Miner], T], seed: str, log: Callable[[str], None]
+) -> tuple[Miner, T]:
+    """Do seeded work, with half as many windows in a forward pass whenever memory runs out.
+
+    Args:
+        miner: What does it.
+        work: What to do with it.
+        seed: With the number of windows it decides the candidates.
+        log: Takes what a user should know.
+
+    Returns:
+        The miner for the work to come, and the result.
+
+    Raises:
+        OutOfMemoryError: There is not enough memory for a single window.
+    """
+
+    def work_with(num_windows: int) -> T:
+        with seeded(seed, miner.device):
+            return work(replace(miner, windows_per_forward=num_windows))
+
+    num_passes = miner.sampler.num_passes
+    advice = (
+        f"Mining runs out of memory on {miner.device} even with a single window of "
+        f"{tuple(miner.patch_size)} voxels, {num_passes} times in a forward pass. The "
+        "cases mined before are kept: free memory there and go on with --c"
+    )
+    num_windows, result = within_memory(
+        work_with, miner.windows_per_forward, miner.device,
+        advice=advice + (", or start anew with fewer candidates." if num_passes > 1 else "."),
+        log=lambda text: log(f"mining {text}"),
+    )  # fmt: skip
+    return replace(miner, windows_per_forward=num_windows), result

@@ -1,0 +1,167 @@
+"""Values that MAPO logs each epoch, and their picture `progress_mapo.png`."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch import distributed as dist
+
+from nnunetv2_mapo.method.schedule import Stage
+from nnunetv2_mapo.method.summary import RoundSummary
+from nnunetv2_mapo.support.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Names that users of DPO know; all but the first are NaN in the warm-up.
+STEP_KEYS = (
+    "loss/supervised",
+    "loss/dpo",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+)
+MINING_KEYS = (
+    "mining/pairs",
+    "mining/dice_plain",
+    "mining/dice_chosen",
+    "mining/dice_rejected",
+    "mining/disagreement",
+)
+PLOT = "progress_mapo.png"
+_SHADE = "#0b64b0"  # of a round
+
+
+class Panel(NamedTuple):
+    """Logged values that are drawn together.
+
+    Attributes:
+        label: Of the vertical axis.
+        keys: Of the logged values.
+    """
+
+    label: str
+    keys: tuple[str, ...]
+
+
+PANELS = (
+    Panel("loss", ("loss/supervised", "loss/dpo")),
+    Panel("reward", ("rewards/chosen", "rewards/rejected", "rewards/margins")),
+    Panel(
+        "Dice", ("mean_fg_dice", "mining/dice_plain", "mining/dice_chosen", "mining/dice_rejected")
+    ),
+    Panel("share", ("rewards/accuracies", "mining/disagreement")),
+)
+
+
+def register_keys(logged: dict[str, list[Any]], num_epochs_done: int) -> None:
+    """Make nnU-Net's local logger know our keys, with NaN for the epochs before.
+
+    Args:
+        logged: The logger's lists, one value for each epoch.
+        num_epochs_done: Epochs that are logged already.
+    """
+    for key in (*STEP_KEYS, *MINING_KEYS):
+        values = logged.setdefault(key, [])
+        values.extend([math.nan] * (num_epochs_done - len(values)))
+
+
+def step_means(outputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of each value over the steps of an epoch, of all ranks, in which it is defined.
+
+    Args:
+        outputs: What the training step returned, with `STEP_KEYS`, one of each step.
+
+    Returns:
+        NaN under a key that no step defines.
+    """
+    steps = [[output[key] for key in STEP_KEYS] for output in outputs]
+    if dist.is_available() and dist.is_initialized():
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, steps)
+        steps = [step for rank in gathered for step in rank]
+    values = np.array(steps, dtype=float)
+    defined = np.isfinite(values)
+    count = np.where(defined.any(0), defined.sum(0), np.nan)
+    means = np.where(defined, values, 0).sum(0) / count
+    return dict(zip(STEP_KEYS, means.tolist(), strict=True))
+
+
+def round_values(summary: RoundSummary | None) -> dict[str, float]:
+    """Values of the current round under the keys `mining/…`; NaN in the warm-up."""
+    if summary is None:
+        return dict.fromkeys(MINING_KEYS, math.nan)
+    return {
+        "mining/pairs": float(summary.num_pairs),
+        "mining/dice_plain": summary.dice_plain,
+        "mining/dice_chosen": summary.dice_chosen,
+        "mining/dice_rejected": summary.dice_rejected,
+        "mining/disagreement": summary.disagreement,
+    }
+
+
+def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: list[Stage]) -> None:
+    """Draw losses, rewards, pairs and Dice over the epochs, the stages shaded.
+
+    Args:
+        folder: Where `progress_mapo.png` is written.
+        logged: Logged values by key, one for each epoch.
+        stages: Warm-up and rounds.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 12))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(4, 1, sharex=True)
+    # A layout engine would draw everything twice, in every epoch.
+    figure.subplots_adjust(left=0.08, right=0.79, bottom=0.04, top=0.99, hspace=0.08)
+    for axis, panel in zip(axes, PANELS, strict=True):
+        draw_panel(axis, panel, logged, stages)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _write_pairs(axes[2], logged["mining/pairs"], stages)
+    axes[-1].set_xlabel("epoch")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=90)
+    write_atomically(folder / PLOT, picture.getvalue())
+
+
+def draw_panel(
+    axis: Axes, panel: Panel, logged: Mapping[str, Sequence[Any]], stages: Sequence[Stage]
+) -> None:
+    """Draw the values of a panel over the epochs, the rounds shaded.
+
+    Args:
+        axis: To draw on.
+        panel: Which values; keys that are not logged, as by a stock trainer, are left out.
+        logged: Logged values by key, one for each epoch.
+        stages: Warm-up and rounds.
+    """
+    for stage in stages[1:]:
+        opacity = (0.16, 0.08)[stage.round % 2]  # transparent: the page behind may be dark
+        axis.axvspan(stage.first_epoch - 0.5, stage.end_epoch - 0.5, color=_SHADE, alpha=opacity,
+                     linewidth=0, zorder=0)  # fmt: skip
+    axis.set_xlim(-0.5, stages[-1].end_epoch - 0.5)
+    for key in panel.keys:
+        if key in logged:
+            axis.plot(logged[key], label=key, marker=".", linewidth=1.2)
+    if panel.label == "reward":
+        axis.axhline(0, color="grey", linewidth=0.6)
+    axis.set_ylabel(panel.label)
+
+
+def _write_pairs(axis: Axes, pairs: Sequence[float], stages: list[Stage]) -> None:
+    for stage in stages:
+        name = f"round {stage.round}" if stage.round else "warm-up"
+        if stage.round and stage.first_epoch < len(pairs):
+            name += f"\n{pairs[stage.first_epoch]:.0f} pairs"
+        middle = (stage.first_epoch + stage.end_epoch - 1) / 2
+        axis.text(
+            middle, 0.02, name, transform=axis.get_xaxis_transform(), ha="center", fontsize="small"
+        )

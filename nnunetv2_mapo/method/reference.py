@@ -1,0 +1,103 @@
+"""The frozen reference π_ref: its weights on disk, and the network that holds them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_mapo.support.files import write_atomically
+from nnunetv2_mapo.support.weights import hash_weights
+
+REFERENCE = "reference.pth"
+
+
+def write_reference(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write the reference's weights so that the file appears complete or not at all."""
+    content = io.BytesIO()
+    torch.save({name: tensor.cpu() for name, tensor in weights.items()}, content)
+    write_atomically(path, content.getvalue())
+
+
+def read_reference(
+    path: Path, expected_hash: str, device: torch.device
+) -> dict[str, Tensor] | None:
+    """Read the reference's weights; nothing but tensors is unpickled.
+
+    Returns:
+        State dict on `device`; None if the file is missing, damaged or not the expected one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what a damaged header may look like
+            weights: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)
+        is_expected = hash_weights(weights) == expected_hash
+    except Exception:  # a damaged pickle may raise anything
+        return None
+    return weights if is_expected else None
+
+
+def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """Frozen network with the reference's weights.
+
+    Args:
+        policy: The network to copy: not compiled, not wrapped, its dropout off and its deep
+            supervision off; the copy keeps both off for good.
+        weights: Its state dict.
+
+    Returns:
+        A copy in evaluation mode that needs no gradients.
+    """
+    reference = _copy(policy)
+    reference.load_state_dict(weights)
+    return reference.eval().requires_grad_(requires_grad=False)
+
+
+@torch.no_grad()
+def update_average(reference: nn.Module, policy: nn.Module, decay: float) -> None:
+    """Move the reference towards the policy: the reference is the policy's moving average.
+
+    Args:
+        reference: Copy of `policy` made by `build_reference`.
+        policy: Not wrapped, not compiled.
+        decay: Share of the reference that is kept, in (0, 1).
+    """
+    # Not by state dicts: nnU-Net's hold a weight under several names.
+    for average, latest in zip(reference.parameters(), policy.parameters(), strict=True):
+        average.lerp_(latest, 1 - decay)
+    for mine, theirs in zip(reference.buffers(), policy.buffers(), strict=True):
+        mine.copy_(theirs)  # such as counts, or masks of -inf, which have no average
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    """`deepcopy`, also of networks that keep results of a forward pass."""
+    memo = {
+        id(value): value.detach().clone()
+        for value in _walk(network, set())
+        if isinstance(value, Tensor) and not value.is_leaf  # of an autograd graph: torch refuses
+    }
+    return deepcopy(network, memo)
+
+
+def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
+    """All that a network holds, but parts of objects that are neither modules nor containers."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        parts: Iterable[Any] = vars(value).values()
+    elif isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = value
+    else:
+        yield value
+        return
+    for part in parts:
+        yield from _walk(part, seen)

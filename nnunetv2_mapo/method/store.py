@@ -1,0 +1,297 @@
+"""Mined rounds on disk: the file and the record of each case, then a manifest.
+
+`preferences/round_01/CASE.b2nd` holds the int16 channels [segmentation, chosen, rejected] in the
+preprocessed geometry, `CASE.b2nd.json` what mining found out about the case and the checksum of
+that file. A case without both is not there. `manifest.json` is written when every case is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import blosc2
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
+from numpy.typing import NDArray
+
+from nnunetv2_mapo.method.candidates import Candidates
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.support.files import hash_file, read_sealed, write_atomically, write_sealed
+
+PREFERENCES = "preferences"  # folder of the rounds in nnU-Net's fold folder
+MANIFEST = "manifest.json"
+CANDIDATES = "candidates.json"  # what the candidates differ in, found before the first case
+WEIGHT_ONE = 100  # how a weight of 1 is stored; a small one is at least 1
+LONGEST_STEM = 200  # bytes; file systems take 255 for a name, with what we put behind it
+
+
+class StoreError(RuntimeError):
+    """A preference store that must not be trained on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """What mining found out about one training sample (a case, a slice or a window's cell).
+
+    Attributes:
+        dice: Dice of each candidate, in the sampler's order; the first is the plain one.
+        chosen: Index of the chosen candidate; of a region pair 0, the plain prediction.
+        rejected: Index of the rejected one; None without a pair and of a region pair.
+        num_disagreeing: Voxels in which chosen and rejected differ.
+        num_voxels: Voxels of the sample.
+        has_foreground: Whether its ground truth has any.
+        num_parts: Parts of all candidates with an effect on the Dice, of a region pair.
+        num_preferred: Those of them that are preferred to the plain prediction.
+        pair_dice: Dice of chosen and of rejected, which are put together from these parts.
+    """
+
+    dice: list[float]
+    chosen: int
+    rejected: int | None
+    num_disagreeing: int
+    num_voxels: int
+    has_foreground: bool = True
+    num_parts: int = 0
+    num_preferred: int = 0
+    pair_dice: list[float] | None = None
+
+    @property
+    def has_pair(self) -> bool:
+        """Whether anything is preferred."""
+        return self.rejected is not None or (self.num_parts > 0 and self.num_disagreeing > 0)
+
+    @property
+    def dice_chosen(self) -> float:
+        """Dice of chosen; of the best candidate without a pair."""
+        return self.pair_dice[0] if self.pair_dice else self.dice[self.chosen]
+
+    @property
+    def dice_rejected(self) -> float:
+        """Dice of rejected; that of chosen without a pair."""
+        if self.pair_dice:
+            return self.pair_dice[1]
+        return self.dice[self.chosen if self.rejected is None else self.rejected]
+
+    @property
+    def gap(self) -> float:
+        """Dice gap between the best and the worst candidate."""
+        return max(self.dice) - min(self.dice)
+
+
+class Finished(NamedTuple):
+    """Cases of a round.
+
+    Attributes:
+        records: Records of each case that can be trained on.
+        damaged: Cases that were finished once, but whose files have changed since.
+    """
+
+    records: dict[str, list[SampleRecord]]
+    damaged: list[str]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round's folder.
+
+    Attributes:
+        folder: `fold_X/preferences/round_RR`.
+        origin: What made it: configuration, plans, labels, data set … and the policy's
+            fingerprint under `"policy"`. Cases of another origin are not read.
+        values: What the candidates differ in, such as their dropout rates; for the manifest.
+    """
+
+    folder: Path
+    origin: dict[str, Any]
+    values: tuple[float, ...] = ()
+
+    def path(self, identifier: str) -> Path:
+        """File of a case."""
+        return self.folder / f"{_file_stem(identifier)}.b2nd"
+
+    def record_path(self, identifier: str) -> Path:
+        """File of a case's record."""
+        return self.folder / f"{_file_stem(identifier)}.b2nd.json"
+
+    def open_stack(self, identifier: str) -> Any:
+        """Channels of a case, see `stack_preferences`, memory mapped where possible."""
+        mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
+        return blosc2.open(str(self.path(identifier)), mode="r", dparams={"nthreads": 1}, **mmap)
+
+    def write_case(
+        self,
+        identifier: str,
+        stack: NDArray[np.int16],
+        records: Sequence[SampleRecord],
+        patch_size: Sequence[int],
+    ) -> None:
+        """Write a case, its record last.
+
+        Args:
+            identifier: Case identifier.
+            stack: Shape `(3 or 4, *spatial)`, int16, see `stack_preferences`.
+            records: One of each training sample of the case.
+            patch_size: Patch of the configuration, which decides the file's blocks and chunks.
+
+        Raises:
+            WriteError: The disk is full.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        blocks, chunks = comp_blosc2_params(stack.shape, patch_size, stack.itemsize)
+        array = blosc2.asarray(
+            np.ascontiguousarray(stack),
+            blocks=blocks,
+            chunks=chunks,
+            cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4},
+        )
+        content = array.to_cframe()
+        write_atomically(self.path(identifier), content)
+        record = {
+            "origin": self.origin,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "samples": [asdict(record) for record in records],
+        }
+        write_sealed(self.record_path(identifier), record)
+
+    def find_finished(self, identifiers: Iterable[str]) -> Finished:
+        """Records of the cases that can be trained on, by checksum, and which are damaged."""
+        found = Finished({}, [])
+        for identifier in identifiers:
+            record = read_sealed(self.record_path(identifier))
+            if record and _complete(record["origin"]) != _complete(self.origin):
+                continue
+            if record and record["sha256"] == hash_file(self.path(identifier)):
+                found.records[identifier] = [SampleRecord(**each) for each in record["samples"]]
+            elif self.record_path(identifier).exists():
+                found.damaged.append(identifier)
+        return found
+
+    def write_values(self, values: Sequence[float]) -> None:
+        """Write what the candidates differ in, so that a round is continued with the same."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"origin": self.origin, "values": list(values)}
+        write_sealed(self.folder / CANDIDATES, content)
+
+    def read_values(self) -> tuple[float, ...]:
+        """Undo `write_values`; empty if nothing was written, or by another policy."""
+        content = read_sealed(self.folder / CANDIDATES)
+        if content is None or _complete(content["origin"]) != _complete(self.origin):
+            return ()
+        return tuple(content["values"])
+
+    def write_manifest(self, cases: dict[str, list[SampleRecord]]) -> None:
+        """Write the manifest of a complete round."""
+        content = {
+            "origin": self.origin,
+            "values": self.values,
+            "cases": {
+                identifier: {
+                    "sha256": hash_file(self.path(identifier)),
+                    "samples": [asdict(record) for record in cases[identifier]],
+                }
+                for identifier in sorted(cases)
+            },
+        }
+        write_sealed(self.folder / MANIFEST, content)
+
+    def find_foreign(self) -> list[str]:
+        """Differences of the store's origin to this one's, the policy left out, one line each.
+
+        Empty where nothing is stored that can be read.
+        """
+        ours = theirs = _complete(self.origin)
+        for path in (self.folder / MANIFEST, *sorted(self.folder.glob("*.json"))):
+            if content := read_sealed(path):
+                theirs = _complete(content["origin"])
+                break
+        return [
+            f"{key}: {theirs.get(key)} in the store, {mine} now"
+            for key, mine in ours.items()
+            if key != "policy" and theirs.get(key) != mine
+        ]
+
+    def forget_manifest(self) -> None:
+        """Delete the manifest, because cases are about to change."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _complete(origin: dict[str, Any]) -> dict[str, Any]:
+    """An origin with the default of each setting that there was not when it was written."""
+    settings = origin.get("settings", {})
+    return {**origin, "settings": MAPOConfig.from_dict(settings).to_dict()}
+
+
+class MinedRound(NamedTuple):
+    """What the manifest of a round says.
+
+    Attributes:
+        folder: The round's folder.
+        origin: What made it, see `Round.origin`.
+        cases: Records of each case.
+        values: What the candidates differ in; empty in a store of version 0.1.
+    """
+
+    folder: Path
+    origin: dict[str, Any]
+    cases: dict[str, list[SampleRecord]]
+    values: tuple[float, ...] = ()
+
+    def candidates(self, num_dimensions: int) -> Candidates:
+        """What the candidates differ in, by the settings and what the round found itself."""
+        config = MAPOConfig.from_dict(self.origin["settings"])
+        candidates = config.candidates(num_dimensions)
+        return candidates._replace(values=self.values) if self.values else candidates
+
+
+def read_rounds(fold: Path) -> list[MinedRound]:
+    """Mined rounds of a fold in their order, those that are not complete left out.
+
+    Args:
+        fold: nnU-Net's folder of the fold.
+
+    Raises:
+        StoreError: A manifest is damaged.
+    """
+    rounds = []
+    for path in sorted((fold / PREFERENCES).glob(f"round_*/{MANIFEST}")):
+        content = read_sealed(path)
+        if content is None:
+            message = f"{path} is damaged. Delete it: its round is then left out."
+            raise StoreError(message)
+        cases = {
+            case: [SampleRecord(**sample) for sample in each["samples"]]
+            for case, each in content["cases"].items()
+        }
+        values = tuple(content.get("values", ()))
+        rounds.append(MinedRound(path.parent, content["origin"], cases, values))
+    return rounds
+
+
+def _file_stem(identifier: str) -> str:
+    """Name of a case's files; one that would lead out of the folder or be too long is hashed."""
+    is_a_name = Path(identifier).name == identifier and "\0" not in identifier
+    if is_a_name and len(os.fsencode(identifier)) <= LONGEST_STEM:
+        return identifier
+    return hashlib.sha256(identifier.encode()).hexdigest()
+
+
+def stack_preferences(segmentation: NDArray[Any], *preferences: NDArray[Any]) -> NDArray[np.int16]:
+    """Stack as the store holds it.
+
+    Args:
+        segmentation: Ground truth in nnU-Net's labels, shape `(1, *spatial)`.
+        *preferences: Label maps of chosen and of rejected, and of region pairs the weight of each
+            voxel in hundredths, each of shape `(*spatial)`.
+
+    Returns:
+        Channels [segmentation, chosen, rejected] or [segmentation, chosen, rejected, weight].
+    """
+    stack: NDArray[np.int16] = np.concatenate(
+        (segmentation, np.stack(preferences)), dtype=np.int16, casting="unsafe"
+    )
+    return stack

@@ -1,0 +1,1 @@
+"""What is done with trainings and trained models; the command line calls it."""

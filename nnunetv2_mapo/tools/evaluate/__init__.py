@@ -1,0 +1,1 @@
+"""How good segmentations are: the metrics of each case and class."""

@@ -1,0 +1,1 @@
+"""Models of MAPO for an nnU-Net that does not have this package."""

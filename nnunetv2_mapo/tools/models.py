@@ -1,0 +1,299 @@
+"""A trained model, or one that still trains, opened to be looked at; nothing is written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.file_path_utilities import get_output_folder
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+from nnunetv2_mapo.guards.checkpoint import read_checkpoint
+from nnunetv2_mapo.guards.checks import check_preprocessed, check_split
+from nnunetv2_mapo.method.cases import channels_of, labels_of
+from nnunetv2_mapo.method.labels import Labels
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be opened; the message says what is wrong and what there is instead."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained network and what nnU-Net knows of it.
+
+    Attributes:
+        network: With the checkpoint's weights, on the device, not compiled, in evaluation mode,
+            without deep supervision. Other weights of the same training go into it with
+            `load_state_dict`.
+        labels: Meaning of its heads.
+        trainer_name: Trainer class that made it.
+        configuration: Name of the configuration.
+        plans_manager: nnU-Net's.
+        configuration_manager: nnU-Net's.
+        label_manager: nnU-Net's.
+        dataset_json: Content of the model's `dataset.json`.
+        folder: `nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
+        fold: Number, or `"all"`.
+        mirroring_axes: Axes along which nnU-Net's prediction mirrors; None for no mirroring.
+        mapo: Settings of MAPO in the checkpoint, as of `MAPOConfig.to_dict`; None if the model was
+            trained without MAPO.
+    """
+
+    network: nn.Module
+    labels: Labels
+    trainer_name: str
+    configuration: str
+    plans_manager: Any
+    configuration_manager: Any
+    label_manager: Any
+    dataset_json: dict[str, Any]
+    folder: Path
+    fold: int | str
+    mirroring_axes: tuple[int, ...] | None
+    mapo: dict[str, Any] | None
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Name of each channel of the image, in their order."""
+        return channels_of(self.dataset_json)
+
+
+def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
+    """Folder of a model by what nnU-Net's commands call it.
+
+    Args:
+        dataset: Name or number of the data set.
+        trainer: Name of the trainer class.
+        plans: Name of the plans.
+        configuration: Name of the configuration.
+
+    Raises:
+        ModelError: There is no such data set or model.
+    """
+    try:
+        nnUNet_results.require()
+        name = maybe_convert_to_dataset_name(dataset)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(str(error)) from error
+    folder = Path(get_output_folder(name, trainer, plans, configuration))
+    if not folder.is_dir():
+        message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
+        raise ModelError(message)
+    return folder
+
+
+def open_model(
+    folder: Path, fold: int | str, checkpoint: str, device: torch.device
+) -> TrainedModel:
+    """Open a model as nnU-Net's prediction does.
+
+    Args:
+        folder: `nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
+        fold: Number, also as text, or `"all"`.
+        checkpoint: File name of the checkpoint in the folder of the fold.
+        device: Where the network is to lie.
+
+    Raises:
+        ModelError: The fold, the checkpoint or the model's `dataset.json` or `plans.json` is
+            missing or damaged, or its trainer or the modules of its network are not installed here.
+    """
+    fold = int(fold) if str(fold).isdecimal() else fold
+    path = find_checkpoint(folder, fold, checkpoint)
+    content = read_model(path)
+    trainer_name, origin = content["trainer_name"], content["init_args"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor = nnUNetPredictor(device=device)
+    load_folds(predictor, folder, (fold,), checkpoint)
+    network = predictor.network
+    if isinstance(network, OptimizedModule):
+        network = network._orig_mod
+    return TrainedModel(
+        network=network.to(device).eval(),
+        labels=labels_of(predictor.label_manager),
+        trainer_name=trainer_name,
+        configuration=origin["configuration"],
+        plans_manager=predictor.plans_manager,
+        configuration_manager=predictor.configuration_manager,
+        label_manager=predictor.label_manager,
+        dataset_json=predictor.dataset_json,
+        folder=folder,
+        fold=fold,
+        mirroring_axes=predictor.allowed_mirroring_axes,
+        mapo=content.get("mapo", {}).get("config"),
+    )
+
+
+def read_model(checkpoint: Path) -> dict[str, Any]:
+    """Content of a checkpoint that nnU-Net's prediction can open.
+
+    Raises:
+        ModelError: It is damaged or something else.
+    """
+    advice = "Name another checkpoint with -chk."
+    try:
+        return read_checkpoint(checkpoint, advice, needed=("trainer_name", "init_args"))
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+
+
+def load_folds(
+    predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | str], checkpoint: str
+) -> None:
+    """Give nnU-Net's predictor a model whose checkpoints are there.
+
+    Args:
+        predictor: Without a model.
+        folder: Of the model.
+        folds: Numbers or `"all"`.
+        checkpoint: File name of each fold's checkpoint.
+
+    Raises:
+        ModelError: The model's `dataset.json` or `plans.json` is missing or damaged, or its trainer
+            or the modules of its network are not installed here.
+    """
+    opened = folder / f"fold_{folds[0]}" / checkpoint
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # old trainers, for nnU-Net to say
+        try:
+            predictor.initialize_from_trained_model_folder(str(folder), folds, checkpoint)
+        except (RuntimeError, ImportError, AssertionError, OSError) as error:
+            message = f"{opened} cannot be opened: {error}"
+            raise ModelError(message) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            message = (
+                f"{opened} cannot be opened ({type(error).__name__}: {error}): dataset.json or "
+                f"plans.json in {folder} is damaged or not that of the training. Copy them anew "
+                "from the data set's folder in nnUNet_preprocessed: dataset.json, and the plans' "
+                "file as plans.json."
+            )
+            raise ModelError(message) from error
+
+
+class Cases(NamedTuple):
+    """nnU-Net's datasets of a fold.
+
+    Attributes:
+        training: Cases that the fold is trained on.
+        validation: Cases that it is validated on.
+    """
+
+    training: Any
+    validation: Any
+
+
+def open_cases(model: TrainedModel) -> Cases:
+    """Cases of the model's fold by nnU-Net's own split.
+
+    Raises:
+        InputError: The data set is not preprocessed, or the split is of other cases.
+        ModelError: The split is missing or damaged or, in a cascade, the previous stage's
+            segmentations are missing.
+    """
+    if not nnUNet_preprocessed.is_set():
+        message = "The environment variable nnUNet_preprocessed is not set."
+        raise ModelError(message)
+    dataset = model.plans_manager.dataset_name
+    base = Path(nnUNet_preprocessed.require()) / dataset
+    folder = base / model.configuration_manager.data_identifier
+    check_preprocessed(folder, dataset, model.configuration)
+    dataset_class = infer_dataset_class(str(folder))
+    previous_stage = _require_previous_stage(model)
+    training, validation = _split(model, dataset_class, base, folder, previous_stage)
+    available = dataset_class.get_identifiers(str(folder))
+    check_split(training, validation, available, str(base / "splits_final.json"))
+    return Cases(
+        *(
+            dataset_class(str(folder), cases, folder_with_segs_from_previous_stage=previous_stage)
+            for cases in (training, validation)
+        )
+    )
+
+
+def _split(
+    model: TrainedModel, dataset_class: Any, base: Path, folder: Path, previous_stage: str | None
+) -> tuple[list[str], list[str]]:
+    """Training and validation cases by nnU-Net's own split, which must exist already."""
+    splits_file = base / "splits_final.json"
+    if model.fold != "all" and not splits_file.is_file():  # nnU-Net would write a new one
+        message = f"{splits_file} is missing: it says which cases fold {model.fold} is trained on."
+        raise ModelError(message)
+    # What nnU-Net's split needs of a trainer; a trainer itself would make folders and a log.
+    trainer = SimpleNamespace(
+        fold=model.fold,
+        dataset_class=dataset_class,
+        preprocessed_dataset_folder=str(folder),
+        preprocessed_dataset_folder_base=str(base),
+        folder_with_segs_from_previous_stage=previous_stage,
+        print_to_log_file=lambda *_: None,
+    )
+    try:
+        training, validation = nnUNetTrainer.do_split(trainer)
+    except (ValueError, KeyError, TypeError) as error:
+        message = (
+            f"{splits_file} is damaged ({type(error).__name__}: {error}). It says which cases fold "
+            f"{model.fold} is trained on: restore the file that the model was trained with."
+        )
+        raise ModelError(message) from error
+    return list(map(str, training)), list(map(str, validation))
+
+
+def find_previous_stage(model: TrainedModel) -> Path | None:
+    """Where nnU-Net's trainer looks for a cascade's previous segmentations; None if it has none."""
+    previous = model.configuration_manager.previous_stage_name
+    if previous is None:
+        return None
+    stage = f"{model.trainer_name}__{model.plans_manager.plans_name}__{previous}"
+    return model.folder.parent / stage / "predicted_next_stage" / model.configuration
+
+
+def _require_previous_stage(model: TrainedModel) -> str | None:
+    folder = find_previous_stage(model)
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        message = (
+            f"{folder} is missing: {model.configuration} needs the segmentations of "
+            f"{model.configuration_manager.previous_stage_name}, "
+            "which nnU-Net writes at the end of each of its folds' validation."
+        )
+        raise ModelError(message)
+    return str(folder)
+
+
+def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
+    """Path of a checkpoint of a model.
+
+    Raises:
+        ModelError: The model, the fold or the checkpoint is missing.
+    """
+    if not folder.is_dir():
+        message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
+        raise ModelError(message)
+    path = folder / f"fold_{fold}" / checkpoint
+    if not path.parent.is_dir():
+        message = f"Fold {fold} is not in {folder}. {_list(folder, 'fold_*')}"
+        raise ModelError(message)
+    if not path.is_file():
+        message = f"{path} is missing. {_list(path.parent, 'checkpoint_*.pth')}"
+        raise ModelError(message)
+    return path
+
+
+def _list(folder: Path, pattern: str) -> str:
+    """What there is instead, in words."""
+    names = sorted(path.name for path in folder.glob(pattern))
+    return f"There is: {', '.join(names)}." if names else "There is none at all."

@@ -1,0 +1,165 @@
+"""nnU-Net's own commands as child processes: their environment, their output, their failure."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import nnunetv2_mapo
+from nnunetv2_mapo.support.errors import CommandError
+
+_TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ")
+_NUMBER = re.compile(r"nan|\d+\.\d+")
+# Beginnings of the lines of nnU-Net that are shown as they are.
+_SHOWN = ("MAPO: ", "Predicting ", "Preprocessing", "Experiment planning", "Fingerprint extraction",
+          "Using trainer", "Mean Validation Dice", "predicting ")  # fmt: skip
+_SHOWN_VALUES = ("loss/dpo", "rewards/accuracies")
+_INSIDE_NNUNET = Path("nnunetv2", "training", "nnUNetTrainer", "variants", "mapo")
+_WIDTH = 170  # characters of a shown line
+
+
+@dataclass(frozen=True)
+class NNUNet:
+    """nnU-Net's commands with their three folders inside one folder.
+
+    Attributes:
+        folder: Holds `nnUNet_raw`, `nnUNet_preprocessed`, `nnUNet_results`, `trainers`, `logs`.
+    """
+
+    folder: Path
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Environment variables that tell nnU-Net where everything is."""
+        own = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        trainers = [self.folder / "trainers", *find_trainer_configs()]
+        earlier = os.environ.get("nnUNet_extTrainer")  # noqa: SIM112  # nnU-Net's own name
+        return {
+            **{name: str(self.folder / name) for name in own},
+            "nnUNet_extTrainer": os.pathsep.join([*map(str, trainers), *filter(None, [earlier])]),
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of the child processes."""
+        return {
+            **os.environ,
+            **self.paths,
+            "nnUNet_def_n_proc": "1",  # else 8 processes, each of which imports nnU-Net
+            "nnUNet_n_proc_DA": "1",  # whatever the user has set: the planner fails with 0
+            "nnUNet_compile": "0",  # compiling takes longer than this training
+            "nnUNet_wandb_enabled": "0",
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other on a busy machine
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def run(self, command: str, *arguments: str, **variables: str) -> None:
+        """Run a command of nnU-Net; show its progress, keep its full output in a log.
+
+        Args:
+            command: Such as `"nnUNetv2_train"`.
+            arguments: Its arguments.
+            variables: Environment variables for this command alone.
+
+        Raises:
+            CommandError: It is not installed or it failed.
+        """
+        log = self.folder / "logs" / f"{time.strftime('%H%M%S')}_{command}.log"
+        print(f"\n$ {command} {' '.join(arguments)}", flush=True)
+        started = time.monotonic()
+        with (
+            log.open("w", buffering=1, encoding="utf-8") as file,
+            subprocess.Popen(
+                [find_command(command), *arguments],
+                env={**self.environment, **variables},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+            ) as process,
+        ):
+            try:
+                for line in shorten(copy_lines(process.stdout or [], file.write)):
+                    print(f"  [{time.monotonic() - started:4.0f} s] {line}", flush=True)
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode != 0:
+            last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+            message = (
+                f"{command} failed with exit code {process.returncode}. Its last lines:\n{last}\n"
+                f"Its full output: {log}"
+            )
+            raise CommandError(message)
+        print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def find_command(name: str) -> str:
+    """Path of a command, first beside the running Python.
+
+    Raises:
+        CommandError: There is none.
+    """
+    folders = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=folders)
+    if found is None:
+        message = f"{name} is not installed: pip install 'nnunetv2>=2.8.1'"
+        raise CommandError(message)
+    return found
+
+
+def find_installed_trainers() -> Path | None:
+    """Folder of MAPO's trainers inside nnU-Net; None if they are not there."""
+    spec = find_spec("nnunetv2")
+    places = (spec and spec.submodule_search_locations) or []
+    folders = (Path(place).parent / _INSIDE_NNUNET for place in places)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def find_trainer_configs() -> list[Path]:
+    """Folder that nnU-Net must be told of to find MAPO's trainers; none if it knows them.
+
+    Raises:
+        CommandError: There is no such folder.
+    """
+    if find_installed_trainers() is not None:
+        return []
+    beside = Path(nnunetv2_mapo.__file__).parent.parent
+    for folder in (beside / "trainer_configs", beside / _INSIDE_NNUNET):
+        if folder.is_dir():
+            return [folder]
+    message = f"MAPO's trainers are neither in nnU-Net nor beside {beside}: reinstall nnunetv2-mapo"
+    raise CommandError(message)
+
+
+def copy_lines(lines: Iterable[str], write: Callable[[str], object]) -> Iterator[str]:
+    """Pass lines on after writing each."""
+    for line in lines:
+        write(line)
+        yield line
+
+
+def shorten(lines: Iterable[str]) -> Iterator[str]:
+    """What a reader needs of nnU-Net's output: one line for each epoch, and milestones."""
+    epoch, pseudo_dice, rewards = "", "", ""
+    for line in lines:
+        text = _TIMESTAMP.sub("", line).strip()
+        if match := re.fullmatch(r"Epoch (\d+)", text):
+            epoch, rewards = match[1], ""
+        elif text.startswith("MAPO: loss/"):
+            values = text.removeprefix("MAPO: ").split(", ")
+            rewards = ", ".join(v for v in values if v.startswith(_SHOWN_VALUES)) + "; "
+        elif text.startswith("Pseudo dice"):
+            pseudo_dice = " ".join(_NUMBER.findall(text))
+        elif text.startswith("Epoch time: "):
+            yield f"epoch {epoch}: {rewards}pseudo Dice {pseudo_dice} ({text[12:]})"
+        elif text.startswith(_SHOWN):
+            yield text.split("; MAPOConfig", maxsplit=1)[0][:_WIDTH]

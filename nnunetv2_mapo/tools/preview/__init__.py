@@ -1,0 +1,1 @@
+"""Whether the candidates of a trained model would give preference pairs."""

@@ -1,0 +1,3 @@
+"""Where a segmentation may be wrong: maps from dropout samples, and their worth."""
+
+FOLDER = "uncertainty"  # in the folder of the segmentations

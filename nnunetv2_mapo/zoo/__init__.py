@@ -1,0 +1,1 @@
+"""Segmentation losses and networks that nnU-Net does not have."""

@@ -1,0 +1,597 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor
+
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.dropout import StochasticDropout
+from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.mining import Miner
+from nnunetv2_mapo.method.mining import make_miner as make_miner_by_settings
+from nnunetv2_mapo.method.rounds import mine_round
+from nnunetv2_mapo.method.sampling import DropoutSampler
+from nnunetv2_mapo.method.store import Round, StoreError
+from nnunetv2_mapo.method.windows import find_units
+from nnunetv2_mapo.support.memory import OutOfMemoryError
+from nnunetv2_mapo.support.randomness import seeded
+
+CPU = torch.device("cpu")
+CLASSES = Labels(3)
+REGIONS = Labels(2, regions=((1, 2), (2,)))
+RATES = (0.0, 0.2, 0.5, 0.8)
+
+
+@pytest.fixture
+def make_miner(make_network):
+    def make(patch_size, labels=CLASSES, tau=1e-6, windows_per_forward=3, unit=None) -> Miner:
+        network = make_network(len(patch_size), num_heads=labels.num_heads)
+        sampler = DropoutSampler(RATES, StochasticDropout(network, labels.num_heads))
+        unit = unit or ("slice" if len(patch_size) == 2 else "case")
+        return Miner(network, sampler, labels, tau, patch_size, windows_per_forward, CPU, unit)
+
+    return make
+
+
+def some_case(shape: tuple[int, ...], seed: int = 0, num_labels: int = 3) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    image = torch.randn(1, *shape, generator=rng)
+    return image, torch.randint(0, num_labels, shape, generator=rng).short()
+
+
+def class_dice(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Independent of the package: scikit-learn's F1 of the foreground classes that are present."""
+    present = sorted(set(np.unique(prediction)) | set(np.unique(target)) - {0})
+    present = [label for label in present if label > 0]
+    if not present:
+        return 1.0
+    return f1_score(target.ravel(), prediction.ravel(), labels=present, average="macro")
+
+
+# One case -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("windows_per_forward", [1, 3, 100])
+def test_the_first_candidate_is_the_plain_prediction_window_by_window(
+    make_miner, windows_per_forward
+):
+    for shape, patch_size in (((8, 16, 16), (8, 8, 8)), ((3, 16, 8), (8, 8))):
+        miner = make_miner(patch_size, windows_per_forward=windows_per_forward)
+        image, _ = some_case(shape)
+        expected = np.zeros(shape)
+        axes = range(3) if len(patch_size) == 3 else (1, 2)
+        for corner in itertools.product(
+            *(range(0, shape[axis], 8 if axis in axes else 1) for axis in range(3))
+        ):
+            place = tuple(
+                slice(low, low + 8) if axis in axes else low for axis, low in enumerate(corner)
+            )
+            with torch.no_grad():
+                logits = miner.network(image[(slice(None), *place)][None])
+            expected[place] = logits[0].argmax(0)
+        candidates = miner.segment(image)
+        assert candidates.shape == (len(RATES), *shape)
+        assert candidates.dtype == torch.uint8
+        assert np.array_equal(candidates[0], expected)
+        assert all((candidates[0] != other).any() for other in candidates[1:])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_3d_case_gives_one_pair_of_best_and_worst_candidate(make_miner, seed):
+    miner = make_miner((8, 8, 8))
+    image, segmentation = some_case((10, 9, 12), seed)
+    torch.manual_seed(seed)
+    candidates = miner.segment(image).numpy()
+    torch.manual_seed(seed)
+    mined = miner.mine(image, segmentation)
+    dice = [class_dice(candidate, segmentation.numpy()) for candidate in candidates]
+    (record,) = mined.records
+    assert record.dice == pytest.approx(dice, abs=1e-6)
+    assert record.chosen == int(np.argmax(dice))
+    assert record.rejected == int(np.argmin(dice))
+    assert np.array_equal(mined.chosen, candidates[record.chosen])
+    assert np.array_equal(mined.rejected, candidates[record.rejected])
+    assert record.num_disagreeing == int((mined.chosen != mined.rejected).sum()) > 0
+    assert record.num_voxels == 10 * 9 * 12
+    assert mined.chosen.dtype == mined.rejected.dtype == np.int16
+
+
+def test_a_2d_case_gives_one_record_and_one_pair_a_slice(make_miner):
+    miner = make_miner((8, 8))
+    image, segmentation = some_case((4, 12, 9))
+    torch.manual_seed(0)
+    candidates = miner.segment(image).numpy()
+    torch.manual_seed(0)
+    mined = miner.mine(image, segmentation)
+    assert mined.chosen.shape == (4, 12, 9)
+    assert len(mined.records) == 4
+    for plane, record in enumerate(mined.records):
+        dice = [class_dice(c[plane], segmentation[plane].numpy()) for c in candidates]
+        assert record.dice == pytest.approx(dice, abs=1e-6)
+        assert np.array_equal(mined.chosen[plane], candidates[np.argmax(dice), plane])
+        assert np.array_equal(mined.rejected[plane], candidates[np.argmin(dice), plane])
+        assert record.num_voxels == 12 * 9
+    assert len({record.chosen for record in mined.records}) > 1  # slices choose for themselves
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch_size"), [((5, 6, 11), (8, 8, 8)), ((2, 5, 6), (8, 8)), ((2, 5, 12), (8, 8))]
+)
+def test_a_case_smaller_than_the_patch_is_padded_with_zeros(make_miner, shape, patch_size):
+    miner = make_miner(patch_size)
+    image, segmentation = some_case(shape)
+    mined = miner.mine(image, segmentation)
+    assert mined.chosen.shape == mined.rejected.shape == shape
+    padding = [(0, 0)]
+    for size, patch in zip(shape, (0, *patch_size)[-3:], strict=True):
+        missing = max(patch - size, 0)
+        padding.append((missing // 2, missing - missing // 2))
+    padded = torch.from_numpy(np.pad(image.numpy(), padding))
+    inside = tuple(
+        slice(low, low + size) for (low, _), size in zip(padding[1:], shape, strict=True)
+    )
+    plain = miner.segment(padded)[0][inside]
+    samples = [...] if len(patch_size) == 3 else range(shape[0])
+    for sample, record in zip(samples, mined.records, strict=True):
+        dice = class_dice(plain[sample].numpy(), segmentation[sample].numpy())
+        assert record.dice[0] == pytest.approx(dice, abs=1e-6)
+
+
+def test_without_a_gap_of_tau_chosen_equals_rejected(make_miner):
+    miner = make_miner((8, 8, 8), tau=1.0)
+    image, segmentation = some_case((8, 8, 8))
+    mined = miner.mine(image, segmentation)
+    (record,) = mined.records
+    assert record.rejected is None
+    assert record.num_disagreeing == 0
+    assert np.array_equal(mined.chosen, mined.rejected)
+    assert max(record.dice) - min(record.dice) > 0  # there was something to choose
+
+
+@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
+def test_ignored_voxels_neither_disagree_nor_count(make_miner, patch_size):
+    labels = Labels(3, ignore_label=3)
+    miner = make_miner(patch_size, labels)
+    image, annotated = some_case((8, 8, 8))
+    ignored = torch.zeros(8, 8, 8, dtype=torch.bool)
+    ignored[:, 3:, ::2] = True
+    segmentation = torch.where(ignored, 3, annotated).short()
+    torch.manual_seed(0)
+    candidates = miner.segment(image)
+    torch.manual_seed(0)
+    mined = miner.mine(image, segmentation)
+    differs = torch.from_numpy(mined.chosen != mined.rejected)
+    assert not differs[ignored].any()
+    assert differs[~ignored].any()
+    for sample, record in enumerate(mined.records):
+        part = ... if len(patch_size) == 3 else sample
+        counted = ~ignored[part]
+        dice = [class_dice(c[part][counted], annotated[part][counted]) for c in candidates]
+        assert record.dice == pytest.approx(dice, abs=1e-6)
+
+
+def test_voxels_outside_the_image_are_background_of_the_target(make_miner):
+    miner = make_miner((8, 8, 8))
+    image, segmentation = some_case((8, 8, 8))
+    outside, background = segmentation.clone(), segmentation.clone()
+    outside[0], background[0] = -1, 0
+    torch.manual_seed(0)
+    expected = miner.mine(image, background)
+    torch.manual_seed(0)
+    assert miner.mine(image, outside).records == expected.records
+
+
+def test_regions_are_mined_as_bit_masks(make_miner):
+    miner = make_miner((8, 8, 8), REGIONS)
+    image, segmentation = some_case((8, 8, 8))
+    torch.manual_seed(1)
+    mined = miner.mine(image, segmentation)
+    with torch.no_grad():
+        is_on = (miner.network(image[None])[0] > 0).numpy()
+    whole, core = (segmentation > 0).numpy(), (segmentation == 2).numpy()
+    dice = (
+        f1_score(whole.ravel(), is_on[0].ravel()) + f1_score(core.ravel(), is_on[1].ravel())
+    ) / 2
+    (record,) = mined.records
+    assert record.dice[0] == pytest.approx(dice, abs=1e-6)
+    assert set(np.unique(mined.chosen)) | set(np.unique(mined.rejected)) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
+@pytest.mark.parametrize("unit", ["case", "slice", "window"])
+def test_each_unit_chooses_its_own_pair(make_miner, patch_size, unit):
+    miner = make_miner(patch_size, unit=unit)
+    image, segmentation = some_case((4, 12, 9))
+    torch.manual_seed(0)
+    candidates = miner.segment(image).numpy()
+    torch.manual_seed(0)
+    mined = miner.mine(image, segmentation)
+    units = find_units((4, 12, 9), patch_size, unit, 1.0)
+    assert len(mined.records) == len(units)
+    for place, record in zip(units, mined.records, strict=True):
+        found = candidates[(slice(None), *place)]
+        dice = [class_dice(candidate, segmentation[place].numpy()) for candidate in found]
+        assert record.dice == pytest.approx(dice, abs=1e-6)
+        assert np.array_equal(mined.chosen[place], found[np.argmax(dice)])
+        assert np.array_equal(mined.rejected[place], found[np.argmin(dice)])
+        assert record.num_voxels == found[0].size
+    if unit != "case":
+        assert len({record.chosen for record in mined.records}) > 1
+
+
+@pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
+@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
+def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, patch_size, labels):
+    miner = replace(make_miner(patch_size, labels=labels, tau=0.01), pair="region")
+    image, segmentation = some_case((4, 12, 12), num_labels=3)
+    torch.manual_seed(0)
+    samples = list(miner.find_samples(image, segmentation))
+    torch.manual_seed(0)
+    mined = miner.mine(image, segmentation)
+    assert mined.preferences.shape == (3, 4, 12, 12)
+    assert len(mined.records) == len(samples) == (4 if len(patch_size) == 2 else 1)
+    for sample, record in zip(samples, mined.records, strict=True):
+        chosen, rejected, weight = mined.preferences[(slice(None), *sample.place)]
+        plain = sample.candidates[0].numpy()
+        differs = chosen != rejected
+        assert record.num_disagreeing == differs.sum() > 0
+        assert np.array_equal(weight > 0, differs)
+        assert weight.max() <= 100
+        # the plain prediction is always one of the two
+        assert ((chosen == plain) | (rejected == plain))[differs].all()
+        assert record.has_pair
+        if labels is CLASSES:
+            truth = sample.target.numpy()
+            expected = [class_dice(chosen, truth), class_dice(rejected, truth)]
+            assert record.pair_dice == pytest.approx(expected, abs=1e-6)
+        assert 0 <= record.num_preferred <= record.num_parts > 0
+
+
+def test_with_agree_chosen_is_right_in_every_disagreement_voxel(make_miner):
+    image, segmentation = some_case((4, 12, 12))
+    for pair in ("case", "region"):
+        mined = {}
+        for agree in (False, True):
+            miner = replace(make_miner((8, 8, 8), tau=0.001), pair=pair, agree=agree)
+            torch.manual_seed(0)
+            mined[agree] = miner.mine(image, segmentation)
+        all_of_it, right = mined[False], mined[True]
+        differs = all_of_it.chosen != all_of_it.rejected
+        is_right = all_of_it.chosen == segmentation.numpy()
+        assert 0 < (differs & is_right).sum() < differs.sum()
+        assert np.array_equal(right.chosen != right.rejected, differs & is_right)
+
+
+def test_a_gap_above_tau_max_makes_no_pair(make_miner):
+    miner = make_miner((8, 8, 8))
+    image, segmentation = some_case((8, 8, 8))
+    torch.manual_seed(0)
+    (record,) = miner.mine(image, segmentation).records
+    gaps = sorted(max(record.dice) - dice for dice in record.dice)
+    torch.manual_seed(0)
+    (banded,) = replace(miner, tau_max=(gaps[-1] + gaps[-2]) / 2).mine(image, segmentation).records
+    assert banded.dice[banded.chosen] - banded.dice[banded.rejected] == pytest.approx(gaps[-2])
+
+
+def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
+    miner = make_miner((8, 8, 8), windows_per_forward=1)
+    seen = fail_above(miner, 10**6, RuntimeError())
+    image, _ = some_case((16, 16, 16))
+    whole = miner.segment(image)
+    assert len(seen) == 2**3
+    half = replace(miner, tile_step_size=0.5).segment(image)
+    assert len(seen) == 2**3 + 3**3
+    assert half.shape == whole.shape
+    assert not torch.equal(half[0], whole[0])
+
+
+def test_a_miner_follows_the_settings(make_miner):
+    made = make_miner((8, 8))
+    plan = SimpleNamespace(patch_size=(8, 8), batch_size=2)
+    config = MAPOConfig(
+        pair="case",
+        tau=0.2,
+        tau_max=0.4,
+        agree=True,
+        selection_unit_2d="window",
+        tile_step_size=0.5,
+    )
+    miner = make_miner_by_settings(config, made.network, made.sampler, made.labels, plan, CPU)
+    assert (miner.tau, miner.unit, miner.tile_step_size) == (0.2, "window", 0.5)
+    assert (miner.pair, miner.tau_max, miner.agree) == ("case", 0.4, True)
+    assert miner.windows_per_forward == 2  # 4 times a batch of 2, by 4 rates
+    quantile = replace(config, tau_quantile=0.5)
+    miner = make_miner_by_settings(quantile, made.network, made.sampler, made.labels, plan, CPU)
+    assert miner.tau == 0  # every gap is stored until the round is known
+
+
+# A round ------------------------------------------------------------------------------------------
+
+
+class Cases:
+    """Cases by identifier, in memory, that remember which were loaded."""
+
+    def __init__(self, *identifiers: str) -> None:
+        self.cases = {name: some_case((8, 8, 9), seed) for seed, name in enumerate(identifiers)}
+        self.loaded: list[str] = []
+
+    def __call__(self, identifier: str) -> tuple[Tensor, np.ndarray]:
+        self.loaded.append(identifier)
+        image, segmentation = self.cases[identifier]
+        return image, segmentation[None].numpy()
+
+
+def round_in(folder, number: int = 1, **origin) -> Round:
+    return Round(folder, {"round": number, "policy": "p", **origin})
+
+
+def read_stacks(mined: Round, identifiers) -> dict[str, np.ndarray]:
+    return {identifier: mined.open_stack(identifier)[:] for identifier in identifiers}
+
+
+def test_a_round_stores_segmentation_chosen_and_rejected_of_every_case(tmp_path, make_miner):
+    load, mined = Cases("a", "b"), round_in(tmp_path / "round_01")
+    miner = make_miner((8, 8, 8))
+    summary = mine_round(miner, load, ["a", "b"], mined, seed=0, log=print)
+    for identifier in "ab":
+        image, segmentation = load.cases[identifier]
+        stack = mined.open_stack(identifier)[:]
+        assert np.array_equal(stack[0], segmentation)
+        with seeded(f"0/1/{identifier}", CPU):
+            expected = miner.mine(image, segmentation)
+        assert np.array_equal(stack[1], expected.chosen)
+        assert np.array_equal(stack[2], expected.rejected)
+        assert mined.find_finished([identifier]).records == {identifier: expected.records}
+    assert (summary.num_samples, summary.num_pairs, summary.num_mined) == (2, 2, 2)
+    manifest = json.loads((mined.folder / "manifest.json").read_text())
+    assert list(manifest["cases"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
+def test_pairs_do_not_depend_on_the_order_of_the_cases(tmp_path, make_miner, patch_size):
+    stacks = []
+    for order in ("abc", "cab"):
+        mined = round_in(tmp_path / order)
+        torch.manual_seed(len(stacks))  # nor on what was drawn before
+        mine_round(make_miner(patch_size), Cases(*"abc"), list(order), mined, seed=0, log=print)
+        stacks.append(read_stacks(mined, "abc"))
+    for identifier in "abc":
+        assert np.array_equal(stacks[0][identifier], stacks[1][identifier])
+
+
+def test_seed_round_and_case_each_change_the_candidates(tmp_path, make_miner):
+    miner, load = make_miner((8, 8, 8)), Cases("a", "b")
+    load.cases["b"] = load.cases["a"]
+    dice = set()
+    for place, (number, seed) in enumerate([(1, 0), (2, 0), (1, 1)]):
+        mined = round_in(tmp_path / str(place), number)
+        mine_round(miner, load, ["a", "b"], mined, seed=seed, log=print)
+        found = mined.find_finished(["a", "b"]).records
+        dice |= {tuple(records[0].dice) for records in found.values()}
+    assert len(dice) == 6
+    assert len({values[0] for values in dice}) == 1  # the plain prediction is always the same
+
+
+def test_a_complete_round_is_not_mined_again(tmp_path, make_miner):
+    load, mined = Cases("a", "b"), round_in(tmp_path / "round_01")
+    first = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0, log=print)
+    load.loaded.clear()
+    again = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0, log=print)
+    assert load.loaded == []
+    assert again.num_mined == 0
+    assert (again.num_samples, again.num_pairs) == (first.num_samples, first.num_pairs)
+    assert again.dice_chosen == first.dice_chosen
+
+
+def test_only_a_missing_case_is_mined_again_and_comes_out_the_same(tmp_path, make_miner):
+    load, mined = Cases(*"abc"), round_in(tmp_path / "round_01")
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0, log=print)
+    before, records = read_stacks(mined, "abc"), mined.find_finished("abc")
+    mined.path("b").unlink()
+    load.loaded.clear()
+    summary = mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0, log=print)
+    assert load.loaded == ["b"]
+    assert summary.num_mined == 1
+    assert mined.find_finished("abc") == records
+    for identifier, stack in read_stacks(mined, "abc").items():
+        assert np.array_equal(stack, before[identifier])
+
+
+def test_an_interrupted_round_goes_on_and_has_its_manifest_last(tmp_path, make_miner):
+    load, mined = Cases(*"abc"), round_in(tmp_path / "round_01")
+    mine_round(
+        make_miner((8, 8, 8)), load, list("abc"), round_in(tmp_path / "whole"), seed=0, log=print
+    )
+
+    def interrupted(identifier: str):
+        if identifier == "c":
+            raise KeyboardInterrupt
+        return load(identifier)
+
+    with pytest.raises(KeyboardInterrupt):
+        mine_round(make_miner((8, 8, 8)), interrupted, list("abc"), mined, seed=0, log=print)
+    assert sorted(mined.folder.iterdir()) == [
+        path for each in "ab" for path in (mined.path(each), mined.record_path(each))
+    ]
+    load.loaded.clear()
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0, log=print)
+    assert load.loaded == ["c"]
+    assert (mined.folder / "manifest.json").is_file()
+    whole = read_stacks(round_in(tmp_path / "whole"), "abc")
+    for identifier, stack in read_stacks(mined, "abc").items():
+        assert np.array_equal(stack, whole[identifier])
+
+
+def test_cases_of_another_policy_are_mined_again(tmp_path, make_miner):
+    load = Cases("a")
+    mine_round(make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path), seed=0, log=print)
+    mine_round(
+        make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path, policy="q"), seed=0, log=print
+    )
+    assert load.loaded == ["a", "a"]
+
+
+def test_cases_without_a_pair_are_stored_with_chosen_equal_to_rejected(tmp_path, make_miner):
+    load, mined = Cases("a"), round_in(tmp_path)
+    summary = mine_round(make_miner((8, 8, 8), tau=1.0), load, ["a"], mined, seed=0, log=print)
+    stack = mined.open_stack("a")[:]
+    assert np.array_equal(stack[0], load.cases["a"][1])
+    assert np.array_equal(stack[1], stack[2])
+    assert summary.num_pairs == 0
+    assert math.isnan(summary.dice_chosen)
+
+
+def test_cases_that_cannot_be_read_back_are_named(tmp_path, make_miner, monkeypatch):
+    def write_nothing(self, identifier, *_args):
+        self.folder.mkdir(exist_ok=True)
+        self.path(identifier).write_bytes(b"")
+
+    monkeypatch.setattr(Round, "write_case", write_nothing)
+    mined = round_in(tmp_path / "round_01")
+    with pytest.raises(StoreError, match=r"cannot be read from .*round_01: \['a', 'b'\]"):
+        mine_round(make_miner((8, 8, 8)), Cases("a", "b"), ["a", "b"], mined, seed=0, log=print)
+    assert not (mined.folder / "manifest.json").exists()
+
+
+# A quantile of the gaps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["case", "slice", "window"])
+def test_with_a_quantile_the_samples_with_the_largest_gaps_keep_their_pairs(
+    tmp_path, make_miner, unit
+):
+    miner, load = make_miner((8, 8, 8), tau=0.0, unit=unit), Cases(*"abcd")
+    every, mined = round_in(tmp_path / "every"), round_in(tmp_path / "half")
+    mine_round(miner, load, list("abcd"), every, seed=0, log=print)
+    summary = mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
+    before, after = (each.find_finished("abcd").records for each in (every, mined))
+    gaps = sorted(record.gap for records in before.values() for record in records)
+    assert gaps[0] > 0  # so that all count
+    assert summary.tau == gaps[math.ceil((len(gaps) - 1) / 2)]
+    assert summary.num_pairs == sum(gap >= summary.tau for gap in gaps) < len(gaps)
+    for identifier in "abcd":
+        all_pairs, stack = (each.open_stack(identifier)[:] for each in (every, mined))
+        units = miner.find_units(stack.shape[1:])
+        for place, old, new in zip(units, before[identifier], after[identifier], strict=True):
+            part = (slice(None), *place)
+            if old.gap >= summary.tau:
+                assert new == old
+                assert np.array_equal(stack[part], all_pairs[part])
+            else:
+                assert new == replace(old, rejected=None, num_disagreeing=0)
+                assert np.array_equal(stack[part][0], all_pairs[part][0])
+                assert not stack[part][1:].any()
+    manifest = json.loads((mined.folder / "manifest.json").read_text())
+    rejected = [s["rejected"] for case in manifest["cases"].values() for s in case["samples"]]
+    assert sum(each is not None for each in rejected) == summary.num_pairs
+
+
+def test_a_round_that_was_stopped_while_pairs_were_dropped_ends_the_same(
+    tmp_path, make_miner, monkeypatch
+):
+    miner, load = make_miner((8, 8, 8), tau=0.0, unit="slice"), Cases(*"abcd")
+    whole, mined = round_in(tmp_path / "whole"), round_in(tmp_path / "stopped")
+    expected = mine_round(miner, load, list("abcd"), whole, 0, print, tau_quantile=0.5)
+    write_case, written = Round.write_case, []
+
+    def write_five(self, *arguments):
+        if len(written) == 5:  # four cases were mined, one has lost pairs
+            raise KeyboardInterrupt
+        written.append(arguments)
+        write_case(self, *arguments)
+
+    monkeypatch.setattr(Round, "write_case", write_five)
+    with pytest.raises(KeyboardInterrupt):
+        mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
+    monkeypatch.undo()
+    load.loaded.clear()
+    summary = mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
+    assert load.loaded == []
+    assert (summary.tau, summary.num_pairs) == (expected.tau, expected.num_pairs)
+    assert mined.find_finished("abcd") == whole.find_finished("abcd")
+    for identifier, stack in read_stacks(mined, "abcd").items():
+        assert np.array_equal(stack, read_stacks(whole, "abcd")[identifier])
+
+
+# Memory and damage -------------------------------------------------------------------------------
+
+
+def fail_above(miner: Miner, most_samples: int, error: Exception) -> list[int]:
+    """Fail with more samples than so many; returns the numbers of samples that were tried."""
+    seen = []
+
+    def forward(_, inputs):
+        seen.append(len(inputs[0]))
+        if len(inputs[0]) > most_samples:
+            raise error
+
+    miner.network.register_forward_pre_hook(forward)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=["cuda", "cpu"],
+)
+def test_out_of_memory_halves_the_windows_of_a_forward_pass_for_good(tmp_path, make_miner, error):
+    load, logged = Cases("a", "b"), []
+    miner = make_miner((4, 4, 4), windows_per_forward=8)
+    seen = fail_above(miner, 2 * len(RATES), error)
+    mined = round_in(tmp_path / "short")
+    mine_round(miner, load, ["a", "b"], mined, seed=0, log=logged.append)
+    assert [each // len(RATES) for each in seen] == [8, 4, *[2] * 12]  # 2 x 12 windows of 4³
+    assert len(logged) == 2
+    assert "2 windows a forward pass now" in logged[-1]
+    whole = round_in(tmp_path / "whole")
+    mine_round(make_miner((4, 4, 4), windows_per_forward=2), load, ["a", "b"], whole, 0, print)
+    for identifier, stack in read_stacks(mined, "ab").items():
+        assert np.array_equal(stack, read_stacks(whole, "ab")[identifier])
+
+
+def test_out_of_memory_with_a_single_window_keeps_the_cases_before_and_says_what_to_do(
+    tmp_path, make_miner
+):
+    load, mined = Cases("a", "b"), round_in(tmp_path)
+    miner = make_miner((8, 8, 8), windows_per_forward=2)
+    mine_round(miner, load, ["a"], mined, seed=0, log=print)
+    fail_above(miner, 0, torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemoryError, match=r"single window of \(8, 8, 8\) .* go on with --c"):
+        mine_round(miner, load, ["a", "b"], mined, seed=0, log=print)
+    assert list(mined.find_finished(["a", "b"]).records) == ["a"]
+
+
+def test_another_error_of_the_network_is_not_taken_for_a_lack_of_memory(tmp_path, make_miner):
+    miner = make_miner((8, 8, 8))
+    seen = fail_above(miner, 0, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        mine_round(miner, Cases("a"), ["a"], round_in(tmp_path), seed=0, log=print)
+    assert len(seen) == 1
+
+
+def test_a_damaged_case_is_mined_again_with_a_warning(tmp_path, make_miner):
+    load, mined, logged = Cases(*"abc"), round_in(tmp_path / "round_01"), []
+    miner = make_miner((8, 8, 8))
+    mine_round(miner, load, list("abc"), mined, seed=0, log=logged.append)
+    assert logged == []
+    before = read_stacks(mined, "abc")
+    content = bytearray(mined.path("b").read_bytes())
+    content[len(content) // 2] ^= 1
+    mined.path("b").write_bytes(content)
+    load.loaded.clear()
+    mine_round(miner, load, list("abc"), mined, seed=0, log=logged.append)
+    assert load.loaded == ["b"]
+    assert logged[0].startswith("WARNING: files of ['b'] in ")
+    for identifier, stack in read_stacks(mined, "abc").items():
+        assert np.array_equal(stack, before[identifier])

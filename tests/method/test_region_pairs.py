@@ -1,0 +1,150 @@
+"""Squares of which every Dice is counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.region_pairs import find_effects, pair_regions
+from nnunetv2_mapo.method.selection import candidate_dice
+
+TWO, THREE = Labels(2), Labels(3)
+REGIONS = Labels(2, regions=((1, 2), (2,)))
+
+
+def empty(shape=(8, 8)):
+    return np.zeros(shape, np.uint8)
+
+
+def square_case():
+    """Truth: 4 x 4 voxels. Plain: its left half, 8 voxels, and 4 wrong voxels elsewhere.
+
+    Dice of plain: 2 * 8 / (16 + 12) = 4/7. The candidate has the right half as well, lacks the
+    wrong voxels, and has 2 new wrong ones.
+    """
+    truth, plain = empty(), empty()
+    truth[0:4, 0:4] = 1
+    plain[0:4, 0:2] = 1
+    plain[6:8, 6:8] = 1
+    candidate = empty()
+    candidate[0:4, 0:4] = 1
+    candidate[6, 0:2] = 1
+    return truth, plain, candidate
+
+
+def test_each_part_has_the_effect_that_it_alone_has():
+    truth, plain, candidate = square_case()
+    parts, effects = find_effects(plain, candidate, truth, TWO)
+    right_half, wrong_removed, wrong_added = (
+        effects[parts[place]] for place in ((0, 3), (7, 7), (6, 0))
+    )
+    assert right_half == pytest.approx(2 * 16 / (16 + 20) - 4 / 7)
+    assert wrong_removed == pytest.approx(2 * 8 / (16 + 8) - 4 / 7)
+    assert wrong_added == pytest.approx(2 * 8 / (16 + 14) - 4 / 7)
+    assert effects[0] == 0
+    assert len(effects) == 4
+
+
+def test_chosen_takes_the_better_parts_and_rejected_the_others():
+    truth, plain, candidate = square_case()
+    pair = pair_regions(np.stack((plain, candidate)), truth, TWO, tau=1.0)
+    chosen, rejected = plain.copy(), plain.copy()
+    chosen[0:4, 2:4], chosen[6:8, 6:8] = 1, 0  # the candidate is better there
+    rejected[6, 0:2] = 1  # and worse here
+    assert np.array_equal(pair.chosen, chosen)
+    assert np.array_equal(pair.rejected, rejected)
+    assert (pair.num_parts, pair.num_preferred) == (3, 2)
+    assert pair.weight[0, 3] == pytest.approx(8 / 9 - 4 / 7)  # |ΔDice| / τ
+    assert np.array_equal(pair.weight > 0, chosen != rejected)
+
+
+def test_the_weight_is_proportional_to_the_effect_up_to_tau():
+    truth, plain, candidate = square_case()
+    effect = abs(16 / 30 - 4 / 7)  # of the two new wrong voxels
+    for tau, expected in ((effect / 2, 1.0), (effect, 1.0), (4 * effect, 0.25)):
+        pair = pair_regions(np.stack((plain, candidate)), truth, TWO, tau)
+        assert pair.weight[6, 0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_where_parts_overlap_the_larger_effect_counts():
+    truth, plain = empty(), empty()
+    truth[0:4, 0:4] = 1
+    plain[0:4, 0:2] = 1
+    small, large = plain.copy(), plain.copy()
+    small[0, 2:6] = 1  # two right and two wrong voxels: a loss and a gain in one part
+    large[0:4, 2:4] = 1
+    for order in ((small, large), (large, small)):
+        pair = pair_regions(np.stack((plain, *order)), truth, TWO, tau=1.0)
+        assert pair.chosen[0, 2] == 1
+        assert pair.weight[0, 2] == pytest.approx(1 - 2 / 3)  # 2 * 8 / 24 before, 1 after
+        assert 0 < pair.weight[0, 4] < 0.1
+
+
+def test_a_voxel_alone_and_a_part_without_effect_are_no_preference():
+    truth, plain = empty(), empty()
+    truth[0:2, 0:2] = 1
+    plain[4:6, 4:6] = 2  # Dice 0, and 0 without it too: class 1 is still missing
+    candidate = plain.copy()
+    candidate[4:6, 4:6] = 0
+    candidate[0, 0] = 1
+    pair = pair_regions(np.stack((plain, candidate)), truth, THREE, tau=0.1)
+    assert pair.num_parts == 0
+    assert not pair.weight.any()
+    assert np.array_equal(pair.chosen, pair.rejected)
+
+
+def test_removing_all_of_a_false_class_is_a_gain():
+    # plain: class 1 right, class 2 wrong: mean of 1 and 0; without class 2 it is 1 of one class
+    truth, plain = empty(), empty()
+    truth[0:2, 0:2] = plain[0:2, 0:2] = 1
+    plain[4:6, 4:6] = 2
+    parts, effects = find_effects(plain, truth, truth, THREE)
+    assert effects[parts[4, 4]] == pytest.approx(0.5)
+
+
+def test_a_false_part_in_an_empty_image_costs_the_whole_dice():
+    truth = plain = empty()
+    candidate = empty()
+    candidate[2:4, 2:4] = 1
+    pair = pair_regions(np.stack((plain, candidate)), truth, TWO, tau=0.05)
+    assert pair.num_preferred == 0
+    assert np.array_equal(pair.chosen, plain)
+    assert np.array_equal(pair.rejected, candidate)
+    assert np.array_equal(pair.weight, candidate.astype(np.float32))
+
+
+def test_ignored_voxels_belong_to_no_part_and_count_nowhere():
+    truth, plain, candidate = square_case()
+    valid = np.ones((8, 8), bool)
+    valid[:, 3] = valid[6:, 6:] = False
+    parts, effects = find_effects(plain, candidate, truth, TWO, valid)
+    assert not parts[~valid].any()
+    # left of column 3: truth 12, plain 8, all right; with column 2 it is all of it
+    assert effects[parts[0, 2]] == pytest.approx(1 - 2 * 8 / 20)
+    assert effects[parts[6, 0]] == pytest.approx(2 * 8 / 22 - 2 * 8 / 20)
+
+
+def flip(plain, candidate, mask):
+    return np.where(mask, candidate, plain)
+
+
+@pytest.mark.parametrize("labels", [THREE, REGIONS], ids=["classes", "regions"])
+@pytest.mark.parametrize("shape", [(12, 14), (6, 7, 8)], ids=["2D", "3D"])
+def test_effects_equal_those_counted_on_the_whole_case(labels, shape):
+    rng = np.random.default_rng(len(shape))
+    num_values = 4 if labels.regions else 3
+    truth, plain, other = rng.integers(0, num_values, (3, *shape)).astype(np.uint8)
+    candidate = np.where(rng.random(shape) < 0.15, other, plain)
+    parts, effects = find_effects(plain, candidate, truth, labels)
+
+    def dice(label_map):
+        maps = torch.from_numpy(label_map)[None]
+        return candidate_dice(maps, torch.from_numpy(truth), labels).item()
+
+    sizes = np.bincount(parts.ravel())
+    assert len(effects) == parts.max() + 1 > 5
+    for part in range(1, len(effects)):
+        expected = dice(flip(plain, candidate, parts == part)) - dice(plain)
+        assert effects[part] == pytest.approx(expected if sizes[part] > 1 else 0, abs=1e-6)

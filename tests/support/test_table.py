@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from nnunetv2_mapo.support.table import format_table, list_some
+
+
+def test_table_aligns_names_left_and_numbers_right():
+    table = format_table(["stage", "Dice"], [["warm-up", "0.5"], ["final", "0.75"]])
+    assert table.splitlines() == [
+        "stage    Dice",
+        "-------  ----",
+        "warm-up   0.5",
+        "final    0.75",
+    ]
+
+
+def test_of_many_names_ten_are_listed():
+    names = list("abcdefghijkl")
+    assert list_some(names[:10]) == "a, b, c, d, e, f, g, h, i, j"
+    assert list_some(names) == "a, b, c, d, e, f, g, h, i, j and 2 more"

@@ -1,0 +1,362 @@
+"""`nnUNetv2_mapo compare` on folders as nnU-Net and `nnUNetv2_mapo evaluate` leave them."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from metric_files import HIGHER, RISING, Dice, write_metrics
+
+from nnunetv2_mapo.cli import main
+from nnunetv2_mapo.tools.compare.method_values import average_classes
+from nnunetv2_mapo.tools.compare.methods import name_methods
+from nnunetv2_mapo.tools.evaluate.evaluation import Evaluation
+from nnunetv2_mapo.tools.evaluate.evaluation_files import read_summary
+from nnunetv2_mapo.tools.metrics import METRICS
+
+
+def write_summary(folder: Path, dice: Dice, label: str = "1") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [
+        {
+            "metrics": {label: {"Dice": value, "IoU": value / 2, "TP": 1}},
+            "prediction_file": f"/elsewhere/{case}.nii.gz",
+            "reference_file": f"/elsewhere/{case}.nii.gz",
+        }
+        for case, value in dice.items()
+    ]
+    (folder / "summary.json").write_text(json.dumps({"metric_per_case": entries}))
+
+
+def make_model(tmp_path: Path, trainer: str, folds: Mapping[int | str, Dice]) -> str:
+    model = tmp_path / f"{trainer}__nnUNetPlans__2d"
+    for fold, dice in folds.items():
+        write_summary(model / f"fold_{fold}" / "validation", dice)
+    return str(model)
+
+
+def test_models_are_compared_by_nnunets_summary_and_the_better_command_is_named(tmp_path, capsys):
+    models = [make_model(tmp_path, "A", {0: RISING}), make_model(tmp_path, "B", {0: HIGHER})]
+    assert main(["compare", *models]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# B compared with A\n\n**8 cases: too few to conclude")
+    # Eight of eight are better: p = 2 / 2**8, twice that for Dice and IoU.
+    assert "Dice: a hint that B is better than A; mean difference +0.05" in printed
+    assert "corrected p = 0.016, 8 cases" in printed
+    assert "8 / 0 / 0" in printed
+    assert "Final validation of fold 0." in printed
+    assert f"For all metrics: nnUNetv2_mapo evaluate {models[0]}; nnUNetv2_mapo" in printed
+
+
+def test_metrics_json_is_preferred_and_all_its_metrics_are_compared(tmp_path, capsys):
+    for name, dice in {"A": RISING, "B": HIGHER}.items():
+        write_metrics(tmp_path / name, dice)
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
+    printed = capsys.readouterr().out
+    for metric in ("Dice", "IoU", "ASD [mm]", "HD95 [mm]", "NSD", "absolute volume_error [ml]"):
+        assert f"\n| {metric} " in printed
+    assert "MONAI 1.5; NSD within 1 mm" in printed
+    assert "nnUNetv2_mapo evaluate" not in printed
+
+
+def test_one_folder_without_metrics_json_makes_it_nnunets_metrics(tmp_path, capsys):
+    write_metrics(tmp_path / "A", RISING)
+    write_summary(tmp_path / "A", RISING)
+    write_summary(tmp_path / "B", HIGHER)
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
+    printed = capsys.readouterr().out
+    assert "ASD" not in printed
+    assert printed.count("nnUNetv2_mapo evaluate") == 1
+    assert f"nnUNetv2_mapo evaluate {tmp_path / 'B'} -gt GROUND_TRUTH" in printed
+
+
+def test_chosen_metrics_need_a_smaller_correction(tmp_path, capsys):
+    models = [make_model(tmp_path, "A", {0: RISING}), make_model(tmp_path, "B", {0: HIGHER})]
+    assert main(["compare", *models, "--metrics", "Dice"]) == 0
+    assert "corrected p = 0.0078, 8 cases" in capsys.readouterr().out
+    assert main(["compare", *models, "--metrics", "HD95"]) == 1
+    assert "no metric HD95 in what was evaluated: Dice, IoU" in capsys.readouterr().err
+
+
+def test_files_hold_every_case_a_figure_and_the_numbers(tmp_path):
+    models = [
+        make_model(tmp_path, name, {0: {**dice, "nothing": math.nan}})
+        for name, dice in {"A": RISING, "B": HIGHER, "C": RISING}.items()
+    ]
+    assert main(["compare", *models, "-o", str(tmp_path / "out")]) == 0
+    markdown = (tmp_path / "out" / "comparison.md").read_text()
+    assert "## C minus A, each case" in markdown
+    assert "|nothing|–|–|" in markdown.replace(" ", "")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("<svg") == 4  # two metrics, two methods
+    assert "too few to conclude" in page
+    assert "hint: better" in page
+    assert "is better than" not in page  # the sentences are in the Markdown
+    assert "a hint that B is better than A" in markdown
+    assert "better in 8" in page
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert content["methods"] == ["A", "B", "C"]
+    dice = content["metrics"][0]
+    assert dice["direction"]["metric"] == "Dice"
+    assert dice["differences"]["B"]["num_wins"] == 8
+    assert dice["differences"]["C"]["num_undefined"] == 1
+    assert dice["values"]["C"]["nothing"] is None
+    assert content["trainings"]["A"] == {"0": None}
+
+
+def test_costs_are_those_of_all_folds(tmp_path, capsys):
+    models = [
+        make_model(tmp_path, name, {0: {"a": 0.5}, 1: {"b": 0.6}}) for name in ("A", "B_MAPO")
+    ]
+    plans = {
+        "configurations": {"2d": {"patch_size": [8, 8], "architecture": {}, "batch_dice": True}}
+    }
+    for fold in (0, 1):
+        checkpoint = {
+            "network_weights": {"w": torch.zeros(2)},
+            "current_epoch": 2,
+            "trainer_name": "A",
+            "init_args": {"plans": plans, "configuration": "2d"},
+            "logging": {
+                "epoch_start_timestamps": [0.0, 100.0],
+                "epoch_end_timestamps": [90.0, 250.0],
+            },
+        }
+        torch.save(checkpoint, Path(models[0]) / f"fold_{fold}" / "checkpoint_final.pth")
+    assert main(["compare", *models]) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()]
+    costs = {row[1].strip(): [cell.strip() for cell in row[2:5]] for row in rows if len(row) == 6}
+    assert costs["A"] == ["2", "8.0 min", "0 s"]  # 90 + 150 s in each of two folds
+    assert costs["B_MAPO"] == ["unknown"] * 3
+
+
+def test_copies_are_equal_in_every_case(tmp_path, capsys):
+    models = [make_model(tmp_path, name, {0: RISING}) for name in ("A", "B")]
+    assert main(["compare", *models]) == 0
+    printed = capsys.readouterr().out
+    assert "0 / 8 / 0" in printed
+    assert "no difference between B and A shown; mean difference +0.0000" in printed
+
+
+def test_one_case_concludes_nothing(tmp_path, capsys):
+    models = [make_model(tmp_path, name, {0: {"a": 0.5}}) for name in ("A", "B")]
+    assert main(["compare", *models, "-o", str(tmp_path / "out")]) == 0
+    assert (
+        "Too few cases differ to conclude anything: with 1 case, of which 0 differ"
+        in capsys.readouterr().out
+    )
+    json.loads((tmp_path / "out" / "comparison.json").read_text())
+
+
+@pytest.mark.parametrize("arguments", [[], ["-f", "0", "1"]])
+def test_other_folds_are_refused_with_the_common_ones(tmp_path, capsys, arguments):
+    first = make_model(tmp_path, "A", {0: RISING, 1: {"x": 0.5}})
+    second = make_model(tmp_path, "B", {0: HIGHER})
+    assert main(["compare", first, second, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert f"{first}: 0, 1; {second}: 0. Compare with -f 0." in error
+    assert main(["compare", first, second, "-f", "0"]) == 0
+
+
+def test_fold_all_is_compared_only_by_those_who_ask_for_it(tmp_path, capsys):
+    models = [make_model(tmp_path, name, {0: RISING, "all": {"x": 0.5}}) for name in ("A", "B")]
+    assert main(["compare", *models]) == 0
+    assert "Final validation of fold 0." in capsys.readouterr().out
+    assert main(["compare", *models, "-f", "all"]) == 0
+    assert "Final validation of fold all." in capsys.readouterr().out
+
+
+def test_other_cases_are_refused_with_the_list(tmp_path, capsys):
+    write_summary(tmp_path / "A", RISING)
+    write_summary(tmp_path / "B", {**RISING, "case_9": 1.0})
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
+    assert "do not have the same cases: A lacks case_9" in capsys.readouterr().err
+
+
+def test_other_classes_are_refused(tmp_path, capsys):
+    write_summary(tmp_path / "A", RISING)
+    write_summary(tmp_path / "B", RISING, label="2")
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
+    assert "do not have the same classes: A: 1; B: 2" in capsys.readouterr().err
+
+
+def test_other_tolerances_are_refused(tmp_path, capsys):
+    write_metrics(tmp_path / "A", RISING)
+    write_metrics(tmp_path / "B", HIGHER, tolerance="2 mm")
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
+    assert "A and B were not evaluated in the same way: tolerance: 1 mm and 2 mm" in (
+        capsys.readouterr().err
+    )
+
+
+def test_metrics_that_lack_a_case_of_the_summary_are_refused(tmp_path, capsys):
+    for name in ("A", "B"):
+        write_metrics(tmp_path / name, RISING)
+    write_summary(tmp_path / "B", {**RISING, "case_8": 1.0})
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
+    assert "metrics.json lacks case_8, which summary.json has" in capsys.readouterr().err
+
+
+def test_metrics_that_were_written_elsewhere_are_found(tmp_path, capsys):
+    for name, dice in {"A": RISING, "B": HIGHER}.items():
+        write_metrics(tmp_path / name, dice)
+        write_metrics(tmp_path / name / "fold_0", dice)
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
+    printed = capsys.readouterr().out
+    assert "Final validation of fold 0." in printed
+    assert "8 / 0 / 0" in printed
+
+
+def test_without_a_common_file_the_command_that_makes_it_is_named(tmp_path, capsys):
+    write_metrics(tmp_path / "A", RISING)
+    second = make_model(tmp_path, "B", {0: HIGHER})
+    assert main(["compare", str(tmp_path / "A"), second]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'A'} has only metrics.json" in error
+    assert error.endswith(f"nnUNetv2_mapo evaluate {second}\n")
+
+
+def test_other_versions_of_packages_do_not_matter(tmp_path):
+    write_metrics(tmp_path / "A", RISING, versions="numpy 1.26")
+    write_metrics(tmp_path / "B", HIGHER, versions="numpy 2.0")
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
+
+
+def test_metrics_of_segmentations_that_were_made_anew_are_refused(tmp_path, capsys):
+    for name in ("A", "B"):
+        write_metrics(tmp_path / name, RISING)
+    write_summary(tmp_path / "B", HIGHER)
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
+    error = capsys.readouterr().err
+    assert "metrics.json is not of the segmentations that are there now: case_0" in error
+    assert "evaluate again" in error
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["A"], "needs two folders or more"),
+        (["A", "nowhere"], "There is no folder"),
+        (["A", "A"], "A folder is given twice"),
+        (["A", "empty/../A"], "A folder is given twice"),
+        (["A", "nothing"], "It has no case"),
+        (["A", "mixed"], "do not have the same classes"),
+        (["A", "empty"], "has neither metrics.json nor summary.json"),
+        (["A", "damaged"], "is not nnU-Net's summary of an evaluation"),
+    ],
+)
+def test_folders_that_cannot_be_compared_are_explained(tmp_path, capsys, names, expected):
+    write_summary(tmp_path / "A", RISING)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    write_summary(tmp_path / "nothing", {})
+    write_summary(tmp_path / "mixed", {"a": 0.5})
+    content = json.loads((tmp_path / "mixed" / "summary.json").read_text())
+    other = {"prediction_file": "b.png", "metrics": {"2": {"Dice": 1, "IoU": 1}}}
+    content["metric_per_case"].append(other)
+    (tmp_path / "mixed" / "summary.json").write_text(json.dumps(content))
+    (tmp_path / "damaged" / "summary.json").write_text('{"metric_per_case": [1]}')
+    assert main(["compare", *(str(tmp_path / name) for name in names)]) == 1
+    assert expected in capsys.readouterr().err
+
+
+def test_output_in_an_old_code_page_has_no_arrows(tmp_path, monkeypatch):
+    for name in ("A", "B"):
+        write_summary(tmp_path / name, RISING)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
+    stream.flush()
+    assert "Dice (?)" in stream.buffer.getvalue().decode("cp1252")
+
+
+def test_files_are_written_even_if_nobody_reads_what_is_printed(tmp_path, monkeypatch):
+    class ClosedPipe(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    for name in ("A", "B"):
+        write_summary(tmp_path / name, RISING)
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    with pytest.raises(BrokenPipeError):
+        main(["compare", str(tmp_path / "A"), str(tmp_path / "B"), "-o", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "comparison.json").is_file()
+
+
+def test_output_that_cannot_be_written_is_explained(tmp_path, capsys):
+    for name in ("A", "B"):
+        write_summary(tmp_path / name, RISING)
+    output = tmp_path / "A" / "summary.json"
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B"), "-o", str(output)]) == 1
+    assert "Name another folder with -o" in capsys.readouterr().err
+
+
+def test_names_are_as_short_as_tells_the_methods_apart():
+    same = ["r/D1/T__p__2d", "r/D1/T__p__3d_fullres"]
+    assert name_methods([Path("T__p__2d"), Path("S__p__2d")]) == ["T", "S"]
+    assert name_methods([Path("T__p__2d/fold_0/.."), Path("S__p__2d")]) == ["T", "S"]
+    assert name_methods([Path(path) for path in same]) == ["T__p__2d", "T__p__3d_fullres"]
+    paths = [Path("/r/D1/T__p__2d"), Path("/r/D2/T__p__2d")]
+    assert name_methods(paths) == [str(path) for path in paths]
+
+
+def test_a_case_has_the_mean_of_its_classes_and_the_size_of_signed_metrics():
+    def measure(dice: float, error: float) -> dict[str, float]:
+        return {"Dice": dice, "volume_error": error}
+
+    values = {
+        "a": {"1": measure(0.5, -2.0), "2": measure(1.0, 1.0)},
+        "b": {"1": measure(math.nan, math.nan), "2": measure(0.25, 0.0)},
+        "c": {"1": measure(math.nan, 0.0), "2": measure(math.nan, 0.0)},
+    }
+    both = {"A": Evaluation(values, {}), "B": Evaluation(values, {})}
+    for cases in average_classes(both, "Dice").values():
+        assert cases == pytest.approx({"a": 0.75, "b": 0.25, "c": math.nan}, nan_ok=True)
+    for cases in average_classes(both, "volume_error").values():
+        assert cases == {"a": 1.5, "b": 0.0, "c": 0.0}
+
+
+def test_a_class_that_only_one_method_leaves_empty_counts_as_right_for_it():
+    # Class 1 is not in the reference; B finds some of it. Class 2 is 0.5 or 3 mm off in both.
+    empty = dict.fromkeys(METRICS, math.nan)
+    false_positive = {**empty, "Dice": 0.0, "ASD": 9.0, "volume_error": 2.0}
+    other = {**empty, "Dice": 0.5, "ASD": 3.0, "volume_error": -1.0, "relative_volume_error": -0.2}
+    evaluations = {
+        name: Evaluation({"a": {"1": first, "2": other}}, {})
+        for name, first in {"A": empty, "B": false_positive}.items()
+    }
+
+    def average(metric: str) -> list[float]:
+        return [cases["a"] for cases in average_classes(evaluations, metric).values()]
+
+    assert average("Dice") == [(1 + 0.5) / 2, (0 + 0.5) / 2]
+    assert average("ASD") == [(0 + 3) / 2, (9 + 3) / 2]
+    assert average("volume_error") == [(0 + 1) / 2, (2 + 1) / 2]
+    assert average("relative_volume_error") == [0.2, 0.2]  # not defined without a reference
+
+
+def test_a_false_positive_in_a_case_without_reference_is_a_loss(tmp_path):
+    write_summary(tmp_path / "A", {**RISING, "empty": math.nan})
+    write_summary(tmp_path / "B", {**RISING, "empty": 0.0})
+    folders = [str(tmp_path / name) for name in ("A", "B")]
+    assert main(["compare", *folders, "-o", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    dice = content["metrics"][0]["differences"]["B"]
+    assert (dice["num_losses"], dice["num_undefined"]) == (1, 0)
+    assert dice["cases"]["empty"] == -1
+
+
+@pytest.mark.parametrize(
+    ("file", "case"),
+    [("/x/a.1.nii.gz", "a.1"), ("C:\\x\\a.nrrd", "a"), ("kvasir_041.png", "kvasir_041")],
+)
+def test_cases_have_the_names_of_their_files(tmp_path, file, case):
+    entry = {"prediction_file": file, "metrics": {"1": {"Dice": 1, "IoU": 1}}}
+    (tmp_path / "summary.json").write_text(json.dumps({"metric_per_case": [entry]}))
+    assert list(read_summary(tmp_path / "summary.json").values) == [case]
