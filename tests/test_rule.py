@@ -25,6 +25,7 @@ TRAINER_CONFIGS = Path(__file__).parents[1] / "trainer_configs"
 INSTALLED = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer", "variants", "mapo")
 PAPER = MAPOConfig(
     rates="fixed",
+    rates_3d=(0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
     tile_step_size=1.0,
     pair="case",
     agree=False,

@@ -19,7 +19,7 @@ class nnUNetTrainer_MAPO_Noise(nnUNetTrainer_MAPO):
 class nnUNetTrainer_MAPO_Window(nnUNetTrainer_MAPO):
     """Each sliding window has a preference pair of its own."""
 
-    mapo = MAPOConfig(selection_unit_2d="window", selection_unit_3d="window")
+    mapo = MAPOConfig(selection_unit_2d="window", selection_unit_3d="window", tile_step_size=1.0)
 
 
 class nnUNetTrainer_MAPO_Quantile(nnUNetTrainer_MAPO):

@@ -1,5 +1,6 @@
 """MAPO as arXiv:2512.15009 prints it."""
 
+from nnunetv2_mapo.method.candidates import RATES_3D
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
 
@@ -9,6 +10,7 @@ class nnUNetTrainer_MAPO_Paper(nnUNetTrainer_MAPO):
 
     mapo = MAPOConfig(
         rates="fixed",
+        rates_3d=RATES_3D,
         tile_step_size=1.0,
         pair="case",
         agree=False,

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from nnunetv2_mapo.method.candidates import NOISE_SIGMAS, RATES_2D, RATES_3D, THRESHOLDS, Candidates
+from nnunetv2_mapo.method.candidates import (
+    LIGHT_RATES,
+    NOISE_SIGMAS,
+    RATES_2D,
+    RATES_3D,
+    THRESHOLDS,
+    Candidates,
+)
 from nnunetv2_mapo.method.field_checks import (
     check_bool,
     check_choice,
@@ -34,6 +41,7 @@ RATES = ("auto", "fixed")
 PAIRS = ("region", "case")
 # What version 0.1 did where it had no setting: its records and checkpoints mean this.
 _BEFORE: dict[str, Any] = {
+    "rates_3d": RATES_3D,
     "rates": "fixed",
     "pair": "case",
     "agree": False,
@@ -53,7 +61,8 @@ class MAPOConfig:
     Attributes:
         rates_2d: Dropout rates of training in 2D configurations, of which each sample of a batch
             draws one, first 0, increasing, < 1. Source: paper.
-        rates_3d: The same in 3D configurations. Source: paper.
+        rates_3d: The same in 3D configurations. Paper: 0 to 0.3. Default measured: dropout that
+            strong costs more than it gains in 3D.
         rates: Dropout rates of the candidates: `"fixed"`, those of training (paper), or `"auto"`:
             as many, spread up to the largest one that the network stands, found at the start of
             each round.
@@ -72,7 +81,7 @@ class MAPOConfig:
             `"slice"` (paper) or a sliding `"window"`.
         selection_unit_3d: The same in 3D configurations; a case (paper).
         tile_step_size: Distance of mining's sliding windows as a share of the patch, in (0, 1]: 1
-            is fastest, nnU-Net's prediction has 0.5.
+            is fastest. Default measured: as in nnU-Net's prediction, where it is 0.01 of Dice away.
         pair: What a preference pair is: two candidates of a sample (`"case"`; paper), or the parts
             in which candidates differ from the plain prediction, each preferred or not by its own
             effect on the sample's Dice (`"region"`).
@@ -133,7 +142,7 @@ class MAPOConfig:
     """
 
     rates_2d: tuple[float, ...] = RATES_2D
-    rates_3d: tuple[float, ...] = RATES_3D
+    rates_3d: tuple[float, ...] = LIGHT_RATES
     rates: str = "auto"
     rates_dice_fall: float = 0.1
     granularity: str = "element"
@@ -142,7 +151,7 @@ class MAPOConfig:
     noise_sigmas: tuple[float, ...] = NOISE_SIGMAS
     selection_unit_2d: str = "slice"
     selection_unit_3d: str = "case"
-    tile_step_size: float = 1.0
+    tile_step_size: float = 0.5
     pair: str = "region"
     agree: bool = True
     tau: float = 0.05

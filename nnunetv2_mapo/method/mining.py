@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from nnunetv2_mapo.method.region_pairs import pair_regions
 from nnunetv2_mapo.method.sampling import Sampler, fit_windows_per_forward
 from nnunetv2_mapo.method.selection import candidate_dice, select_pair
 from nnunetv2_mapo.method.store import WEIGHT_ONE, SampleRecord
-from nnunetv2_mapo.method.windows import Index, find_units, find_windows
+from nnunetv2_mapo.method.windows import Index, find_units, find_windows, vote
 from nnunetv2_mapo.support.memory import within_memory
 from nnunetv2_mapo.support.randomness import seeded
 
@@ -137,9 +138,10 @@ class Miner:
 
     @torch.inference_mode()
     def segment(self, image: Tensor) -> Tensor:
-        """Candidates of a case from sliding windows.
+        """Candidates of a case from sliding windows, which vote where they overlap.
 
-        Each window's label maps go straight into the result: logits are never accumulated.
+        Votes weigh by nnU-Net's Gaussian, because a network is least sure at its patch's border.
+        Logits are never accumulated.
 
         Args:
             image: Shape `(channels, *spatial)`.
@@ -151,7 +153,9 @@ class Miner:
             image, self.patch_size, "constant", {"value": 0}, return_slicer=True
         )
         shape = (len(self.sampler.values), *padded.shape[1:])
-        candidates = torch.empty(shape, dtype=self.labels.dtype)  # a large case fills a GPU
+        candidates = torch.zeros(shape, dtype=self.labels.dtype)  # a large case fills a GPU
+        lead = torch.zeros(shape, dtype=torch.float16)
+        weight = compute_gaussian(tuple(self.patch_size), dtype=lead.dtype, device=lead.device)
         windows = find_windows(padded.shape[1:], self.patch_size, self.tile_step_size)
         every = (slice(None),)  # channel, or candidate
         for start in range(0, len(windows), self.windows_per_forward):
@@ -160,7 +164,8 @@ class Miner:
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
                 label_maps = self.sampler.segment(self.network, images.to(self.device), self.labels)
             for window, label_map in zip(batch, label_maps, strict=True):
-                candidates[every + window.cell] = label_map[every + window.inside].cpu()
+                place = every + window.place
+                vote(candidates[place], lead[place], label_map.cpu(), weight)
         return candidates[every + inside[1:]]
 
     def _select_candidates(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:

@@ -1,4 +1,4 @@
-"""Sliding windows of a case, and which voxels each of them decides."""
+"""Sliding windows of a case, and how they decide together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+from torch import Tensor
 
 Index = tuple[int | slice, ...]
 
@@ -15,17 +17,15 @@ class Window(NamedTuple):
     """One sliding window.
 
     The cells of all windows are disjoint and cover the case: a voxel belongs to the window whose
-    centre is nearest along each axis, because a network is least sure at its patch's border.
+    centre is nearest along each axis.
 
     Attributes:
         place: Index of the window for the three spatial axes; in 2D its first entry is the slice.
-        cell: Index of the voxels that it decides, likewise.
-        inside: Index of these voxels within the window, one slice for each axis of the patch.
+        cell: Index of the voxels that belong to it, likewise.
     """
 
     place: Index
     cell: Index
-    inside: tuple[slice, ...]
 
 
 class _Step(NamedTuple):
@@ -33,7 +33,6 @@ class _Step(NamedTuple):
 
     place: slice
     cell: slice
-    inside: slice
 
 
 def find_windows(
@@ -57,7 +56,7 @@ def find_windows(
     if len(patch_size) == 3:
         return windows
     return [
-        Window((plane, *window.place), (plane, *window.cell), window.inside)
+        Window((plane, *window.place), (plane, *window.cell))
         for plane in range(shape[0])
         for window in windows
     ]
@@ -68,9 +67,28 @@ def _divide(starts: Sequence[int], size: int, length: int) -> list[_Step]:
     middles = [(low + size + high) // 2 for low, high in itertools.pairwise(starts)]
     cells = itertools.pairwise([0, *middles, length])
     return [
-        _Step(slice(start, start + size), slice(low, high), slice(low - start, high - start))
+        _Step(slice(start, start + size), slice(low, high))
         for start, (low, high) in zip(starts, cells, strict=True)
     ]
+
+
+def vote(labels: Tensor, lead: Tensor, ballot: Tensor, weight: Tensor) -> None:
+    """Let one more window vote on the label of its voxels (Boyer and Moore's majority vote).
+
+    Of two labels the one with the larger sum of weights leads; of more, the one that has more than
+    half of the weights, if there is one. It takes no sum for each label, of which a large case has
+    no room.
+
+    Args:
+        labels: Label that leads so far, changed in place.
+        lead: Its lead, 0 at first, same shape, floating point; changed in place.
+        ballot: Label that the window votes for, same shape.
+        weight: Weight of its vote, > 0, broadcast to that shape.
+    """
+    is_same = labels == ballot
+    after = torch.where(is_same, lead + weight, lead - weight)
+    labels.copy_(torch.where(after < 0, ballot, labels))
+    lead.copy_(after.abs())
 
 
 def find_units(

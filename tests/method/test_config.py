@@ -193,11 +193,13 @@ def test_settings_survive_json_and_another_version():
     assert MAPOConfig.from_dict({**settings, "of_a_later_version": 1}) == config
 
 
-def test_candidate_rates_are_those_of_the_paper():
+def test_rates_of_training_are_the_papers_in_2d_and_lighter_in_3d():
     assert MAPOConfig().training_rates(2) == (
         0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05,
     )  # fmt: skip
-    assert MAPOConfig().training_rates(3) == (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    assert MAPOConfig().training_rates(3) == (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
+    before = MAPOConfig.from_dict({})  # version 0.1
+    assert before.training_rates(3) == (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
 def test_dimension_decides_between_the_two_settings_of_a_pair():
@@ -259,7 +261,7 @@ def test_a_saved_configuration_does_not_differ_from_itself():
 def test_differences_name_field_earlier_and_current_value():
     earlier = json.loads(json.dumps(MAPOConfig(tau=0.3, rates_3d=(0.0, 0.5)).to_dict()))
     assert MAPOConfig().differences(earlier) == [
-        "rates_3d: [0.0, 0.5] then, [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3] now",
+        "rates_3d: [0.0, 0.5] then, [0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06] now",
         "tau: 0.3 then, 0.05 now",
     ]
 

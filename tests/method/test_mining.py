@@ -106,13 +106,13 @@ def test_a_3d_case_gives_one_pair_of_best_and_worst_candidate(make_miner, seed):
 
 def test_a_2d_case_gives_one_record_and_one_pair_a_slice(make_miner):
     miner = make_miner((8, 8))
-    image, segmentation = some_case((4, 12, 9))
+    image, segmentation = some_case((12, 12, 9))
     torch.manual_seed(0)
     candidates = miner.segment(image).numpy()
     torch.manual_seed(0)
     mined = miner.mine(image, segmentation)
-    assert mined.chosen.shape == (4, 12, 9)
-    assert len(mined.records) == 4
+    assert mined.chosen.shape == (12, 12, 9)
+    assert len(mined.records) == 12
     for plane, record in enumerate(mined.records):
         dice = [class_dice(c[plane], segmentation[plane].numpy()) for c in candidates]
         assert record.dice == pytest.approx(dice, abs=1e-6)
@@ -209,12 +209,12 @@ def test_regions_are_mined_as_bit_masks(make_miner):
 @pytest.mark.parametrize("unit", ["case", "slice", "window"])
 def test_each_unit_chooses_its_own_pair(make_miner, patch_size, unit):
     miner = make_miner(patch_size, unit=unit)
-    image, segmentation = some_case((4, 12, 9))
+    image, segmentation = some_case((12, 12, 9))
     torch.manual_seed(0)
     candidates = miner.segment(image).numpy()
     torch.manual_seed(0)
     mined = miner.mine(image, segmentation)
-    units = find_units((4, 12, 9), patch_size, unit, 1.0)
+    units = find_units((12, 12, 9), patch_size, unit, 1.0)
     assert len(mined.records) == len(units)
     for place, record in zip(units, mined.records, strict=True):
         found = candidates[(slice(None), *place)]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
-from nnunetv2_mapo.method.windows import find_units, find_windows
+from nnunetv2_mapo.method.windows import find_units, find_windows, vote
 
 SHAPES = [
     ((8, 8, 8), (8, 8, 8)),
@@ -42,11 +43,12 @@ def test_windows_cover_every_voxel_with_as_few_as_needed(shape, patch_size):
 def test_cells_are_disjoint_cover_the_case_and_lie_in_their_windows(
     shape, patch_size, tile_step_size
 ):
-    case = np.arange(math.prod(shape)).reshape(shape)
     decided = np.zeros(shape, int)
     for window in find_windows(shape, patch_size, tile_step_size):
         decided[window.cell] += 1
-        assert np.array_equal(case[window.place][window.inside], case[window.cell])
+        own = np.zeros(shape, bool)
+        own[window.place] = True
+        assert own[window.cell].all()
     assert decided.min() == decided.max() == 1
 
 
@@ -67,7 +69,42 @@ def test_cells_of_a_row_by_hand():
     windows = find_windows((1, 1, 10), (1, 4), 1.0)
     assert [window.place[2] for window in windows] == [slice(0, 4), slice(3, 7), slice(6, 10)]
     assert [window.cell[2] for window in windows] == [slice(0, 3), slice(3, 6), slice(6, 10)]
-    assert [window.inside[1] for window in windows] == [slice(0, 3), slice(0, 3), slice(0, 4)]
+
+
+# Votes -------------------------------------------------------------------------------------------
+
+
+def test_of_two_labels_the_one_with_more_weight_wins_whatever_the_order():
+    ballots = [(1, 0.25), (0, 0.5), (1, 0.5), (0, 0.125)]  # 1 has 0.75, 0 has 0.625
+    for order in itertools.permutations(ballots):
+        labels, lead = torch.zeros(1, dtype=torch.uint8), torch.zeros(1)
+        for label, weight in order:
+            vote(labels, lead, torch.tensor([label], dtype=torch.uint8), torch.tensor([weight]))
+        assert labels.tolist() == [1]
+        assert lead.tolist() == [0.125]
+
+
+def test_of_several_labels_a_majority_wins():
+    labels, lead = torch.zeros(2, dtype=torch.uint8), torch.zeros(2)
+    for ballot in ([1, 2], [2, 3], [3, 3], [3, 1], [3, 3]):  # 3 has three of five votes
+        vote(labels, lead, torch.tensor(ballot, dtype=torch.uint8), torch.ones(1))
+    assert labels.tolist() == [3, 3]
+
+
+def test_votes_of_windows_are_those_of_nnunets_weights():
+    rng = torch.Generator().manual_seed(0)
+    shape, patch_size = (12, 15, 17), (8, 8, 8)
+    weight = compute_gaussian(patch_size, dtype=torch.float32, device=torch.device("cpu"))
+    labels, lead = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape)
+    sums = torch.zeros(2, *shape)
+    for window in find_windows(shape, patch_size, 0.5):
+        ballot = torch.randint(0, 2, patch_size, generator=rng, dtype=torch.uint8)
+        vote(labels[window.place], lead[window.place], ballot, weight)
+        for label in (0, 1):
+            sums[(label, *window.place)] += weight * (ballot == label)
+    is_clear = (sums[0] - sums[1]).abs() > 1e-5
+    assert is_clear.float().mean() > 0.8  # in corners the weights are tiny
+    assert torch.equal(labels[is_clear], sums.argmax(0)[is_clear].to(torch.uint8))
 
 
 # Units -------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import importlib
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from nnunetv2_mapo.method.candidates import RATES_3D
+
 from .protocol import Regime
 
 _MODULES = {
@@ -35,8 +37,6 @@ class Arm:
 
 STOCK = "stock"  # the base trainer without MAPO
 CONTROL = "control"  # MAPO's dropout without preferences: what every other arm is held against
-
-LIGHT = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)  # dropout of training in 3D
 
 ARMS: dict[str, Arm | None] = {
     STOCK: None,
@@ -72,9 +72,8 @@ ARMS: dict[str, Arm | None] = {
     "kappa_1": Arm({"kappa": 1.0}),
     "kappa_4": Arm({"kappa": 4.0}),
     "wrong_too": Arm({"agree": False}),
-    "control_light": Arm({"rates_3d": LIGHT}, "_NoPreference"),
-    "mapo_light": Arm({"rates_3d": LIGHT}),
-    "mapo_light_kappa_4": Arm({"rates_3d": LIGHT, "kappa": 4.0}),
+    "strong_dropout": Arm({"rates_3d": RATES_3D}),
+    "control_strong": Arm({"rates_3d": RATES_3D}, "_NoPreference"),
 }
 
 

@@ -44,34 +44,31 @@ class Block(NamedTuple):
 
 MAIN = ("stock", "control", "mapo")
 
+CHOICES = (
+    "case_pairs",
+    "no_dropout",
+    "fixed_rates",
+    "same_masks",
+    "fall_005",
+    "fall_02",
+    "kappa_1",
+    "kappa_4",
+    "wrong_too",
+)
+STRONG = ("control_strong", "strong_dropout")
+
 BLOCKS = [
     Block("short", MAIN, (3, 4, 5)),
     Block("finetune", MAIN, (3, 4, 5)),
+    Block("short", MAIN, CHOOSING_SEEDS),
+    Block("short", STRONG, CHOOSING_SEEDS, ("Hippocampus",)),
+    Block("finetune", MAIN, CHOOSING_SEEDS, ("Hippocampus", "Kvasir")),
     Block("short", ("paper_loss",), (3, 4, 5)),
+    Block("short", CHOICES, CHOOSING_SEEDS),
     Block("short", MAIN, (6, 7)),
     Block("finetune", MAIN, (6, 7)),
     Block("short", ("paper_loss",), (6, 7)),
     Block("long", MAIN, (3,)),
-    Block(
-        "short",
-        (
-            *MAIN,
-            "case_pairs",
-            "no_dropout",
-            "fixed_rates",
-            "same_masks",
-            "fall_005",
-            "fall_02",
-            "kappa_1",
-            "kappa_4",
-            "wrong_too",
-            "control_light",
-            "mapo_light",
-            "mapo_light_kappa_4",
-        ),
-        CHOOSING_SEEDS,
-    ),
-    Block("finetune", (*MAIN, "no_dropout", "fixed_rates", "kappa_1", "kappa_4"), CHOOSING_SEEDS),
 ]
 
 
