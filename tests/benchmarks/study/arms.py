@@ -38,6 +38,12 @@ class Arm:
 STOCK = "stock"  # the base trainer without MAPO
 CONTROL = "control"  # MAPO's dropout without preferences: what every other arm is held against
 
+# Dropout of training that drops nothing; as many candidates as by default.
+DRY = {
+    "rates_2d": tuple(1e-9 * step for step in range(11)),
+    "rates_3d": tuple(1e-9 * step for step in range(7)),
+}
+
 ARMS: dict[str, Arm | None] = {
     STOCK: None,
     CONTROL: Arm(variant="_NoPreference"),
@@ -72,6 +78,7 @@ ARMS: dict[str, Arm | None] = {
     "kappa_1": Arm({"kappa": 1.0}),
     "kappa_4": Arm({"kappa": 4.0}),
     "wrong_too": Arm({"agree": False}),
+    "dry": Arm(DRY),  # its control is the stock trainer
     "strong_dropout": Arm({"rates_3d": RATES_3D}),
     "control_strong": Arm({"rates_3d": RATES_3D}, "_NoPreference"),
 }

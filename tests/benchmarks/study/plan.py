@@ -62,6 +62,7 @@ BLOCKS = [
     Block("finetune", MAIN, (3, 4, 5)),
     Block("short", MAIN, CHOOSING_SEEDS),
     Block("short", STRONG, CHOOSING_SEEDS, ("Hippocampus",)),
+    Block("short", ("dry",), CHOOSING_SEEDS),
     Block("finetune", MAIN, CHOOSING_SEEDS, ("Hippocampus", "Kvasir")),
     Block("short", ("paper_loss",), (3, 4, 5)),
     Block("short", CHOICES, CHOOSING_SEEDS),
