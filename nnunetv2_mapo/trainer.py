@@ -177,8 +177,8 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         """The base trainer's step, with dropout and, in the preference stage, preferences."""
         rates = sample_rates(self.rates, len(batch["data"]), self.device)
         batch, rates = self._add_preferences(batch, rates)
-        is_dropping = self._mined is None or self.mapo.preference_dropout != "off"
-        with self.dropout.at(rates) if is_dropping else nullcontext():
+        has_dropout = self.mapo.has_dropout(is_warmup=self._mined is None)
+        with self.dropout.at(rates) if has_dropout else nullcontext():
             output = super().train_step(batch)
         if self._reference is not None and self.mapo.reference_update == "average":
             update_average(self._reference, self._plain_network(), self.mapo.reference_decay)

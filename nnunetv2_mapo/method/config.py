@@ -46,6 +46,7 @@ _BEFORE: dict[str, Any] = {
     "pair": "case",
     "agree": False,
     "likelihood": "disagreement",
+    "warmup_dropout": True,
     "preference_dropout": "asymmetric",  # of the policy only: not to be had any more
     "tile_step_size": 1.0,
 }
@@ -112,6 +113,7 @@ class MAPOConfig:
             each `"round"`, or as its moving `"average"` (TR-DPO, arXiv:2404.09656).
         reference_decay: Share of the moving average that a step keeps, in (0, 1), TR-DPO's 1 - α.
             Not tuned.
+        warmup_dropout: Whether the warm-up trains with dropout. Paper: yes.
         preference_dropout: Dropout of training in the preference stage. Policy and reference are
             always compared under the same conditions: `"off"`: none (paper); `"without pair"`:
             samples whose patch has a pair have none, the others that of the warm-up; `"same
@@ -165,6 +167,7 @@ class MAPOConfig:
     label_smoothing: float = 0.0
     reference_update: str = "never"
     reference_decay: float = 0.999
+    warmup_dropout: bool = True
     preference_dropout: str = "without pair"
     warmup_fraction_2d: float = 1 / 3
     warmup_fraction_3d: float = 5 / 13
@@ -263,6 +266,7 @@ class MAPOConfig:
                 "reference_decay", self.reference_decay, "in (0, 1)", lambda v: 0 < v < 1
             ),
             *self._check_used("reference_decay", "reference_update", "average"),
+            *check_bool("warmup_dropout", self.warmup_dropout),
             *check_choice("preference_dropout", self.preference_dropout, PREFERENCE_DROPOUTS),
             *check_choice("start_from", self.start_from, STARTS),
         ]
@@ -316,6 +320,10 @@ class MAPOConfig:
             return Candidates("noise σ", "noise_sigmas", self.noise_sigmas)
         values = self.training_rates(num_dimensions)
         return Candidates("dropout rate", f"rates_{num_dimensions}d", values)
+
+    def has_dropout(self, *, is_warmup: bool) -> bool:
+        """Whether a stage trains with dropout."""
+        return self.warmup_dropout if is_warmup else self.preference_dropout != "off"
 
     @property
     def finds_rates(self) -> bool:

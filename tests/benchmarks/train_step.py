@@ -27,7 +27,7 @@ class WithDropout(nnUNetTrainer_MAPO):
 
 
 class WithoutDropout(nnUNetTrainer_MAPO):
-    mapo = MAPOConfig(warmup_epochs=1, preference_dropout=False)
+    mapo = MAPOConfig(warmup_epochs=1, preference_dropout="off")
 
 
 def main() -> None:
@@ -49,10 +49,11 @@ def _compare(name: str, dataset: TinyDataset, repeats: int) -> Iterator[Row]:
     for trainer_class in (WithDropout, WithoutDropout):
         trainer = dataset.make_trainer(trainer_class)
         trainer.network.load_state_dict(stock.network.state_dict())
-        dropout = "dropout" if trainer.mapo.preference_dropout else "no dropout"
+        has_dropout = trainer.mapo.has_dropout(is_warmup=False)
+        dropout = "dropout" if has_dropout else "no dropout"
         _enter(trainer, epoch=0)
         batch = next(trainer.dataloader_train)
-        if trainer.mapo.preference_dropout:
+        if has_dropout:
             yield Row(f"{name}, warm-up", _ratios(trainer, stock, batch, batch, repeats))
         _enter(trainer, epoch=1)
         for share, patches, bar in (
