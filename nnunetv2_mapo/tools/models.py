@@ -251,23 +251,16 @@ def _split(
     return list(map(str, training)), list(map(str, validation))
 
 
-def find_previous_stage(model: TrainedModel) -> Path | None:
+def _require_previous_stage(model: TrainedModel) -> str | None:
     """Where nnU-Net's trainer looks for a cascade's previous segmentations; None if it has none."""
     previous = model.configuration_manager.previous_stage_name
     if previous is None:
         return None
     stage = f"{model.trainer_name}__{model.plans_manager.plans_name}__{previous}"
-    return model.folder.parent / stage / "predicted_next_stage" / model.configuration
-
-
-def _require_previous_stage(model: TrainedModel) -> str | None:
-    folder = find_previous_stage(model)
-    if folder is None:
-        return None
+    folder = model.folder.parent / stage / "predicted_next_stage" / model.configuration
     if not folder.is_dir():
         message = (
-            f"{folder} is missing: {model.configuration} needs the segmentations of "
-            f"{model.configuration_manager.previous_stage_name}, "
+            f"{folder} is missing: {model.configuration} needs the segmentations of {previous}, "
             "which nnU-Net writes at the end of each of its folds' validation."
         )
         raise ModelError(message)

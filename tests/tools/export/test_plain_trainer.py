@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import (
@@ -34,14 +32,10 @@ class InstalledVariant(nnUNetTrainer_MAPO):
     __module__ = "nnunetv2.training.nnUNetTrainer.variants.mapo.mine"  # as the wheel installs ours
 
 
-class Dropped(nnUNetTrainerBN):
-    """A third party's, put into nnU-Net's own folder."""
+class InstalledLoss(nnUNetTrainer):
+    """One of this package without MAPO, as the wheel installs it."""
 
-    __module__ = "nnunetv2.training.nnUNetTrainer.variants.mine"
-
-
-class DroppedNetwork(OwnNetwork):
-    __module__ = "nnunetv2.training.nnUNetTrainer.variants.mine"
+    __module__ = "nnunetv2.training.nnUNetTrainer.variants.mapo.base_losses"
 
 
 def with_mapo(base):
@@ -56,30 +50,16 @@ def with_mapo(base):
         (with_mapo(nnUNetTrainerDA5), "nnUNetTrainerDA5"),
         (with_mapo(nnUNetTrainerBN), "nnUNetTrainerBN"),
         (with_mapo(Longer), "nnUNetTrainerBN"),
-        (nnUNetTrainer, "nnUNetTrainer"),
-        (Longer, "nnUNetTrainerBN"),
-        (with_mapo(Dropped), "nnUNetTrainerBN"),
-        (Dropped, "nnUNetTrainerBN"),
+        (with_mapo(InstalledLoss), "nnUNetTrainer"),
     ],
 )
 def test_the_nearest_trainer_of_nnunet_with_the_same_network_is_taken(trainer, name):
-    assert find_plain_trainer(trainer) == (name, True)
+    assert find_plain_trainer(trainer) == name
 
 
-@pytest.mark.parametrize("base", [OwnNetwork, OwnNetworkLonger, DroppedNetwork])
+@pytest.mark.parametrize("base", [OwnNetwork, OwnNetworkLonger])
 def test_a_third_party_s_network_needs_its_own_trainer(base):
-    assert find_plain_trainer(with_mapo(base)) == (base.__name__, False)
-    assert find_plain_trainer(base) == (base.__name__, False)
-
-
-@pytest.mark.parametrize("listed", [None, [PurePosixPath("__editable__.nnunetv2-2.8.1.pth")]])
-def test_where_nnunet_does_not_list_its_files_the_last_trainer_with_the_network_is_taken(
-    listed, monkeypatch
-):
-    monkeypatch.setattr("importlib.metadata.files", lambda _: listed)
-    assert find_plain_trainer(with_mapo(nnUNetTrainerDA5)) == ("nnUNetTrainer", True)
-    assert find_plain_trainer(with_mapo(Longer)) == ("nnUNetTrainerBN", None)
-    assert find_plain_trainer(OwnNetworkLonger) == ("OwnNetwork", None)
+    assert find_plain_trainer(with_mapo(base)) == base.__name__
 
 
 def test_a_network_that_only_a_class_of_mapo_builds_is_refused_with_what_to_do():
@@ -88,3 +68,8 @@ def test_a_network_that_only_a_class_of_mapo_builds_is_refused_with_what_to_do()
 
     with pytest.raises(ModelError, match=r"Built builds its network itself.* Move its build_net"):
         find_plain_trainer(Built)
+
+
+def test_a_trainer_without_mapo_is_refused_with_the_command_that_exports_its_models():
+    with pytest.raises(ModelError, match="BN trains without MAPO: nnUNetv2_export_model_to_zip"):
+        find_plain_trainer(nnUNetTrainerBN)
