@@ -27,8 +27,8 @@ def check_preprocessed(folder: Path, dataset: str, configuration: str) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         message = (
             f"{dataset} is not preprocessed for {configuration}: {folder} is missing or empty. "
-            f"Run nnUNetv2_preprocess -d {dataset} -c {configuration} with the plans of this "
-            "training, or check the environment variable nnUNet_preprocessed."
+            f"Run nnUNetv2_preprocess -d {dataset[7:10]} -c {configuration} with the plans of "
+            "this training, or check the environment variable nnUNet_preprocessed."
         )
         raise InputError(message)
 

@@ -2,138 +2,108 @@
 
 from __future__ import annotations
 
-import glob
-import json
 import os
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_mapo.guards.base_checkpoint import BaseError
 from nnunetv2_mapo.guards.checks import check_preprocessed
-from nnunetv2_mapo.support.errors import InputError
-from nnunetv2_mapo.tools.doctor.dataset import Asked, Prepared
-from nnunetv2_mapo.tools.doctor.finding import NOTE, OK, PROBLEM, Finding, say_command
-from nnunetv2_mapo.tools.doctor.folders import RESULTS
+from nnunetv2_mapo.support.errors import CommandError, InputError
+from nnunetv2_mapo.tools.device import choose_device
+from nnunetv2_mapo.tools.doctor.dataset import Asked
+from nnunetv2_mapo.tools.doctor.finding import NOTE, OK, PROBLEM, Finding, Problem, explain
+from nnunetv2_mapo.tools.doctor.machine import RESULTS, check_disk, estimate_disk
+from nnunetv2_mapo.tools.nnunet import find_trainer_configs
 from nnunetv2_mapo.trainer import MAPOTrainer
 
 
-class Rehearsal(NamedTuple):
-    """How the beginning of a training went.
-
-    Attributes:
-        findings: What was seen.
-        training: nnU-Net's dataset of the training cases; None after a problem.
-    """
-
-    findings: list[Finding]
-    training: Any = None
-
-
-class _Problem(Exception):  # noqa: N818  # no error of the program: it ends the rehearsal
-    """What keeps the training from starting, and what mends it."""
-
-    def __init__(self, what: str, mend: str) -> None:
-        super().__init__(what)
-        self.finding = Finding(PROBLEM, what, mend)
-
-
-def rehearse(trainer_class: Any, prepared: Prepared, asked: Asked) -> Rehearsal:
+def rehearse(asked: Asked) -> Iterator[Finding]:
     """Begin a training on the CPU and leave no trace of it.
 
     Args:
-        trainer_class: What nnU-Net finds for the name of the trainer.
-        prepared: Data set and configuration.
-        asked: Plans, trainer and fold.
+        asked: Without a data set, or as `find_dataset` found it.
+
+    Yields:
+        What was found; a problem is the last.
     """
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         try:
-            return _begin(_make(trainer_class, prepared, asked, scratch), prepared, asked)
-        except _Problem as problem:
-            return Rehearsal([problem.finding])
-        except (InputError, BaseError) as error:  # they say what to do
-            what = str(error).replace(scratch, str(prepared.folder))
+            device = choose_device(asked.device)
+            torch.ones(1, device=device).sum().item()  # is PyTorch built for this GPU?
+            is_slow = device.type == "cpu"
+            yield Finding(NOTE if is_slow else OK, f"{device}{', which is slow' * is_slow}")
+            yield _find_trainer(asked.trainer)
+            if asked.dataset:
+                yield from _begin(_make(asked, scratch), asked)
+        except Problem as problem:
+            yield Finding(PROBLEM, *problem.args)
+        except (CommandError, InputError, BaseError) as error:  # they say what to do
+            yield Finding(PROBLEM, str(error).replace(scratch, str(asked.folder)))
         except (Exception, SystemExit) as error:
-            what = f"nnUNetv2_train would fail: {type(error).__name__}: {error}"
-    return Rehearsal([Finding(PROBLEM, what)])
+            yield Finding(PROBLEM, f"nnUNetv2_train would fail: {explain(error)}")
 
 
-def _make(trainer_class: Any, prepared: Prepared, asked: Asked, scratch: str) -> Any:
+def _find_trainer(name: str) -> Finding:
+    """Look for a trainer as `nnUNetv2_train` does."""
+    try:
+        trainer = recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        if "Could not find requested" not in str(error):
+            raise
+        named = os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)  # noqa: SIM112  # nnU-Net's own name
+        folders = {*map(str, find_trainer_configs())} - {*named} or {"FOLDER"}
+        variable = shlex.quote(os.pathsep.join([*folders, *filter(None, named)]))
+        what = f"nnU-Net finds no trainer {name}"
+        mend = f"export nnUNet_extTrainer={variable}  (or choose another with -tr)"
+        raise Problem(what, mend) from None
+    trainer.__new__(trainer)  # one with MAPO refuses settings that are not valid
+    return Finding(OK, f"{name}({', '.join(base.__name__ for base in trainer.__bases__)})")
+
+
+def _make(asked: Asked, scratch: str) -> Any:
     """A trainer that reads from nnU-Net's folders and writes to the scratch folder."""
-    plans = json.loads((prepared.folder / f"{asked.plans}.json").read_bytes())
-    dataset_json = json.loads((prepared.folder / "dataset.json").read_bytes())
     fold = asked.fold if asked.fold == "all" else int(asked.fold)
-    results = os.environ[RESULTS]
     with patch.dict(os.environ, {RESULTS: scratch, "nnUNet_wandb_enabled": "0"}):
-        trainer = trainer_class(
-            {**plans, "continue_training": False},
-            prepared.configuration,
-            fold,
-            dataset_json,
-            torch.device("cpu"),
-        )
+        trainer = get_trainer_from_args(
+            asked.dataset, asked.configuration, fold, asked.trainer, asked.plans,
+            device=torch.device("cpu"),
+        )  # fmt: skip
     if trainer.is_cascaded:
-        earlier = trainer.folder_with_segs_from_previous_stage.replace(scratch, results)
-        trainer.folder_with_segs_from_previous_stage = earlier
-    if prepared.is_split_needed(asked):
+        earlier = trainer.folder_with_segs_from_previous_stage
+        trainer.folder_with_segs_from_previous_stage = earlier.replace(scratch, os.environ[RESULTS])
+    if asked.needs_split:
         trainer.preprocessed_dataset_folder_base = scratch  # nnU-Net writes the new split there
     return trainer
 
 
-def _begin(trainer: Any, prepared: Prepared, asked: Asked) -> Rehearsal:
+def _begin(trainer: Any, asked: Asked) -> Iterator[Finding]:
     """Run what stands between the trainer's construction and the first epoch."""
-    try:
-        folder = Path(trainer.preprocessed_dataset_folder)
-        check_preprocessed(folder, prepared.name, prepared.configuration)
-    except InputError as error:
-        words = ("-plans_name", asked.plans, "-c", prepared.configuration)
-        raise _Problem(str(error), prepared.say_nnunet("nnUNetv2_preprocess", *words)) from None
-    if trainer.is_cascaded:
-        _check_previous_stage(trainer, prepared, asked)
+    folder = Path(trainer.preprocessed_dataset_folder)
+    check_preprocessed(folder, str(asked.dataset), str(asked.configuration))
     base = None
     if isinstance(trainer, MAPOTrainer):
         trainer._check_data()
-        scratch_folder = trainer.output_folder_base
-        trainer.output_folder_base = str(prepared.results(asked).parent)  # the base is beside it
-        base = trainer._find_base()
-        trainer.output_folder_base = scratch_folder
+        with patch.object(trainer, "output_folder_base", str(asked.model)):  # the base is beside it
+            base = trainer._find_base()
     trainer.initialize()
-    findings = []
     if base is not None:
         trainer._start_from_base(base)
-        findings.append(Finding(OK, f"fine-tunes {base.path}"))
+        yield Finding(OK, f"fine-tunes {base.path}")
     training, validation = trainer.get_tr_and_val_datasets()
     for dataset in (training, validation):
         for case in dataset.identifiers:
             dataset.load_case(case)
     numbers = f"{len(training.identifiers)} training and {len(validation.identifiers)} validation"
-    findings.append(Finding(OK, f"fold {asked.fold}: {numbers} cases; a training begins"))
-    return Rehearsal([*findings, *_check_fold(trainer)], training)
-
-
-def _check_previous_stage(trainer: Any, prepared: Prepared, asked: Asked) -> None:
-    """Whether a cascade has the predictions of the stage before it for the cases of this fold."""
-    folder = Path(trainer.folder_with_segs_from_previous_stage)
-    cases = {case for part in trainer.do_split() for case in part}
-    missing = [case for case in cases if not any(folder.glob(f"{glob.escape(case)}.*"))]
-    if missing:
-        previous = trainer.configuration_manager.previous_stage_name
-        what = f"the cascade lacks predictions of {previous} for {len(missing)} cases in {folder}"
-        words = (prepared.name, previous, "FOLD", "-tr", asked.trainer, "-p", asked.plans)
-        earlier = say_command("nnUNetv2_train", *words)
-        raise _Problem(what, f"{earlier}  (for each FOLD from 0 to 4)")
-
-
-def _check_fold(trainer: Any) -> list[Finding]:
-    """Whether the split has the fold."""
-    if trainer.fold == "all":
-        return []
-    splits = Path(trainer.preprocessed_dataset_folder_base, "splits_final.json")
-    num_folds = len(json.loads(splits.read_bytes())) if splits.is_file() else trainer.fold + 1
-    if trainer.fold < num_folds:
-        return []
-    what = f"the split has {num_folds} folds; nnU-Net draws fold {trainer.fold} at random, 80 % for"
-    return [Finding(NOTE, f"{what} training", "choose one of the others with -f")]
+    yield Finding(OK, f"fold {asked.fold}: {numbers} cases; a training begins")
+    num_rounds = trainer.mapo.num_rounds if isinstance(trainer, MAPOTrainer) else 0
+    size = sum(weights.nbytes for weights in trainer.network.parameters())
+    num_bytes = estimate_disk(folder, training.identifiers, num_rounds, network_bytes=size)
+    yield check_disk(num_bytes, Path(os.environ[RESULTS]))

@@ -1,96 +1,109 @@
-"""The checks of `nnUNetv2_mapo doctor` one after the other, and the verdict."""
+"""The checks of `nnUNetv2_mapo doctor`: the quick ones, then the rehearsal in a child process."""
 
 from __future__ import annotations
 
-import argparse
-import os
+import io
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable
-from dataclasses import fields, replace
-from functools import partial
-from pathlib import Path
+from contextlib import redirect_stdout
+from dataclasses import asdict
 
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.tools.doctor.dataset import Asked, Prepared, check_dataset
-from nnunetv2_mapo.tools.doctor.devices import check_processor
-from nnunetv2_mapo.tools.doctor.finding import OK, PROBLEM, Finding, guard, last_line
-from nnunetv2_mapo.tools.doctor.folders import (
-    PREPROCESSED,
-    RAW,
-    RESULTS,
-    check_folder,
-    check_writable,
-    say_elsewhere,
+from nnunetv2_mapo.tools.doctor import machine
+from nnunetv2_mapo.tools.doctor.dataset import Asked, describe_dataset, find_dataset
+from nnunetv2_mapo.tools.doctor.finding import PROBLEM, Finding, Problem, explain
+from nnunetv2_mapo.tools.doctor.machine import PREPROCESSED, RAW, RESULTS
+
+# The same places to import from as this process has, wherever it was started.
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from nnunetv2_mapo.tools.doctor.run import rehearse_and_tell; rehearse_and_tell(sys.argv[2])"
 )
-from nnunetv2_mapo.tools.doctor.installation import check_installation
-from nnunetv2_mapo.tools.doctor.probe import run_probe
-from nnunetv2_mapo.tools.doctor.requirements import check_requirements
-from nnunetv2_mapo.tools.doctor.trainers import check_external_folders
+_TOLD = 1  # exit code of a child that has printed a problem
+_VERDICT = "a training cannot start: mend what is called PROBLEM, then run this again"
 
 
-def run_doctor(arguments: argparse.Namespace) -> None:
-    """Print what every check finds, then the verdict.
+def run_doctor(asked: Asked) -> None:
+    """Print what every check finds and, without a problem, the command that trains.
 
     Raises:
-        CommandError: There is a problem.
+        CommandError: There is a problem; what comes after it was not checked.
     """
-    asked = Asked(**{field.name: getattr(arguments, field.name) for field in fields(Asked)})
-    problems = 0
-    for check in (check_requirements, check_installation, check_external_folders, check_processor):
-        problems += tell(guard(check.__name__, check))
-    data, prepared = check_dataset(asked) if asked.dataset else ([], None)
-    problems += tell(guard("folders", partial(check_folders, asked, prepared)))
-    problems += tell(data)
-    device = "cpu"
-    try:
-        probed = run_probe(asked, prepared)
-    except (OSError, ValueError) as error:
-        what = f"no second Python can be started to import PyTorch: {last_line(error)}"
-        problems += tell([Finding(PROBLEM, what, "free memory and disk (TMPDIR), then try again")])
-    else:
-        problems += tell(probed.findings)
-        device = probed.device
-    if problems:
-        keep = "" if os.name == "nt" else ": add it to ~/.bashrc to keep it"
-        message = (
-            f"{problems} problem{'s'[: problems > 1]} to mend, from the top; then run this again. "
-            f"A variable lasts as long as the terminal{keep}."
-        )
-        raise CommandError(message)
-    if prepared:
-        asked = replace(asked, configuration=prepared.configuration)
-    told = "Ready" if prepared else "Ready, as far as can be said without a data set (-d)"
-    print(f"\n{told}: {asked.say_train(device)}")
+    raw = machine.check_folder(RAW, is_needed=asked.dataset is None)  # to plan, not to train
+    folders = [raw, *map(machine.check_folder, (PREPROCESSED, RESULTS))]
+    tell([machine.describe_versions(), *folders])
+    if asked.dataset:
+        try:
+            asked = find_dataset(asked)
+        except Problem as problem:
+            tell([Finding(PROBLEM, *problem.args)])
+        tell([describe_dataset(asked)])
+    mend = "change who may write there, free space, or name another folder: export "
+    fold = asked.model / f"fold_{asked.fold}"
+    findings = machine.check_writable(fold, f"{mend}{RESULTS}=FOLDER")
+    if asked.needs_split:
+        otherwise = f"{mend}{PREPROCESSED}=FOLDER  (or train -f all)"
+        findings += machine.check_writable(asked.folder, otherwise)
+    tell(findings)
+    print("Importing PyTorch ...", flush=True)
+    tell(rehearse_in_child(asked))
 
 
-def check_folders(asked: Asked, prepared: Prepared | None) -> list[Finding]:
-    """Check nnU-Net's three folders for a training.
+def tell(findings: Iterable[Finding]) -> None:
+    """Print findings.
 
-    Args:
-        asked: The training.
-        prepared: Its data set; None if that is not planned or not known.
+    Raises:
+        CommandError: There is a problem among them.
     """
-    findings = [
-        check_folder(RAW, is_needed=not asked.dataset),  # else the data set's findings tell
-        check_folder(PREPROCESSED),
-        check_folder(RESULTS),
-    ]
-    if any(finding.level != OK for finding in findings[1:]):
-        return findings
-    results = prepared.results(asked) if prepared else Path(os.environ[RESULTS])
-    findings += check_writable(results, say_elsewhere(RESULTS))
-    if prepared is None:
-        folder = Path(os.environ[PREPROCESSED])
-        findings += check_writable(folder, say_elsewhere(PREPROCESSED))
-    elif prepared.is_split_needed(asked):
-        mend = "let its owner train a fold first, which writes splits_final.json, or train -f all"
-        findings += check_writable(prepared.folder, mend)
-    return findings
-
-
-def tell(findings: Iterable[Finding]) -> int:
-    """Print findings; the number of problems."""
-    problems = 0
+    levels = []
     for finding in findings:
         print(finding, flush=True)
-        problems += finding.level == PROBLEM
-    return problems
+        levels.append(finding.level)
+    if PROBLEM in levels:
+        raise CommandError(_VERDICT)
+
+
+def rehearse_in_child(asked: Asked) -> list[Finding]:
+    """Rehearse in a process that what it imports may end; it prints what it finds.
+
+    Returns:
+        How the process ended, if not by itself.
+
+    Raises:
+        CommandError: It found a problem.
+    """
+    places = json.dumps([place or "." for place in sys.path])
+    options = ("-X", "faulthandler", "-W", "ignore", "-c", _CHILD, places)
+    command = [sys.executable, *options, json.dumps(asdict(asked))]
+    code = subprocess.run(command, check=False).returncode
+    if code == _TOLD:
+        raise CommandError(_VERDICT)
+    names = {-each.value: each.name for each in signal.Signals}  # real-time ones have none
+    what = f"Python ended with {names.get(code, f'exit code {code}')}"
+    return [Finding(PROBLEM, what)] if code else []
+
+
+def rehearse_and_tell(asked_json: str) -> None:
+    """Print what a rehearsal finds and, without a problem, the command that trains.
+
+    Args:
+        asked_json: JSON form of `Asked`.
+    """
+    asked, terminal = Asked(**json.loads(asked_json)), sys.stdout
+    with redirect_stdout(io.StringIO()):  # nnU-Net prints much
+        try:
+            from nnunetv2_mapo.tools.device import choose_device
+            from nnunetv2_mapo.tools.doctor.rehearsal import rehearse
+        except (Exception, SystemExit) as error:
+            finding = Finding(PROBLEM, f"a training cannot be imported: {explain(error)}")
+            print(finding, file=terminal)
+            sys.exit(_TOLD)
+        for finding in rehearse(asked):
+            print(finding, file=terminal, flush=True)
+            if finding.level == PROBLEM:
+                sys.exit(_TOLD)
+    told = "Ready" if asked.dataset else "Ready, as far as can be said without a data set (-d)"
+    print(f"\n{told}: {asked.say_train(choose_device(asked.device).type)}")

@@ -4,42 +4,35 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.tools.doctor import devices, probe
+from nnunetv2_mapo.tools.doctor import machine
 from nnunetv2_mapo.tools.doctor import run as doctor_run
-from nnunetv2_mapo.tools.doctor.dataset import Asked, check_dataset
-from nnunetv2_mapo.tools.doctor.devices import GPU, Accelerators
-from nnunetv2_mapo.tools.doctor.disk import Estimate, check_disk, estimate_preferences
-from nnunetv2_mapo.tools.doctor.finding import NOTE, OK, PROBLEM, Finding
-from nnunetv2_mapo.tools.doctor.folders import check_folder, check_writable
-from nnunetv2_mapo.tools.doctor.probe import Probed, run_probe
-from nnunetv2_mapo.tools.doctor.requirements import find_requirement
+from nnunetv2_mapo.tools.doctor.dataset import Asked, describe_dataset, find_dataset
+from nnunetv2_mapo.tools.doctor.finding import NOTE, OK, PROBLEM, Finding, Problem
+from nnunetv2_mapo.tools.doctor.machine import (
+    check_disk,
+    check_folder,
+    check_writable,
+    describe_versions,
+    estimate_disk,
+)
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 ASKED = Asked("7", None, "nnUNetPlans", "nnUNetTrainer_MAPO", "0")
-PLANS = {
-    "2d": {"data_identifier": "nnUNetPlans_2d"},
-    "3d_lowres": {"data_identifier": "nnUNetPlans_3d_lowres"},
-    "3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres"},
-    "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
-}
+PLANS = {"2d": {}, "3d_lowres": {}, "3d_fullres": {}, "3d_cascade_fullres": {}}
 
 
 @pytest.fixture(autouse=True)
 def nnunet(monkeypatch, tmp_path):
-    """Folder with nnU-Net's three folders, and nothing else in the environment."""
+    """Folder with nnU-Net's three folders, which the environment names."""
     for variable in VARIABLES:
         (tmp_path / variable).mkdir()
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    for variable in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile"):
-        monkeypatch.delenv(variable, raising=False)
     return tmp_path
 
 
@@ -47,19 +40,11 @@ def nnunet(monkeypatch, tmp_path):
 def planned(nnunet):
     """A data set in all its stages but preprocessing."""
     folder = nnunet / "nnUNet_preprocessed" / "Dataset007_Sample"
-    for place in (folder, nnunet / "nnUNet_raw" / "Dataset007_Sample"):
-        place.mkdir()
-        (place / "dataset.json").write_text("{}")
+    folder.mkdir()
+    (folder / "dataset.json").write_text("{}")
     (folder / "nnUNetPlans.json").write_text(json.dumps({"configurations": PLANS}))
     (folder / "dataset_fingerprint.json").write_text("{}")
     return folder
-
-
-def run_in_shell(mend):
-    """Environment after a mending command, without what the doctor adds in brackets."""
-    command = f"{mend.split('  (')[0]} && env -0"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
-    return dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
 
 
 # Findings -----------------------------------------------------------------------------------------
@@ -72,18 +57,26 @@ def test_a_finding_is_a_line_with_the_mending_command_below():
     )
 
 
-# Folders ------------------------------------------------------------------------------------------
+# The machine --------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(os.name == "nt", reason="commands of a POSIX shell")
+def test_versions_are_one_line_and_a_missing_one_is_a_note(monkeypatch):
+    versions = describe_versions()
+    assert versions.level == OK
+    for name in ("Python 3.", "nnunetv2-mapo ", "nnunetv2 2.", "torch 2."):
+        assert name in versions.what
+    monkeypatch.setattr("sys.path", [])
+    assert describe_versions().level == NOTE
+    assert describe_versions().what.endswith("; nnunetv2 is not installed")
+
+
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_a_variable_that_is_not_set_is_mended_by_the_command(variable, nnunet, monkeypatch):
-    monkeypatch.setenv("HOME", str(nnunet / "my home"))
+def test_a_variable_that_is_not_set_is_a_problem_that_names_the_export(variable, monkeypatch):
     monkeypatch.delenv(variable)
     finding = check_folder(variable)
-    assert finding[:2] == (PROBLEM, f"{variable} is not set")
-    monkeypatch.setenv(variable, run_in_shell(finding.mend)[variable])
-    assert check_folder(variable).level == OK
+    assert (finding.level, finding.what) == (PROBLEM, f"{variable} is not set")
+    assert finding.mend.startswith(f"export {variable}=")
+    assert check_folder(variable, is_needed=False).level == NOTE
 
 
 @pytest.mark.skipif(os.name == "nt", reason="commands of a POSIX shell")
@@ -91,36 +84,14 @@ def test_a_folder_that_does_not_exist_is_made_by_the_command(nnunet, monkeypatch
     monkeypatch.setenv("nnUNet_results", str(nnunet / "not yet" / "there"))
     finding = check_folder("nnUNet_results")
     assert finding.level == PROBLEM
-    run_in_shell(finding.mend)
+    subprocess.run(shlex.split(finding.mend.split("  (")[0]), check=True)
     assert check_folder("nnUNet_results").level == OK
 
 
 def test_a_file_in_place_of_a_folder_is_a_problem(nnunet, monkeypatch):
     (nnunet / "file").touch()
     monkeypatch.setenv("nnUNet_results", str(nnunet / "file"))
-    finding = check_folder("nnUNet_results")
-    assert finding.level == PROBLEM
-    assert "export nnUNet_results=" in finding.mend or os.name == "nt"
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_full_or_read_only_disk_is_found_by_writing(number, nnunet, monkeypatch):
-    def fail(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(Path, "write_bytes", fail)
-    [finding] = check_writable(nnunet / "nnUNet_results", "another disk")
-    what = f"{nnunet / 'nnUNet_results'} cannot be written to: {os.strerror(number)}"
-    assert finding == (PROBLEM, what, "another disk")
-
-
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() == 0, reason="root writes anywhere")
-def test_an_own_folder_without_permission_is_mended_by_the_command(nnunet):
-    (nnunet / "nnUNet_results").chmod(0o555)
-    [finding] = check_writable(nnunet / "nnUNet_results", "")
-    assert finding.level == PROBLEM
-    run_in_shell(finding.mend)
-    assert check_writable(nnunet / "nnUNet_results", "") == []
+    assert check_folder("nnUNet_results").level == PROBLEM
 
 
 @pytest.fixture
@@ -128,32 +99,18 @@ def written(monkeypatch):
     """Folders in which was tried to write, which fails; root writes anywhere."""
     folders = []
 
-    def fail(path, _):
-        folders.append(path.parent)
+    def fail(dir):  # noqa: A002  # tempfile's own name
+        folders.append(dir)
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(machine, "TemporaryFile", fail)
     return folders
 
 
-def test_the_deepest_folder_that_is_there_is_written_to(planned, nnunet, written):
-    _, prepared = check_dataset(ASKED)
-    model = nnunet / "nnUNet_results/Dataset007_Sample/nnUNetTrainer_MAPO__nnUNetPlans__3d_fullres"
-    model.mkdir(parents=True)
-    findings = doctor_run.check_folders(ASKED, prepared)
-    assert written == [model, planned]  # the fold's folder is not made yet; there is no split
-    assert [finding.level for finding in findings] == [OK, OK, OK, PROBLEM, PROBLEM]
-
-
-def test_fold_all_or_a_split_needs_no_writing_beside_the_preprocessed_data(
-    planned, nnunet, written
-):
-    _, prepared = check_dataset(ASKED)
-    doctor_run.check_folders(replace(ASKED, fold="all"), prepared)
-    assert written == [nnunet / "nnUNet_results"]
-    (planned / "splits_final.json").touch()
-    doctor_run.check_folders(ASKED, prepared)
-    assert written == [nnunet / "nnUNet_results"] * 2
+def test_a_full_or_read_only_disk_is_found_by_writing(nnunet, written):
+    results = nnunet / "nnUNet_results"
+    what = f"{results} cannot be written to: {os.strerror(errno.EROFS)}"
+    assert check_writable(results / "Dataset007", "free it") == [Finding(PROBLEM, what, "free it")]
 
 
 def test_nothing_is_left_where_was_written(nnunet):
@@ -161,265 +118,168 @@ def test_nothing_is_left_where_was_written(nnunet):
     assert list((nnunet / "nnUNet_results").iterdir()) == []
 
 
+def test_disk_grows_with_network_segmentations_and_rounds(tmp_path):
+    for case, num_bytes in (("a", 1000), ("b", 3000), ("validation", 9000)):
+        (tmp_path / f"{case}_seg.b2nd").write_bytes(bytes(num_bytes))
+    # ten networks; two rounds of 4000 bytes of segmentations, times 6.1, and 9216 for each case
+    num_bytes = estimate_disk(tmp_path, ["a", "b"], 2, network_bytes=500)
+    assert num_bytes == pytest.approx(10 * 500 + 2 * (6.1 * 4000 + 2 * 9216))
+    assert estimate_disk(tmp_path, ["a", "b"], 0, network_bytes=500) == 5000
+
+
+@pytest.mark.parametrize(("free", "level"), [(5, OK), (4, PROBLEM)])
+def test_too_little_disk_is_a_problem(free, level, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free * 1e9))
+    finding = check_disk(5e9, tmp_path)
+    assert finding.level == level
+    assert f"less than 5.0 GB; {free}.0 GB are free in {tmp_path}" in finding.what
+    assert bool(finding.mend) == (level == PROBLEM)
+
+
 # Data set -----------------------------------------------------------------------------------------
 
 
-def only_problem(findings):
-    [problem] = [finding for finding in findings if finding.level == PROBLEM]
-    return problem
+def find_problem(asked):
+    with pytest.raises(Problem) as raised:
+        find_dataset(asked)
+    return Finding(PROBLEM, *raised.value.args)
 
 
 def test_a_planned_data_set_is_found_by_number_and_by_name(planned):
     for dataset in ("7", "007", "Dataset007_Sample"):
-        findings, prepared = check_dataset(Asked(dataset, None, "nnUNetPlans", "T", "0"))
-        assert [finding.level for finding in findings] == [OK]
-        assert (prepared.folder, prepared.configuration) == (planned, "3d_fullres")
+        found = find_dataset(replace(ASKED, dataset=dataset))
+        assert (found.folder, found.configuration) == (planned, "3d_fullres")
+        assert describe_dataset(found).level == OK
 
 
-def test_a_file_that_is_named_like_a_data_set_is_none(planned, nnunet):
-    (nnunet / "nnUNet_raw" / "Dataset007_Sample.zip").touch()
-    assert check_dataset(ASKED)[1].name == "Dataset007_Sample"
-
-
-def test_a_missing_fingerprint_is_made_by_the_command(planned):
-    (planned / "dataset_fingerprint.json").unlink()
-    problem = only_problem(check_dataset(ASKED)[0])
-    assert problem.mend == "nnUNetv2_extract_fingerprint -d 7"
+def test_without_3d_fullres_the_default_is_2d(planned):
+    (planned / "nnUNetPlans.json").write_text(json.dumps({"configurations": {"2d": {}}}))
+    assert find_dataset(ASKED).configuration == "2d"
 
 
 @pytest.mark.parametrize("dataset", ["8", "Dataset008_Other", "Sample", "-1"])
 def test_a_data_set_that_is_nowhere_is_a_problem_that_lists_the_others(dataset, planned):
-    findings, prepared = check_dataset(Asked(dataset, None, "nnUNetPlans", "T", "0"))
-    assert prepared is None
-    assert "Dataset007_Sample" in only_problem(findings).mend
+    assert "Dataset007_Sample" in find_problem(replace(ASKED, dataset=dataset)).mend
 
 
 def test_two_data_sets_of_one_number_are_a_problem(planned, nnunet):
     (nnunet / "nnUNet_raw" / "Dataset007_Twin").mkdir()
-    problem = only_problem(check_dataset(ASKED)[0])
-    assert "Dataset007_Sample or Dataset007_Twin" in problem.what
+    assert "More than one dataset" in find_problem(ASKED).what
 
 
 @pytest.mark.parametrize(
     ("plans", "planner"),
-    [("nnUNetPlans", []), ("nnUNetResEncUNetMPlans", ["-pl", "nnUNetPlannerResEncM"])],
+    [("nnUNetPlans", []), ("mine", ["-pl", "PLANNER", "-overwrite_plans_name", "mine"])],
 )
 def test_a_raw_data_set_is_planned_by_the_command(plans, planner, nnunet):
     (nnunet / "nnUNet_raw" / "Dataset007_Sample").mkdir()
-    problem = only_problem(check_dataset(Asked("7", None, plans, "T", "0"))[0])
-    command = "nnUNetv2_plan_and_preprocess -d 7 --verify_dataset_integrity"
-    assert shlex.split(problem.mend) == [*command.split(), *planner]
+    command = find_problem(replace(ASKED, plans=plans)).mend.splitlines()[0]
+    planning = "nnUNetv2_plan_and_preprocess -d 007 --verify_dataset_integrity"
+    assert shlex.split(command) == [*planning.split(), *planner]
+
+
+@pytest.mark.parametrize("name", ["dataset", "dataset_fingerprint", "nnUNetPlans"])
+def test_a_missing_or_damaged_file_is_named(name, planned):
+    path = planned / f"{name}.json"
+    path.write_text("{")
+    assert f"{path} cannot be read (JSONDecodeError)" in find_problem(ASKED).what
+    path.unlink()
+    assert f"{path} cannot be read (FileNotFoundError)" in find_problem(ASKED).what
 
 
 def test_other_plans_and_configurations_are_listed(planned):
-    problem = only_problem(check_dataset(Asked("7", None, "mine", "T", "0"))[0])
-    assert "there are nnUNetPlans, to be chosen with -p" in problem.what
-    problem = only_problem(check_dataset(Asked("7", "4d", "nnUNetPlans", "T", "0"))[0])
+    assert "with -p, other plans: nnUNetPlans" in find_problem(replace(ASKED, plans="mine")).mend
+    problem = find_problem(replace(ASKED, configuration="4d"))
     assert problem.mend.endswith("-c: 2d, 3d_lowres, 3d_fullres, 3d_cascade_fullres")
 
 
-def test_damaged_plans_are_a_problem(planned):
-    (planned / "nnUNetPlans.json").write_text("{")
-    assert "cannot be read: JSONDecodeError" in only_problem(check_dataset(ASKED)[0]).what
-
-
-def test_a_fold_that_was_trained_is_a_note(planned, nnunet):
-    model = "nnUNetTrainer_MAPO__nnUNetPlans__3d_fullres"
-    fold = nnunet / "nnUNet_results" / "Dataset007_Sample" / model / "fold_0"
+def test_a_fold_that_was_trained_is_a_note(planned):
+    found = find_dataset(ASKED)
+    fold = found.model / "fold_0"
     fold.mkdir(parents=True)
     (fold / "checkpoint_final.pth").touch()
-    findings, _ = check_dataset(ASKED)
-    assert [finding.level for finding in findings] == [OK, NOTE]
-
-
-# Disk ---------------------------------------------------------------------------------------------
-
-
-def test_disk_grows_with_the_segmentations_of_the_training_cases_and_the_rounds(tmp_path):
-    for case, num_bytes in (("a", 1000), ("b", 3000), ("validation", 9000)):
-        (tmp_path / f"{case}_seg.b2nd").write_bytes(bytes(num_bytes))
-    # two rounds of 4000 bytes of segmentations, times 26 or 6.1, and 9216 bytes for each case
-    estimate = estimate_preferences(tmp_path, ["a", "b"], num_rounds=2)
-    assert estimate.largest == pytest.approx(2 * (26 * 4000 + 2 * 9216))
-    assert estimate.usual == pytest.approx(2 * (6.1 * 4000 + 2 * 9216))
-
-
-@pytest.mark.parametrize(("free", "level"), [(30, OK), (10, NOTE), (3, PROBLEM)])
-def test_disk_is_a_problem_where_not_even_the_usual_fits(free, level, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free * 1e9))
-    finding = check_disk(Estimate(usual=5e9, largest=2e10), tmp_path, num_rounds=4)
-    assert finding.level == level
-    assert "at most about 20.0 GB, usually less than 5.0 GB" in finding.what
-    assert bool(finding.mend) == (level != OK)
-
-
-# Devices ------------------------------------------------------------------------------------------
-
-CARD = GPU("NVIDIA H100", 80_000_000_000, 79_000_000_000)
-
-
-def test_a_gpu_is_described_and_one_in_use_is_a_note():
-    [free] = devices.check_accelerators(Accelerators("12.6", [CARD]))
-    assert free.level == OK
-    assert free.what == "GPU 0: NVIDIA H100, 80.0 GB, 79.0 GB free"
-    busy = replace(CARD, num_free=30_000_000_000)
-    assert devices.check_accelerators(Accelerators("12.6", [busy]))[0].level == NOTE
-
-
-def test_a_device_that_is_asked_for_turns_other_problems_into_notes():
-    outdated = Accelerators("13.0", error="too old", driver="12.4")
-    assert devices.check_accelerators(outdated, "cpu")[0].level == NOTE
-    assert devices.check_accelerators(outdated, "cuda")[0].level == PROBLEM
-    assert devices.check_accelerators(Accelerators(), "cuda")[0].level == PROBLEM
-    assert devices.check_accelerators(Accelerators("12.6", [CARD]), "cuda")[0].level == OK
-
-
-@pytest.mark.parametrize(
-    ("seen", "level", "what", "mend"),
-    [
-        (Accelerators(), NOTE, "no GPU: training works on the CPU with -device cpu, slowly", ""),
-        (Accelerators(driver="12.4"), PROBLEM, "built without CUDA", "/whl/cu126"),
-        (Accelerators(driver="13.1"), PROBLEM, "built without CUDA", "/whl/cu130"),
-        (Accelerators("13.0", error="too old", driver="12.4"), PROBLEM, "too old", "/whl/cu126"),
-        (Accelerators("12.6", error="old", driver="10.2"), PROBLEM, "old", "nvidia.com/drivers"),
-        (Accelerators("12.6", error="no driver"), NOTE, "no GPU", ""),
-    ],
-)
-def test_without_a_usable_gpu_the_reason_is_said(seen, level, what, mend, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    [finding] = devices.check_accelerators(seen)
-    assert finding.level == level
-    assert what in finding.what
-    assert mend in finding.mend if mend else finding.mend == ""
-    assert "/whl/" not in finding.mend or find_requirement("torch") in finding.mend
-    assert seen.device == "cpu"
-
-
-def test_gpus_that_are_hidden_are_a_note(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    [finding] = devices.check_accelerators(Accelerators("12.6", driver="12.6"))
-    assert finding.level == NOTE
-    assert "CUDA_VISIBLE_DEVICES" in finding.mend
-
-
-@pytest.mark.skipif(os.name == "nt", reason="nnU-Net does not compile on Windows")
-def test_compiling_without_a_compiler_is_mended_by_the_export(monkeypatch):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    [finding] = devices.check_compiling("cuda")
-    assert finding.level == PROBLEM
-    assert "a C compiler" in finding.what
-    monkeypatch.setenv("nnUNet_compile", run_in_shell(finding.mend)["nnUNet_compile"])
-    assert [each.level for each in devices.check_compiling("cuda")] == [OK]
-    assert devices.check_compiling("cpu")[0].level == OK
-
-
-@pytest.mark.parametrize(
-    ("value", "level"), [("many", PROBLEM), ("", PROBLEM), ("0", NOTE), ("1", OK)]
-)
-def test_number_of_augmenting_processes_is_checked(value, level, monkeypatch):
-    monkeypatch.setenv("nnUNet_n_proc_DA", value)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=8e9))
-    assert devices.check_processor()[-1].level == level
-
-
-@pytest.mark.parametrize(("value", "has_problem"), [("0", True), ("x", True), ("2", False)])
-def test_nnunet_cannot_export_its_predictions_with_0_processes(value, has_problem, monkeypatch):
-    monkeypatch.setenv("nnUNet_def_n_proc", value)
-    levels = [finding.level for finding in devices.check_processor()]
-    assert (PROBLEM in levels) == has_problem
-
-
-def test_more_processes_than_cores_are_a_note(monkeypatch):
-    monkeypatch.setattr(devices, "_count_cores", lambda: 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    finding = devices.check_processor()[-1]
-    assert finding.level == NOTE
-    assert finding.what == "12 processes augment on 1 cores"
-    assert "nnUNet_n_proc_DA=1" in finding.mend
-
-
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory to look at")
-def test_the_little_shared_memory_of_a_container_is_a_note(monkeypatch):
-    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=64e6))
-    finding = devices.check_processor()[-1]
-    assert finding.level == NOTE
-    assert "/dev/shm, which has 64.0 MB only" in finding.what
-    assert run_in_shell(finding.mend)["nnUNet_n_proc_DA"] == "0"
+    assert describe_dataset(found).level == NOTE
 
 
 # The command --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def light(monkeypatch):
-    """The doctor without the process that imports PyTorch, in an installation that fits."""
-    monkeypatch.setattr(doctor_run, "run_probe", lambda *_: Probed([Finding(OK, "probed")], "cpu"))
-    for name in ("check_requirements", "check_installation", "check_external_folders"):
-        monkeypatch.setattr(doctor_run, name, list)
+def rehearsed(monkeypatch):
+    """What was to be rehearsed, without a process that imports PyTorch."""
+    asked = []
+    monkeypatch.setattr(doctor_run, "rehearse_in_child", lambda each: asked.append(each) or [])
+    return asked
 
 
-def test_the_training_command_is_last(light, planned, capsys):
-    assert main(["doctor", "-d", "7", "-p", "nnUNetPlans", "-f", "all"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Importing PyTorch ..."
-    command = "nnUNetv2_train 7 3d_fullres all -tr nnUNetTrainer_MAPO -device cpu"
-    assert lines[-1] == f"Ready: {command}"
+def test_without_a_problem_the_training_as_nnunet_finds_it_is_rehearsed(rehearsed, planned, capsys):
+    assert main(["doctor", "-d", "7", "-f", "all"]) == 0
+    name, configuration = "Dataset007_Sample", "3d_fullres"
+    assert rehearsed == [replace(ASKED, dataset=name, configuration=configuration, fold="all")]
+    assert capsys.readouterr().out.splitlines()[-1] == "Importing PyTorch ..."
 
 
-def test_exit_code_is_1_and_every_mending_command_is_printed(light, planned, monkeypatch, capsys):
+def test_the_command_that_trains_says_what_is_not_nnunet_s_default():
+    assert ASKED.say_train("cuda") == "nnUNetv2_train 7 CONFIGURATION 0 -tr nnUNetTrainer_MAPO"
+    asked = replace(ASKED, configuration="2d", plans="mine", fold="all")
+    command = "nnUNetv2_train 7 2d all -tr nnUNetTrainer_MAPO -p mine -device cpu"
+    assert asked.say_train("cpu") == command
+
+
+def test_exit_code_is_1_at_a_problem_and_pytorch_is_not_imported(
+    rehearsed, planned, monkeypatch, capsys
+):
+    assert main(["doctor", "-d", "8"]) == 1
+    assert "PROBLEM  -d 8: " in capsys.readouterr().out
     monkeypatch.delenv("nnUNet_results")
-    monkeypatch.setenv("nnUNet_n_proc_DA", "many")
+    monkeypatch.delenv("nnUNet_preprocessed")
     assert main(["doctor", "-d", "8"]) == 1
     captured = capsys.readouterr()
-    assert "export nnUNet_results=" in captured.out or os.name == "nt"
-    assert "nnUNet_n_proc_DA=" in captured.out
-    assert "no data set 8" in captured.out
-    assert captured.err.startswith("nnUNetv2_mapo: error: 3 problems to mend, from the top")
-    assert "Ready" not in captured.out
+    assert "export nnUNet_results=" in captured.out
+    assert "export nnUNet_preprocessed=" in captured.out
+    assert captured.err.startswith("nnUNetv2_mapo: error: a training cannot start: ")
+    assert rehearsed == []
 
 
-def test_raw_data_is_not_needed_for_a_data_set_that_is_planned(light, planned, nnunet, capsys):
+def test_raw_data_is_not_needed_for_a_data_set_that_is_planned(rehearsed, planned, nnunet):
     shutil.rmtree(nnunet / "nnUNet_raw")
     assert main(["doctor", "-d", "7"]) == 0
     assert main(["doctor"]) == 1
 
 
-def test_a_check_that_raises_is_a_problem_and_the_others_go_on(light, monkeypatch, capsys):
-    def check_requirements():
-        message = "metadata is damaged"
-        raise KeyError(message)
+def test_the_deepest_folder_that_is_there_is_written_to(planned, nnunet, written, rehearsed):
+    model = nnunet / "nnUNet_results/Dataset007_Sample/nnUNetTrainer_MAPO__nnUNetPlans__3d_fullres"
+    model.mkdir(parents=True)
+    assert main(["doctor", "-d", "7"]) == 1
+    assert written == [model, planned]  # the fold's folder is not made yet; there is no split
 
-    monkeypatch.setattr(doctor_run, "check_requirements", check_requirements)
-    assert main(["doctor"]) == 1
-    out = capsys.readouterr().out
-    what = "check_requirements could not be checked: KeyError: 'metadata is damaged'"
-    assert f"PROBLEM  {what}\nok " in out  # without a command: nobody knows what mends it
-    assert "ok       probed" in out
+
+def test_fold_all_or_a_split_needs_no_writing_beside_the_preprocessed_data(
+    planned, nnunet, written, rehearsed
+):
+    assert main(["doctor", "-d", "7", "-f", "all"]) == 1
+    assert written == [nnunet / "nnUNet_results"]
+    (planned / "splits_final.json").touch()
+    assert main(["doctor", "-d", "7"]) == 1
+    assert written == [nnunet / "nnUNet_results"] * 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals")
-@pytest.mark.parametrize(("number", "name"), [(4, "SIGILL"), (40, "signal 40")])
-def test_an_import_that_ends_python_is_named_and_is_the_last(number, name, monkeypatch, tmp_path):
-    (tmp_path / "torch.py").write_text(f"import os\nos.kill(os.getpid(), {number})\n")
+@pytest.mark.parametrize(("number", "name"), [(4, "SIGILL"), (40, "exit code -40")])
+def test_an_import_that_ends_python_is_a_problem(number, name, monkeypatch, tmp_path, capfd):
+    file = tmp_path / "torch.py"
+    file.write_text(f"import os\nos.kill(os.getpid(), {number})\n")
     monkeypatch.syspath_prepend(tmp_path)
-    [finding] = run_probe(ASKED).findings
-    assert finding[:2] == (PROBLEM, f"import torch: Python was ended by {name}")
-    pip = f"{sys.executable} -m pip install --force-reinstall 'torch"
-    assert finding.mend.startswith(pip)
+    assert main(["doctor"]) == 1
+    captured = capfd.readouterr()
+    assert f"PROBLEM  Python ended with {name}\n" in captured.out
+    assert number == 40 or f'File "{file}", line 2' in captured.err
 
 
-def test_a_broken_import_ends_the_checks_that_need_it(monkeypatch, tmp_path):
-    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so')\n")
+def test_a_broken_import_is_one_problem_with_its_error(monkeypatch, tmp_path, capfd):
+    file = tmp_path / "torch.py"
+    file.write_text("raise OSError('libcudart.so')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    torch, rest = run_probe(ASKED).findings
-    assert torch[:2] == (PROBLEM, "import torch: OSError: libcudart.so")
-    assert rest.level == NOTE
-
-
-def test_an_import_that_does_not_end_is_a_problem(monkeypatch, tmp_path):
-    (tmp_path / "torch.py").write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(probe, "TIMEOUT_S", 2.0)
-    assert run_probe(ASKED).findings[-1][:2] == (PROBLEM, "import torch: no answer in 2 s")
+    assert main(["doctor"]) == 1
+    what = f"PROBLEM  a training cannot be imported: OSError: libcudart.so\n         {file}, line 1"
+    assert what in capfd.readouterr().out
