@@ -42,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="checkpoint in the folder of the fold (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--cases", type=_count, default=8, metavar="N",
+        "--cases", type=parse_count, default=8, metavar="N",
         help="training cases to look at, evenly spaced (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -87,7 +87,8 @@ def parse_fold(text: str) -> int | str:
     raise argparse.ArgumentTypeError(message)
 
 
-def _count(text: str) -> int:
+def parse_count(text: str) -> int:
+    """Whole number of at least 1."""
     if text.isdecimal() and int(text) > 0:
         return int(text)
     message = f"{text!r} is not valid: a number of at least 1 is needed"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
@@ -19,11 +20,9 @@ from prepare import draw_boxes, prepare, write_dataset
 
 from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.tools.uncertainty.dropout_statistics import Sampling, sample_with
+from nnunetv2_mapo.tools.uncertainty.dropout_statistics import sample_with
 from nnunetv2_mapo.tools.uncertainty.maps import make_maps
-from nnunetv2_mapo.tools.uncertainty.records import Records
-from nnunetv2_mapo.tools.uncertainty.run import describe, explain
-from nnunetv2_mapo.tools.uncertainty.uncertainty import MapSummary, vote_variance
+from nnunetv2_mapo.tools.uncertainty.uncertainty import vote_variance
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # nnU-Net's pools
@@ -98,6 +97,11 @@ def read_maps(output: Path, case: str = "case_0") -> tuple[np.ndarray, np.ndarra
     return tuple(read(folder / f"{case}_{name}.nii.gz") for name in ("entropy", "variance"))
 
 
+def read_settings(output: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((output / "uncertainty/uncertainty.json").read_text())
+    return settings
+
+
 def with_spacing(image: sitk.Image) -> sitk.Image:
     image.SetSpacing((1.3, 0.9, 2.2))
     return image
@@ -158,23 +162,13 @@ def test_a_higher_rate_has_a_higher_variance_and_rate_0_none_but_between_windows
     images = write_images(boxes, tmp_path / "in", number=1)
     means = []
     for rate in (0, 0.05, 0.4):
-        run(
-            images,
-            tmp_path / f"{rate}",
-            "--samples",
-            20,
-            "--rate",
-            rate,
-            "-step_size",
-            1,
-            model=model,
-        )
+        run(images, tmp_path / f"{rate}", "--samples", 20, "--rate", rate, model=model)
         means.append(read_maps(tmp_path / f"{rate}")[1].mean())
     assert means[0] < means[1] < means[2]
     assert "rate 0 is the plain network" in capsys.readouterr().out
 
 
-def test_a_model_without_dropout_is_named_and_an_exported_one_of_mapo_is_not(
+def test_a_model_without_mapo_is_named_and_dropout_is_that_of_the_training(
     make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
 ) -> None:
     images = write_images(boxes, tmp_path / "in", number=1)
@@ -182,17 +176,15 @@ def test_a_model_without_dropout_is_named_and_an_exported_one_of_mapo_is_not(
     stock = save_model(make_trainer, STOCK)
     run(images, tmp_path / "stock", "--samples", 2, model=stock)
     assert notice in capsys.readouterr().out
-    record = {"folds": {"0": {"mapo": {"granularity": "channel"}}}}
-    (stock / "mapo_export.json").write_text(json.dumps(record))
-    run(images, tmp_path / "exported", "--samples", 2, model=stock)
-    assert notice not in capsys.readouterr().out
-    content = json.loads((tmp_path / "exported/uncertainty/uncertainty.json").read_text())
-    assert content["settings"]["granularity"] == "channel"
+    assert read_settings(tmp_path / "stock")["mapo"] is None
     mapo = save_model(make_trainer)
     run(images, tmp_path / "mapo", "--samples", 2, "--rate", 0.6, model=mapo)
     output = capsys.readouterr().out
     assert notice not in output
     assert "trained with dropout rates up to 0.5" in output
+    settings = read_settings(tmp_path / "mapo")
+    assert (settings["rate"], settings["samples"], settings["model"]) == (0.6, 2, str(mapo))
+    assert settings["mapo"]["granularity"] == "element"
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +207,9 @@ def test_regions_are_mapped_and_scored(
     entropy, variance = read_maps(tmp_path / "out")
     assert np.log(2) < entropy.max() <= 2 * np.log(2) + 1e-3  # two regions
     assert 0 < variance.max() <= 0.5
-    content = json.loads((tmp_path / "out/uncertainty/uncertainty.json").read_text())
-    assert set(content["cases"]) == {"case_0", "case_1"}
-    assert 0 < content["mean"]["ece"] < 1
+    table = pd.read_csv(tmp_path / "out/uncertainty/uncertainty.csv", index_col="case")
+    assert set(table.index) == {"case_0", "case_1"}
+    assert table["ece"].between(0, 1, inclusive="neither").all()
 
 
 @pytest.fixture(scope="module")
@@ -245,13 +237,13 @@ def test_the_second_stage_of_a_cascade_sees_the_first(
     model = save_model(make_trainer, STOCK, "3d_cascade_fullres", cascade)
     images = write_images(boxes, tmp_path / "in", cascade, number=1)
     assert run(images, tmp_path / "out", model=model) == 1
-    assert "segmentations of 3d_lowres with -prev_stage_pred" in capsys.readouterr().err
+    assert "previous stage is 3d_lowres: -prev_stage_predictions" in capsys.readouterr().err
     stages = [tmp_path / "in/labels", tmp_path / "empty"]
     image = sitk.ReadImage(stages[0] / "case_0.nii.gz")
     stages[1].mkdir()
     assert run(images, tmp_path / "out", "-prev_stage_predictions", stages[1], model=model) == 1
-    assert "no segmentation of the previous stage case_0.nii.gz" in capsys.readouterr().err
-    assert not (tmp_path / "out/uncertainty/uncertainty.json").exists()
+    assert "There is no case_0.nii.gz in" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.*"))
     sitk.WriteImage(image * 0, stages[1] / "case_0.nii.gz")
     means = []
     for stage in stages:
@@ -260,30 +252,25 @@ def test_the_second_stage_of_a_cascade_sees_the_first(
         assert run(images, output, *options, model=model) == 0
         means.append(read_maps(output)[0].mean())
     assert means[0] != pytest.approx(means[1], rel=1e-3)
-    assert run(images, output, *options[:3], stages[0], "--continue_prediction", model=model) == 1
-    assert "previous_stage: " in capsys.readouterr().err
 
 
-def test_a_run_is_continued_with_the_cases_that_lack_something(
+def test_with_a_ground_truth_the_table_says_whether_the_maps_tell_errors(
     make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    model = save_model(make_trainer)
     images = write_images(boxes, tmp_path / "in")
-    labels, output = tmp_path / "in/labels", tmp_path / "out"
-    run(images, output, "--samples", 2, "--labels", labels, model=model)
+    options = ("--samples", 2, "--labels", tmp_path / "in/labels")
+    assert run(images, tmp_path / "out", *options, model=save_model(make_trainer)) == 0
     assert "risk = 1 - Dice" in capsys.readouterr().out
-    kept, lost = (output / "uncertainty" / f"case_{n}_entropy.nii.gz" for n in range(2))
-    before, content = kept.stat().st_mtime_ns, lost.read_bytes()
-    table = (output / "uncertainty/uncertainty.csv").read_text()
-    lost.unlink()
-    options = ("--samples", 2, "--continue_prediction")
-    run(images, output, *options, "--labels", labels, model=model)
-    assert "2 cases, 1 of them without maps" in capsys.readouterr().out
-    assert kept.stat().st_mtime_ns == before
-    assert lost.read_bytes() == content
-    assert (output / "uncertainty/uncertainty.csv").read_text() == table
-    assert run(images, output, *options, "--rate", 0.2, model=model) == 1
-    assert "rate: 0.1 then, 0.2 now" in capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "out/uncertainty/uncertainty.csv", index_col="case")
+    for name, row in table.iterrows():
+        segmentation = read(tmp_path / "out" / f"{name}.nii.gz")
+        truth = read(tmp_path / "in/labels" / f"{name}.nii.gz")
+        entropy, variance = read_maps(tmp_path / "out", str(name))
+        place = segmentation > 0 if segmentation.any() else segmentation >= 0
+        assert row["num_segmented"] == (segmentation > 0).sum()
+        assert row["mean_entropy"] == pytest.approx(entropy[place].mean(), rel=1e-4)
+        assert row["mean_variance"] == pytest.approx(variance[place].mean(), rel=1e-4)
+        assert row["aurc_random"] == pytest.approx((segmentation != truth).mean())
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
@@ -297,8 +284,8 @@ def test_rate_0_is_the_network_itself_up_to_the_corners_of_an_image(
         plain = predictor.network.eval()(image[None])[0].softmax(0).numpy()
     if is_compiled:
         predictor.network = torch.compile(predictor.network)  # which is bypassed
-    with sample_with(predictor, Labels(3), Sampling(1, 0.0)) as sampler:
-        statistics = sampler.sample(image)
+    with sample_with(predictor, Labels(3), {}, num_samples=1, rate=0.0) as sample:
+        statistics = sample(image)
     assert np.abs(statistics[:3] - plain).max() < 0.002
     assert not vote_variance(statistics[3:]).any()
     assert np.array_equal(statistics[3:].argmax(0), plain.argmax(0))
@@ -314,8 +301,8 @@ def test_several_folds_are_averaged(make_trainer: MakeTrainer) -> None:
         predictor.network.load_state_dict(weights)
         with torch.inference_mode():
             plain.append(predictor.network.eval()(image[None])[0].softmax(0).numpy())
-    with sample_with(predictor, Labels(3), Sampling(1, 0.0)) as sampler:
-        statistics = sampler.sample(image)
+    with sample_with(predictor, Labels(3), {}, num_samples=1, rate=0.0) as sample:
+        statistics = sample(image)
     assert np.abs(plain[0] - plain[1]).max() > 0.1
     assert np.abs(statistics[:3] - (plain[0] + plain[1]) / 2).max() < 0.002
     votes = [each.argmax(0) for each in plain]
@@ -414,7 +401,6 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
         ((images, output, "-m", model, "--rate", 1), "--rate 1.0 is not valid"),
         ((images, output, "-m", model, "--rate", -0.1), "--rate -0.1 is not valid"),
         ((images, output, "-m", model, "--samples", 1), "--samples 1 is not valid"),
-        ((images, output, "-m", model, "-step_size", 2), "-step_size 2.0 is not valid"),
         ((images, output), "Name the model either with -d and -c"),
         ((images, output, "-d", 990), "Name the model either with -d and -c"),
         ((images, output, "-d", 990, "-m", model), "Name the model either with -d and -c"),
@@ -426,14 +412,14 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
         ((images, output, "-m", model, "-f", 0, "-chk", "x.pth"), "There is: checkpoint_final.pth"),
         ((empty, output, "-m", model, "-f", 0), "has no file that ends in .nii.gz"),
         ((two_channels, output, "-m", model, "-f", 0), "has 2 channels; the model needs 1: MRI"),
-        ((unnamed, output, "-m", model, "-f", 0), "without the number of their channel"),
+        ((unnamed, output, "-m", model, "-f", 0), "one for each channel, with its number"),
         (
             (images, output, "-m", model, "-f", 0, "--labels", partial),
-            "There is no ground truth case_1.nii.gz",
+            "There is no case_1.nii.gz in",
         ),
         (
             (images, output, "-m", model, "-f", 0, "-prev_stage_predictions", partial),
-            "no second stage of a cascade",
+            "previous stage is none",
         ),
     ):
         assert run(*arguments) == 1
@@ -444,9 +430,8 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda truth: truth * 0 + 7, "case_1.nii.gz cannot be used as ground truth: it has the "
-         "values 7,"),
-        (lambda truth: sitk.Cast(truth, sitk.sitkFloat32) * 0 + 0.9, "it has the values 0.9,"),
+        (lambda truth: truth * 0 + 7, "case_1.nii.gz has the values 7, which are no labels"),
+        (lambda truth: sitk.Cast(truth, sitk.sitkFloat32) * 0 + 0.9, "has the values 0.9,"),
         (lambda truth: truth[1:], "case_1.nii.gz has (12, 20, 19)"),
         (with_spacing, "name the ground truth of these very images with --labels"),
     ],
@@ -487,7 +472,7 @@ def test_a_checkpoint_without_the_state_of_the_training_is_enough_and_another_is
     assert "Delete" not in error
 
 
-def test_what_another_model_segmented_is_not_taken_for_this_ones(
+def test_a_run_into_the_folder_of_another_one_starts_anew(
     make_trainer: MakeTrainer,
     boxes: Path,
     tmp_path: Path,
@@ -506,28 +491,13 @@ def test_what_another_model_segmented_is_not_taken_for_this_ones(
     with monkeypatch.context() as patch:
         patch.setattr(nnUNetPredictor, "predict_from_files", die)
         assert run(images, tmp_path / "out", *options, model=second) == 1
-    assert "Go on with --continue_prediction." in capsys.readouterr().err
+    assert "use fewer processes (-npp, -nps)" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
-    options = (*options, "--continue_prediction")
+    assert not list((tmp_path / "out/uncertainty").iterdir())
     assert run(images, tmp_path / "out", *options, model=second) == 0
     assert run(images, tmp_path / "fresh", *options, model=second) == 0
-    files = sorted(path.relative_to(tmp_path / "fresh") for path in (tmp_path / "fresh").rglob("*"))
-    for name in (file for file in files if file.name.endswith((".nii.gz", ".csv"))):
+    files = [path.relative_to(tmp_path / "fresh") for path in (tmp_path / "fresh").rglob("*.*")]
+    results = [file for file in files if file.name.endswith((".nii.gz", ".csv"))]
+    assert len(results) == 4  # segmentation, two maps, table
+    for name in results:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
-
-
-def test_a_case_in_which_nothing_is_segmented_is_listed_first_and_marked(tmp_path: Path) -> None:
-    records = Records(tmp_path, {}, {})
-    records.add("sure", MapSummary(0.3, 0.6, 0.1, 9), None)
-    records.add("empty", MapSummary(0.01, 0.6, 0.0, 0), None)
-    names = [line.split("  ")[0] for line in describe(records).splitlines()[2:]]
-    assert names == ["empty (nothing segmented)", "sure", "mean of 2"]
-
-
-def test_advice_is_of_the_error_and_the_device() -> None:
-    memory = RuntimeError("DefaultCPUAllocator: can't allocate memory")
-    assert "-device cpu" in explain(memory, on_cpu=False)
-    assert "-device cpu" not in explain(memory, on_cpu=True)
-    worker = RuntimeError("Segmentation export worker died. It was likely killed by the system")
-    assert "fewer processes with -npp and -nps" in explain(worker, on_cpu=True)
-    assert not explain(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), on_cpu=True)

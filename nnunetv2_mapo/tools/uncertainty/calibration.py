@@ -15,9 +15,8 @@ def expected_calibration_error(
 ) -> float:
     """Expected calibration error (Guo et al., arXiv:1706.04599, eq. 3).
 
-    Voxels are put into bins of equal width by their confidence; bin b holds those in
-    ((b − 1) / B, b / B], the first one 0 as well. The error is the mean over all voxels of
-    |mean confidence − share of correct voxels| of their bin.
+    Mean over all voxels of |mean confidence − share of correct voxels| of their bin; of B bins, bin
+    b holds confidences in ((b − 1) / B, b / B], the first one 0 as well.
 
     Args:
         confidence: Probability that the delivered value is right, in [0, 1], shape `(n,)`.
@@ -30,9 +29,8 @@ def expected_calibration_error(
     if not confidence.size:
         return float("nan")
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    confident = np.bincount(bins, confidence, num_bins)
-    correct = np.bincount(bins, is_correct, num_bins)
-    return float(np.abs(confident - correct).sum() / confidence.size)
+    gaps = np.bincount(bins, confidence, num_bins) - np.bincount(bins, is_correct, num_bins)
+    return float(np.abs(gaps).sum() / confidence.size)
 
 
 def area_under_risk_coverage(uncertainty: NDArray[Any], risk: NDArray[Any]) -> float:
@@ -43,7 +41,7 @@ def area_under_risk_coverage(uncertainty: NDArray[Any], risk: NDArray[Any]) -> f
     because no threshold could part them: each has the mean risk at the end of its group.
 
     Args:
-        uncertainty: Of each item, a voxel or a case, shape `(n,)`.
+        uncertainty: Of each item, a voxel or a case, finite, shape `(n,)`.
         risk: Of each item: 1 for a wrong voxel and 0 for a correct one; 1 − Dice of a case.
 
     Returns:
@@ -53,16 +51,6 @@ def area_under_risk_coverage(uncertainty: NDArray[Any], risk: NDArray[Any]) -> f
     if not uncertainty.size:
         return float("nan")
     order = np.argsort(uncertainty)
-    ordered = uncertainty[order]
     risks = np.cumsum(risk[order], dtype=float) / np.arange(1, len(order) + 1)
-    ends = np.append(np.flatnonzero(np.diff(ordered)), len(order) - 1)
+    ends = np.append(np.flatnonzero(np.diff(uncertainty[order])), len(order) - 1)
     return float((risks[ends] * np.diff(ends, prepend=-1)).sum() / len(order))
-
-
-def smallest_area(risk: NDArray[Any]) -> float:
-    """Area under the risk-coverage curve of the best order: by the risk itself, one by one.
-
-    Args:
-        risk: Of each item, shape `(n,)`.
-    """
-    return area_under_risk_coverage(np.arange(risk.size), np.sort(risk))

@@ -1,39 +1,33 @@
-"""Maps of a case in the geometry of its image, brought there as nnU-Net does with probabilities."""
+"""Maps of a case in the geometry of its image, brought there and written by nnU-Net."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import nibabel
 import numpy as np
-import SimpleITK
-from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.export_prediction import (
+    convert_predicted_logits_to_segmentation_with_correct_shape,
+)
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
+from torch import Tensor
 
-from nnunetv2_mapo.support.files import complete_or_absent
-from nnunetv2_mapo.tools.evaluate.case_metrics import SPACING_OF_2D_FILES
 from nnunetv2_mapo.tools.uncertainty.uncertainty import predictive_entropy, vote_variance
 
 _Volume = NDArray[np.float32]
 
 
 class Maps(NamedTuple):
-    """What the samples of a case say, in the geometry of its image as nnU-Net reads it.
+    """What the samples of a case say, in the geometry of its image as nnU-Net reads it."""
 
-    Attributes:
-        probabilities: Mean probability of each class or region, shape `(C, z, y, x)`.
-        entropy: Predictive entropy in nats, shape `(z, y, x)`.
-        variance: Vote variance, the same shape.
-    """
-
-    probabilities: _Volume
-    entropy: _Volume
-    variance: _Volume
+    probabilities: _Volume  # mean of each class or region, shape `(C, z, y, x)`
+    entropy: _Volume  # predictive entropy in nats, shape `(z, y, x)`
+    variance: _Volume  # vote variance, the same shape
 
 
 def make_maps(statistics: _Volume, properties: dict[str, Any], predictor: nnUNetPredictor) -> Maps:
@@ -45,93 +39,61 @@ def make_maps(statistics: _Volume, properties: dict[str, Any], predictor: nnUNet
         properties: nnU-Net's, of the preprocessed case.
         predictor: With the model.
     """
-    labels, plans = predictor.label_manager, predictor.plans_manager
-    has_regions, num_heads = labels.has_regions, len(statistics) // 2
-    variance = vote_variance(statistics[num_heads:], has_regions=has_regions)
-    resampled = _resample(
-        np.concatenate([statistics[:num_heads], variance[None]]), properties, predictor
+    plans, has_regions = predictor.plans_manager, predictor.label_manager.has_regions
+    means, shares = np.split(statistics, 2)
+    variance = vote_variance(shares, has_regions=has_regions)
+
+    def export(volumes: _Volume, labels: LabelManager) -> _Volume:
+        _, exported = convert_predicted_logits_to_segmentation_with_correct_shape(
+            volumes, plans, predictor.configuration_manager, labels, properties,
+            return_probabilities=True,
+        )  # fmt: skip
+        return np.asarray(exported)
+
+    # In the place of the softmax, because these are probabilities but for what resampling does.
+    labels = plans.get_label_manager(
+        predictor.dataset_json, inference_nonlin=_clip if has_regions else _clip_to_sum_1
     )
-    probabilities = resampled[:-1].clip(0, 1)
-    if not has_regions:
-        probabilities /= probabilities.sum(0)
-    box, shape = properties["bbox_used_for_cropping"], properties["shape_before_cropping"]
-    probabilities = labels.revert_cropping_on_probabilities(probabilities, box, shape)
-    variance = insert_crop_into_image(np.zeros(shape, np.float32), resampled[-1].clip(0), box)
-    back = plans.transpose_backward
-    probabilities = probabilities.transpose(0, *(axis + 1 for axis in back))
+    probabilities = export(means, labels)
+    # As the foreground of two classes, which is 0 where nnU-Net has cropped the image.
+    alone = LabelManager({"background": 0, "variance": 1}, None, inference_nonlin=_clip)
     return Maps(
         probabilities,
         predictive_entropy(probabilities, has_regions=has_regions),
-        variance.transpose(back),
+        export(np.stack([np.zeros_like(variance), variance]), alone)[1],
     )
 
 
-def _resample(volumes: _Volume, properties: dict[str, Any], predictor: nnUNetPredictor) -> _Volume:
-    """The arguments are those of `convert_predicted_logits_to_segmentation_with_correct_shape`."""
-    configuration = predictor.configuration_manager
-    spacing = [properties["spacing"][axis] for axis in predictor.plans_manager.transpose_forward]
-    shape = properties["shape_after_cropping_and_before_resampling"]
-    current = configuration.spacing
-    if len(current) < len(shape):
-        current = [spacing[0], *current]
-    resampled = configuration.resampling_fn_probabilities(volumes, shape, current, spacing)
-    return np.array(resampled, dtype=np.float32)
+def _clip(values: Tensor) -> Tensor:
+    return values.clamp(0, 1)
 
 
-def write_map(volume: _Volume, properties: dict[str, Any], path: Path) -> None:
-    """Write a NIfTI file with the geometry of the image; it appears complete or not at all.
+def _clip_to_sum_1(values: Tensor) -> Tensor:
+    return _clip(values) / _clip(values).sum(0)
+
+
+class _Floats(np.ndarray[Any, Any]):
+    """Array of floats that stays one: nnU-Net's writers turn what they write into integers."""
+
+    def astype(self, *_: Any, **__: Any) -> Any:
+        return np.asarray(self, np.float32)
+
+
+def write_map(
+    volume: _Volume, properties: dict[str, Any], reader: type[BaseReaderWriter], path: Path
+) -> None:
+    """Write a NIfTI file with the geometry of the image.
 
     Args:
         volume: Shape `(z, y, x)`.
         properties: nnU-Net's, of the preprocessed case.
+        reader: nnU-Net's, of the image.
         path: Ends in `.nii.gz`.
-
-    Raises:
-        WriteError: The disk is full, or something else keeps the file from being written.
     """
-    with (
-        complete_or_absent(path, volume.nbytes) as unfinished,
-        TemporaryDirectory(dir=path.parent) as folder,
-    ):
-        named = Path(folder) / path.name  # both libraries take the format from the ending
-        if "nibabel_stuff" in properties:
-            nibabel.save(_to_nibabel(volume, properties["nibabel_stuff"]), named)
-        else:
-            SimpleITK.WriteImage(_to_sitk(volume, properties), str(named), useCompression=True)
-        named.replace(unfinished)
-
-
-def _to_nibabel(volume: _Volume, geometry: dict[str, Any]) -> nibabel.Nifti1Image:
-    """As nnU-Net's readers with nibabel write segmentations."""
-    original = geometry["original_affine"]
-    reoriented = geometry.get("reoriented_affine")  # of the reader that turns images to RAS
-    held = original if reoriented is None else reoriented
-    image = nibabel.Nifti1Image(volume.transpose(2, 1, 0).astype(np.float32), held)
-    if reoriented is None:
-        return image
-    from_ras = ornt_transform(axcodes2ornt("RAS"), io_orientation(original))
-    reverted: nibabel.Nifti1Image = image.as_reoriented(from_ras)
-    return reverted
-
-
-def _to_sitk(volume: _Volume, properties: dict[str, Any]) -> SimpleITK.Image:
-    """As nnU-Net's readers with SimpleITK write segmentations; spacing alone where no more is."""
-    geometry = properties.get("sitk_stuff") or {"spacing": _find_spacing(volume, properties)}
-    spacing = [float(size) for size in geometry["spacing"]]
-    image = SimpleITK.GetImageFromArray(
-        np.ascontiguousarray(volume[0] if len(spacing) == 2 else volume, dtype=np.float32)
-    )
-    image.SetSpacing(spacing)
-    if "origin" in geometry:
-        image.SetOrigin(geometry["origin"])
-        image.SetDirection(geometry["direction"])
-    if "original_orientation" in geometry:  # of the reader that turns images to RAS
-        image = SimpleITK.DICOMOrient(image, geometry["original_orientation"])
-    return image
-
-
-def _find_spacing(volume: _Volume, properties: dict[str, Any]) -> list[float]:
-    """Spacing in x, y (, z); two values for a 2D file, to which nnU-Net gives a third axis."""
-    *_, thickness, height, width = map(float, properties["spacing"])
-    is_2d = len(volume) == 1 and math.isclose(thickness, SPACING_OF_2D_FILES * max(height, width))
-    return [width, height] if is_2d else [width, height, thickness]
+    if not properties.keys() & {"sitk_stuff", "nibabel_stuff"}:  # photographs and stacks of TIFF
+        num_axes = 2 if issubclass(reader, NaturalImage2DIO) else 3
+        spacing = [float(size) for size in properties["spacing"][::-1][:num_axes]]
+        direction = np.eye(num_axes).flatten().tolist()
+        geometry = {"spacing": spacing, "origin": [0.0] * num_axes, "direction": direction}
+        reader, properties = SimpleITKIO, {"sitk_stuff": geometry}
+    reader().write_seg(volume.view(_Floats), str(path), properties)

@@ -8,7 +8,6 @@ import pytest
 from nnunetv2_mapo.tools.uncertainty.calibration import (
     area_under_risk_coverage,
     expected_calibration_error,
-    smallest_area,
 )
 
 
@@ -78,8 +77,3 @@ def test_a_random_order_has_the_mean_risk_on_average():
     risk = np.array([1.0, 0, 0, 0.6])
     areas = [area_under_risk_coverage(rng.random(4), risk) for _ in range(4000)]
     assert np.mean(areas) == pytest.approx(risk.mean(), abs=0.01)
-
-
-def test_no_order_has_a_smaller_area_than_that_by_the_risk():
-    # 0, 0, 1/3, 2/4
-    assert smallest_area(np.array([1, 0, 1, 0])) == pytest.approx((1 / 3 + 1 / 2) / 4)

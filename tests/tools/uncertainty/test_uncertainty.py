@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import entropy as entropy_of_scipy
 
-from nnunetv2_mapo.tools.uncertainty.uncertainty import (
-    predictive_entropy,
-    summarize_maps,
-    vote_variance,
-)
+from nnunetv2_mapo.tools.uncertainty.uncertainty import predictive_entropy, vote_variance
 
 
 def test_entropy_is_0_where_one_class_is_certain_and_ln_of_their_number_where_all_are_equal():
@@ -39,14 +35,3 @@ def test_variance_of_a_binary_vote_is_p_times_one_minus_p():
 def test_variance_of_regions_is_the_sum_of_their_binary_variances():
     # 1/4 * 3/4 + 1/2 * 1/2
     assert vote_variance(np.array([[0.25], [0.5]]), has_regions=True).tolist() == [7 / 16]
-
-
-def test_means_are_over_the_segmented_foreground_and_the_largest_over_everything():
-    entropy, variance = np.array([0.1, 0.3, 0.8]), np.array([0.0, 0.2, 0.1])
-    summary = summarize_maps(entropy, variance, np.array([True, True, False]))
-    assert summary == pytest.approx((0.2, 0.8, 0.1, 2))
-
-
-def test_where_nothing_is_segmented_the_means_are_over_the_whole_image():
-    entropy, variance = np.array([0.1, 0.3, 0.8]), np.array([0.0, 0.2, 0.1])
-    assert summarize_maps(entropy, variance, np.zeros(3, bool)) == pytest.approx((0.4, 0.8, 0.1, 0))
