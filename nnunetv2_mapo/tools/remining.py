@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +12,7 @@ import torch
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.mining import Miner, make_miner, mine_within_memory
+from nnunetv2_mapo.method.rates import with_rates
 from nnunetv2_mapo.method.sampling import make_sampler
 from nnunetv2_mapo.tools.models import TrainedModel
 
@@ -55,6 +56,7 @@ def mine_like(
     device: torch.device,
     *,
     number: int = 1,
+    values: Sequence[float] = (),
     log: Callable[[str], None] = print,
 ) -> Iterator[Remining]:
     """Give a model's network MAPO's dropout inside a `with` block, and what mines with it.
@@ -64,6 +66,7 @@ def mine_like(
         config: Settings; only those of mining are used.
         device: Where the network lies.
         number: Of the round, from 1.
+        values: Dropout rates that the round found itself; none: those of the settings.
         log: Takes what a user should know.
     """
     plan, labels = model.configuration_manager, model.labels
@@ -76,6 +79,8 @@ def mine_like(
     )
     sampler = make_sampler(config, len(plan.patch_size), dropout, len(model.channel_names))
     miner = make_miner(config, model.network, sampler, labels, plan, device)
+    if values and config.finds_rates:
+        miner = with_rates(miner, values)
     try:
         yield Remining(miner, f"{config.seed}/{number}", log)
     finally:

@@ -53,7 +53,7 @@ def test_ranks_share_the_cases_and_see_all_pairs(trained: tuple[Path, list[Any]]
     assert first["batch_size"] == second["batch_size"] == 1
     assert first["mined"] == ["case_0", "case_2"] * 2  # in each of two rounds
     assert second["mined"] == ["case_1", "case_3"] * 2
-    assert first["channels"] == second["channels"] == {f"case_{n}": 3 for n in range(4)}
+    assert first["channels"] == second["channels"] == {f"case_{n}": 4 for n in range(4)}
     assert first["summary"] == second["summary"]
     num_pairs, gaps = first["summary"]
     assert num_pairs > 0
@@ -74,6 +74,19 @@ def test_ranks_agree_on_the_quantile_and_on_the_moving_average(boxes: Path, tmp_
     assert 0 < num_pairs < len(gaps)
     assert first["weights"] == second["weights"]
     assert first["reference"] == second["reference"] != first["weights"]
+
+
+def test_ranks_take_the_rates_that_the_first_one_found(boxes: Path, tmp_path: Path) -> None:
+    name = "nnUNetTrainerTiny_MAPO_tinyrates"
+    first, second = run_ranks(tmp_path, name, "train")
+    assert first["weights"] == second["weights"]
+    log = "".join(path.read_text() for path in fold_folder(tmp_path, name).glob("*.txt"))
+    assert log.count("candidates at 3 dropout rates up to") == 2  # once in each of two rounds
+    for number in (1, 2):
+        folder = fold_folder(tmp_path, name) / f"preferences/round_{number:02d}"
+        values = json.loads((folder / "manifest.json").read_text())["values"]
+        assert values == json.loads((folder / "candidates.json").read_text())["values"]
+        assert values[0] == 0 < values[1] < values[2] <= 0.5
 
 
 def test_only_the_first_rank_writes_what_there_is_once(trained: tuple[Path, list[Any]]) -> None:

@@ -16,6 +16,7 @@ from test_training import stop_in_epoch
 from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.reference import read_reference
+from nnunetv2_mapo.method.selection import candidate_dice
 from nnunetv2_mapo.method.store import read_rounds
 from nnunetv2_mapo.tools.evaluate.evaluation_files import read_evaluation
 from nnunetv2_mapo.tools.models import open_cases, open_model
@@ -59,7 +60,7 @@ def test_report_shows_curves_rounds_and_pairs(
     for number, mined in enumerate(rounds, 1):
         assert f"<h3>Round {number}</h3>" in page
         samples = [record for records in mined.cases.values() for record in records]
-        num_pairs = sum(record.rejected is not None for record in samples)
+        num_pairs = sum(record.has_pair for record in samples)
         assert f"<b>{num_pairs} of {len(samples)}</b>" in page
     assert page.count("<svg") >= 6 + 2 * 2  # curves, then at least two figures a round
     pictures = find_pictures(page)
@@ -81,13 +82,18 @@ def test_candidates_behind_the_variance_are_those_that_were_mined(
     with painter._remine(first) as remining:
         assert remining is not None
         for identifier, [record] in first.cases.items():
-            if record.rejected is not None:
-                image = torch.from_numpy(np.asarray(cases.load_case(identifier)[0][:]))
-                candidates = remining.do(partial(Miner.segment, image=image), identifier).numpy()
-                _, chosen, rejected = read_stack(first, identifier)
-                assert np.array_equal(candidates[record.chosen], chosen)
-                assert np.array_equal(candidates[record.rejected], rejected)
-                compared += 1
+            image, segmentation, *_ = cases.load_case(identifier)
+            work = partial(Miner.segment, image=torch.from_numpy(np.asarray(image[:])))
+            candidates = remining.do(work, identifier)
+            target = model.labels.target_map(torch.from_numpy(np.asarray(segmentation[0])))
+            dice = candidate_dice(candidates, target, model.labels).tolist()
+            assert record.dice == pytest.approx(dice, abs=1e-6)
+            assert len(set(dice)) > 1
+            stack = read_stack(first, identifier)
+            differs = stack[1] != stack[2]
+            plain = candidates[0].numpy()
+            assert ((stack[1] == plain) | (stack[2] == plain))[differs].all()
+            compared += differs.any()
     assert compared
     with painter._remine(second) as remining:
         assert remining is None  # its policy was not kept

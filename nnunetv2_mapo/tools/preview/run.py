@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunetv2_mapo.method.candidates import RATES_2D, RATES_3D
 from nnunetv2_mapo.method.cases import load_case
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.mining import Miner
@@ -100,8 +101,8 @@ def space_evenly(identifiers: Sequence[str], number: int) -> list[str]:
 
 def default_settings(model: TrainedModel) -> Settings:
     """The paper's rates for the model's dimension, and a τ at which two candidates make a pair."""
-    num_dimensions = len(model.configuration_manager.patch_size)
-    return Settings(MAPOConfig().training_rates(num_dimensions), CASE_TAU)
+    is_2d = len(model.configuration_manager.patch_size) == 2
+    return Settings(RATES_2D if is_2d else RATES_3D, CASE_TAU)
 
 
 def look_at(

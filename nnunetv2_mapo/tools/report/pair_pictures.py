@@ -206,7 +206,9 @@ class PairPainter:
             return
         self.model.network.load_state_dict(weights)
         config, number = MAPOConfig.from_dict(settings), mined.origin["round"]
-        with mine_like(self.model, config, self.device, number=number) as remining:
+        with mine_like(
+            self.model, config, self.device, number=number, values=mined.values
+        ) as remining:
             yield remining
 
 

@@ -70,6 +70,8 @@ class nnUNetTrainer_MAPO_tinyaverage(nnUNetTrainer_MAPO):
 
     mapo = MAPOConfig(
         **TINY,
+        pair="case",
+        agree=False,
         tau_quantile=0.5,
         selection_unit_3d="slice",
         reference_update="average",
@@ -81,3 +83,9 @@ class nnUNetTrainer_MAPO_tinytune(nnUNetTrainer_MAPO):
     """Half the epochs, from the base trainer's finished checkpoint."""
 
     mapo = MAPOConfig(**TINY, fine_tune=True, num_epochs_factor=0.5, learning_rate_factor=0.1)
+
+
+class nnUNetTrainer_MAPO_tinyrates(nnUNetTrainer_MAPO):
+    """Rates that each round finds."""
+
+    mapo = MAPOConfig(**{**TINY, "rates": "auto"})
