@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,7 +86,8 @@ def test_the_plan_names_only_what_there_is() -> None:
         assert set(block.datasets) <= set(DATASETS)
 
 
-def test_an_arm_with_unknown_settings_says_which() -> None:
+def test_an_arm_with_unknown_settings_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])  # of trainer_configs
     with pytest.raises(UnknownSettingsError, match="no_such_setting"):
         build_config(Arm({"no_such_setting": 1}), Regime(2, 2))
     with pytest.raises(UnknownSettingsError, match="beta"):

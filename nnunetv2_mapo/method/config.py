@@ -162,7 +162,7 @@ class MAPOConfig:
     beta: float = 1.0
     lambda_supervised: float = 1.0
     likelihood: str = "voxel"
-    kappa: float = 2.0
+    kappa: float = 0.5
     loss_type: str = "sigmoid"
     label_smoothing: float = 0.0
     reference_update: str = "never"

@@ -198,6 +198,6 @@ def test_channels_anisotropy_padding_empty_cases_and_40_classes(
     for stack, records in stacks(trainer):
         assert len(records) == (1 if configuration == "3d_fullres" else len(stack[0]))
         empty = stack[0].max() <= 0
-        assert stack[1:].max() <= 40
+        assert stack[1:3].max() <= 40
         if empty:  # a candidate is right only if it is empty as well
             assert {dice for record in records for dice in record.dice} <= {0.0, 1.0}

@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "slices of a volume": {"selection_unit_3d": "slice"},
     "cases of slices": {"selection_unit_2d": "case"},
     "overlapping windows": {"tile_step_size": 0.5},
-    "quantile": {"pair": "case", "agree": False, "tau_quantile": 0.5, "tau": 1.0},
+    "quantile": {"pair": "case", "agree": False, "tau_quantile": 0.25, "tau": 1.0},
     "ipo": {"loss_type": "ipo"},
     "hinge": {"loss_type": "hinge"},
     "robust": {"loss_type": "robust", "label_smoothing": 0.1},

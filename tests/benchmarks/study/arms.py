@@ -75,6 +75,7 @@ ARMS: dict[str, Arm | None] = {
     "fixed_rates": Arm({"rates": "fixed"}),
     "fall_005": Arm({"rates_dice_fall": 0.05}),
     "fall_02": Arm({"rates_dice_fall": 0.2}),
+    "kappa_2": Arm({"kappa": 2.0}),
     "kappa_1": Arm({"kappa": 1.0}),
     "kappa_4": Arm({"kappa": 4.0}),
     "wrong_too": Arm({"agree": False}),
