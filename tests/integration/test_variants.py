@@ -16,7 +16,7 @@ from test_training import StopHereError, read_log, read_manifests, stop_in_epoch
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 MakeVariant = Callable[..., Any]
 VARIANTS: dict[str, dict[str, Any]] = {
-    "case pairs": {"pair": "case", "likelihood": "disagreement", "kappa": 2.0},
+    "case pairs": {"pair": "case", "likelihood": "disagreement"},
     "whole images": {"likelihood": "image"},
     "right voxels only": {"agree": True},
     "found rates": {"rates": "auto", "rates_dice_fall": 0.3},
