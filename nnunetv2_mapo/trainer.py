@@ -338,4 +338,4 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
 
 
 class nnUNetTrainer_MAPO(MAPOTrainer, nnUNetTrainer):  # type: ignore[misc]  # nnU-Net ships no types
-    """nnU-Net's trainer with MAPO; the settings are those of docs/method.md, first measurements."""
+    """nnU-Net's trainer with MAPO."""

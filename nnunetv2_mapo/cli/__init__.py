@@ -25,8 +25,8 @@ from nnunetv2_mapo.support.errors import CommandError
 
 _DESCRIPTION = """\
 MAPO trains any network of nnU-Net v2 to prefer its better segmentations: it
-segments each training case several times with dropout, and learns from the
-difference between the best and the worst of them.
+segments each training case several times with dropout, and learns where such a
+segmentation is better or worse than the plain one.
 """
 _EPILOG = """\
 To train with MAPO, append _MAPO to the name of any trainer of nnU-Net:
