@@ -140,7 +140,7 @@ def test_smaller_units_give_more_samples(make_variant: MakeVariant, unit: str) -
 
 def test_half_of_the_samples_have_a_pair_by_the_quantile(make_variant: MakeVariant) -> None:
     trainer = make_variant(
-        {**{**VARIANTS["quantile"], "tau_quantile": 0.5}, "selection_unit_3d": "slice"}
+        {**VARIANTS["quantile"], "tau_quantile": 0.5, "selection_unit_3d": "slice"}
     )
     stop_in_epoch(trainer, epoch=2)
     samples = [
