@@ -92,7 +92,7 @@ def _train_or_report(cell: Cell, settings: Settings) -> bool:
             _train_and_write(base, settings)
         if claim(cell, settings) and not path_of(cell).exists():
             _train_and_write(cell, settings)
-    except Exception:
+    except Exception:  # whatever a cell fails with, it is reported and the others go on
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(traceback.format_exc())
         print(f"{cell.name}: FAILED, see {path}", flush=True)
