@@ -7,20 +7,27 @@ trainer's own network, loss, optimiser, augmentation and training step stay what
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, Begun, Continuable, read_checkpoint
-from nnunetv2_mapo.guards.checks import Checked
-from nnunetv2_mapo.guards.fine_tuning import FineTunable
-from nnunetv2_mapo.guards.network_check import check_network
+from nnunetv2_mapo.guards import checkpoint as checkpoints
+from nnunetv2_mapo.guards import start
+from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, Begun, Loaded
+from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
+from nnunetv2_mapo.guards.network import check_network
 from nnunetv2_mapo.guards.steps import StepGuard
 from nnunetv2_mapo.method.cases import channels_of, labels_of, load_case
 from nnunetv2_mapo.method.config import MAPOConfig
@@ -36,6 +43,7 @@ from nnunetv2_mapo.method.dropout import (
     preference_rates,
     sample_rates,
 )
+from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
 from nnunetv2_mapo.method.mining import make_miner
 from nnunetv2_mapo.method.progress import (
@@ -46,33 +54,189 @@ from nnunetv2_mapo.method.progress import (
     step_means,
 )
 from nnunetv2_mapo.method.rates import find_rates, with_rates
-from nnunetv2_mapo.method.reference import REFERENCE, update_average, write_reference
+from nnunetv2_mapo.method.reference import (
+    REFERENCE,
+    build_reference,
+    read_reference,
+    update_average,
+    write_reference,
+)
 from nnunetv2_mapo.method.rounds import mine_round, with_values
-from nnunetv2_mapo.method.sampling import full_resolution, make_sampler
-from nnunetv2_mapo.method.store import Round
+from nnunetv2_mapo.method.sampling import Sampler, full_resolution, make_sampler
+from nnunetv2_mapo.method.schedule import Schedule
+from nnunetv2_mapo.method.store import PREFERENCES, Round
 from nnunetv2_mapo.method.summary import RoundSummary, explain_no_pairs, tabulate_round
-from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.support.randomness import untouched
-from nnunetv2_mapo.support.weights import hash_weights
+from nnunetv2_mapo.support.files import WriteError, hash_json
+from nnunetv2_mapo.support.randomness import read_state, untouched, write_state
+from nnunetv2_mapo.support.weights import hash_shapes, hash_weights
 
 __all__ = ["MAPOTrainer", "nnUNetTrainer_MAPO"]
+_Base: Any = object  # to mypy, everything that a trainer inherits is Any
 
 
-class MAPOTrainer(Checked, Continuable, FineTunable):
-    """Mixin that trains with MAPO: `class X_MAPO(MAPOTrainer, X)` for any trainer X of nnU-Net.
+class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
+    """Trains with MAPO what it stands before: `class X_MAPO(MAPOTrainer, X)` for any trainer X.
 
     Attributes:
         mapo: Settings; a variant overrides this attribute and nothing else.
+        schedule: Which epochs are warm-up, and which belong to which round.
+        rates: Dropout rates of training, of which each sample of a batch draws one.
+        labels: Meaning of the network's heads.
+        dropout: Switch of the network's dropout, off but for training steps and candidates.
+        sampler: Makes the candidates of a case.
+        guard: Skips steps that are not finite.
+        num_dimensions: Of the configuration's patch, 2 or 3.
     """
 
     mapo = MAPOConfig()
 
-    _reference: nn.Module | None = None
-    _mined: Round | None = None
-    _summary: RoundSummary | None = None
+    schedule: Schedule
+    rates: tuple[float, ...]
+    labels: Labels
+    dropout: StochasticDropout
+    sampler: Sampler
+    guard: StepGuard
+    num_dimensions: int
+    # of nnU-Net's, what is changed here
     num_epochs: int
     initial_lr: float
     warmup_duration_whole_net: int
+    dataloader_train: Any
+    dataloader_val: Any
+
+    _begun = Begun()  # how far the method has come; in every checkpoint
+    _mined: Round | None = None  # pairs that are trained on; None in the warm-up
+    _summary: RoundSummary | None = None  # what mining found in them
+    _reference: nn.Module | None = None  # frozen network that the policy is compared with
+    _origin: dict[str, Any] | None = None  # of the weights that a fine-tuning started from
+    _loaded = Loaded()  # from the checkpoint of a training that is continued
+
+    # The method: warm-up -> (mining -> preference optimisation) x rounds --------------------------
+
+    def on_epoch_start(self) -> None:
+        """Begin a round where the schedule says so, and open it where it is not open yet."""
+        self._restore_random_state()
+        number = self.schedule.stage(self.current_epoch).round
+        if number > self._begun.round:
+            self._begin_round(number)
+        if number and (self._mined is None or self._mined.origin["round"] != number):
+            with untouched(self.device):  # a continued training opens the round once more
+                self._open_round(number)
+        super().on_epoch_start()
+
+    def _begin_round(self, number: int) -> None:
+        if self._begun.round == 0:
+            self._save_latest()  # what follows may fail, such as for want of disk space
+            self._start_from_warmup()
+        weights = self._plain_network().state_dict()
+        policy = hash_weights(weights)
+        becomes_reference = not self._begun.reference or self.mapo.reference_update == "round"
+        self._begun = Begun(number, policy, policy if becomes_reference else self._begun.reference)
+        self._save_latest()  # mining can be continued from here
+        if becomes_reference:
+            self._reference = None
+            if self.local_rank == 0:
+                write_reference(self._folder / REFERENCE, weights)
+
+    def _start_from_warmup(self) -> None:
+        """Best warm-up weights become the policy; no momentum."""
+        best, epoch = self._folder / BEST, self.current_epoch
+        self._barrier()  # the first rank may still be writing it
+        if self.mapo.start_from == "best" and best.is_file() and not self.disable_checkpointing:
+            checkpoint = checkpoints.read_checkpoint(best, needed=("current_epoch",))
+            self._plain_network().load_state_dict(checkpoint["network_weights"])
+            epoch = checkpoint["current_epoch"]
+        self._log(f"preferences start from the weights after {epoch} epochs")
+        self.optimizer.state.clear()
+
+    def _open_round(self, number: int) -> None:
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if hasattr(loader, "_finish"):  # nnU-Net's loaders with worker processes
+                loader._finish()
+        if self._reference is None:
+            self._reference = self._load_reference()
+        self._mined = self._mine(number)
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+
+    def _mine(self, number: int) -> Round:
+        """Mine the cases of a round that are not mined yet, shared among the ranks."""
+        dataset, _ = super().get_tr_and_val_datasets()
+        read = partial(load_case, dataset, self.label_manager)
+        candidates = self.mapo.candidates(self.num_dimensions)
+        self._log(f"mining round {number}")
+        with self._single_output() as network:
+            plan = self.configuration_manager
+            miner = make_miner(self.mapo, network, self.sampler, self.labels, plan, self.device)
+            mined = self._round(number)
+            if self.mapo.finds_rates:
+                find = partial(
+                    find_rates, miner, read, dataset.identifiers, log=self._log,
+                    dice_fall=self.mapo.rates_dice_fall, seed=f"{self.mapo.seed}/{number}",
+                )  # fmt: skip
+                mined = with_values(mined, find)
+                candidates = candidates._replace(values=mined.values)
+                miner = with_rates(miner, mined.values)
+            mined = replace(mined, values=candidates.values)
+            self._summary = mine_round(
+                miner, read, dataset.identifiers, mined, self.mapo.seed, self._log,
+                tau_quantile=self.mapo.tau_quantile,
+            )  # fmt: skip
+        table = tabulate_round(self._summary, candidates)
+        self._log(f"round {number}: {self._summary}\n{table}")
+        if self._summary.num_pairs == 0:
+            self.print_to_log_file(explain_no_pairs(self._summary, candidates, self.mapo.pair))
+        return mined
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The base trainer's step, with dropout and, in the preference stage, preferences."""
+        rates = sample_rates(self.rates, len(batch["data"]), self.device)
+        batch, rates = self._add_preferences(batch, rates)
+        has_dropout = self.mapo.has_dropout(is_warmup=self._mined is None)
+        with self.dropout.at(rates) if has_dropout else nullcontext():
+            output = super().train_step(batch)
+        if self._reference is not None and self.mapo.reference_update == "average":
+            update_average(self._reference, self._plain_network(), self.mapo.reference_decay)
+        output = {**output, **self.loss.step_values()}
+        self.guard.check(output, self.current_epoch, batch.get("keys", ()))
+        return output
+
+    def _add_preferences(
+        self, batch: dict[str, Any], rates: Tensor
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Batch with a `PreferenceTarget`, and its rates; without preferences both as they are."""
+        scales = self._get_deep_supervision_scales()
+        split = split_preferences(batch["target"], num_scales=scales and len(scales))
+        if self._mined is None or split.preferences is None:
+            return batch, rates
+        data = batch["data"].to(self.device, non_blocking=True)
+        chosen, rejected, weights = Preferences.of(
+            split.preferences.to(self.device, non_blocking=True)
+        )
+        disagreement = find_disagreement(
+            chosen, rejected, self.labels, self.mapo.likelihood, weights
+        )
+        rates = preference_rates(rates, disagreement.has_pair, self.mapo.preference_dropout)
+        reference_logits = self._reference_logits(data, disagreement, rates)
+        target = PreferenceTarget(split.target, disagreement, reference_logits)
+        return {**batch, "data": data, "target": target}, rates
+
+    @torch.no_grad()
+    def _reference_logits(self, data: Tensor, disagreement: Disagreement, rates: Tensor) -> Tensor:
+        """Reference's logits at the disagreement voxels, under the conditions of the policy."""
+        logits = torch.zeros(disagreement.heads.shape, device=self.device)
+        if self._reference is None or disagreement.voxels.shape[1] == 0:
+            return logits
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            if self.mapo.preference_dropout == "same masks":
+                # the policy, which comes next, draws the same numbers
+                with untouched(self.device), find_switch(self._reference).at(rates):
+                    return disagreement.gather(full_resolution(self._reference(data)))
+            has_pair = disagreement.has_pair  # patches without a disagreement are not computed
+            outputs = full_resolution(self._reference(data[has_pair]))
+        logits[has_pair] = disagreement.of(has_pair).gather(outputs)
+        return logits
+
+    # Set-up ---------------------------------------------------------------------------------------
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
         """Check the settings before nnU-Net makes anything."""
@@ -81,10 +245,9 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
             message = f"{cls.__name__}.mapo is {cls.mapo!r}: a MAPOConfig(…) is needed."
             raise TypeError(message)
         cls.mapo.validate()
-        cls._check_environment()
+        nnUNet_preprocessed.require()
+        nnUNet_results.require()
         return super().__new__(cls)
-
-    # Set-up ---------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
         """Build everything as the base trainer does, then hook dropout into its network."""
@@ -136,162 +299,61 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
 
     def on_train_start(self) -> None:
         """Check the data and what is continued, then start as the base trainer does."""
-        self._check_data()
-        base = self._find_base()
+        self.check_data()
+        base = find_base(self)
         if not self.was_initialized:
             self.initialize()
         if base is not None:
-            self._start_from_base(base)
+            self._origin = start_from_base(self, self._plain_network(), base)
         self._check_earlier_training()
         register_keys(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
         self.logger.update_config({"mapo": self.mapo.to_dict()})  # for W&B
-        self.print_to_log_file(
-            f"MAPO: {self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}"
-        )
+        self._log(f"{self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}")
         self._check_network()
         super().on_train_start()
         if self.current_epoch:
-            self.print_to_log_file(f"MAPO: continued {self._describe_progress()}")
+            self._log(f"continued {self._describe_progress()}")
+
+    def check_data(self) -> None:
+        """Refuse data that nothing can be learnt from.
+
+        Raises:
+            InputError: The fold, the preprocessed cases or their labels are not as they must be.
+        """
+        start.check_fold(self.fold)
+        start.check_preprocessed(
+            Path(self.preprocessed_dataset_folder),
+            self.plans_manager.dataset_name,
+            self.configuration_name,
+        )
+        training, _ = super().get_tr_and_val_datasets()
+        start.check_foreground(training)
+
+    def _check_earlier_training(self) -> None:
+        if self.local_rank == 0:
+            start.lock_folder(self._folder)
+        start.check_settings(type(self).__name__, self.mapo, self._loaded.settings)
+        if self._begun.round:
+            start.check_pairs(self._round(self._begun.round))
+        if self.local_rank == 0:
+            start.clear_folder(self._folder, is_new=not (self.current_epoch or self._begun.round))
 
     def _check_network(self) -> None:
         shape = (self.num_input_channels, *self.configuration_manager.patch_size)
         with self._single_output() as network:
             notes = check_network(network, self.dropout, self.labels.num_heads, shape, self.device)
         for note in notes:
-            self.print_to_log_file(f"MAPO: {note}")
-
-    # The method: warm-up -> (mining -> preference optimisation) x rounds --------------------------
-
-    def on_epoch_start(self) -> None:
-        """Begin a round where the schedule says so, and open it where it is not open yet."""
-        self._restore_random_state()
-        number = self.schedule.stage(self.current_epoch).round
-        if number > self._begun.round:
-            self._begin_round(number)
-        if number and (self._mined is None or self._mined.origin["round"] != number):
-            with untouched(self.device):  # a continued training opens the round once more
-                self._open_round(number)
-        super().on_epoch_start()
-
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The base trainer's step, with dropout and, in the preference stage, preferences."""
-        rates = sample_rates(self.rates, len(batch["data"]), self.device)
-        batch, rates = self._add_preferences(batch, rates)
-        has_dropout = self.mapo.has_dropout(is_warmup=self._mined is None)
-        with self.dropout.at(rates) if has_dropout else nullcontext():
-            output = super().train_step(batch)
-        if self._reference is not None and self.mapo.reference_update == "average":
-            update_average(self._reference, self._plain_network(), self.mapo.reference_decay)
-        output = {**output, **self.loss.step_values()}
-        self.guard.check(output, self.current_epoch, batch.get("keys", ()))
-        return output
-
-    def _begin_round(self, number: int) -> None:
-        if self._begun.round == 0:
-            self._save_latest()  # what follows may fail, such as for want of disk space
-            self._start_from_warmup()
-        weights = self._plain_network().state_dict()
-        policy = hash_weights(weights)
-        becomes_reference = not self._begun.reference or self.mapo.reference_update == "round"
-        self._begun = Begun(number, policy, policy if becomes_reference else self._begun.reference)
-        self._save_latest()  # mining can be continued from here
-        if becomes_reference:
-            self._reference = None
-            if self.local_rank == 0:
-                write_reference(self._folder / REFERENCE, weights)
-
-    def _save_latest(self) -> None:
-        self.current_epoch -= 1  # nnU-Net stores the epoch after the current one
-        self.save_checkpoint(str(self._folder / LATEST))
-        self.current_epoch += 1
-
-    def _start_from_warmup(self) -> None:
-        """Best warm-up weights become the policy; no momentum."""
-        best, epoch = self._folder / BEST, self.current_epoch
-        self._barrier()  # the first rank may still be writing it
-        if self.mapo.start_from == "best" and best.is_file() and not self.disable_checkpointing:
-            checkpoint = read_checkpoint(best, needed=("current_epoch",))
-            self._plain_network().load_state_dict(checkpoint["network_weights"])
-            epoch = checkpoint["current_epoch"]
-        self.print_to_log_file(f"MAPO: preferences start from the weights after {epoch} epochs")
-        self.optimizer.state.clear()
-
-    def _open_round(self, number: int) -> None:
-        self._shut_down_dataloaders()
-        if self._reference is None:
-            self._reference = self._load_reference()
-        self._mined = self._mine(number)
-        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
-
-    def _mine(self, number: int) -> Round:
-        """Mine the cases of a round that are not mined yet, shared among the ranks."""
-        dataset, _ = super().get_tr_and_val_datasets()
-        read = partial(load_case, dataset, self.label_manager)
-        candidates = self.mapo.candidates(self.num_dimensions)
-        self._log(f"mining round {number}")
-        with self._single_output() as network:
-            plan = self.configuration_manager
-            miner = make_miner(self.mapo, network, self.sampler, self.labels, plan, self.device)
-            mined = self._round(number)
-            if self.mapo.finds_rates:
-                find = partial(
-                    find_rates, miner, read, dataset.identifiers, log=self._log,
-                    dice_fall=self.mapo.rates_dice_fall, seed=f"{self.mapo.seed}/{number}",
-                )  # fmt: skip
-                mined = with_values(mined, find)
-                candidates = candidates._replace(values=mined.values)
-                miner = with_rates(miner, mined.values)
-            mined = replace(mined, values=candidates.values)
-            self._summary = mine_round(
-                miner, read, dataset.identifiers, mined, self.mapo.seed, self._log,
-                tau_quantile=self.mapo.tau_quantile,
-            )  # fmt: skip
-        table = tabulate_round(self._summary, candidates)
-        self._log(f"round {number}: {self._summary}\n{table}")
-        if self._summary.num_pairs == 0:
-            self.print_to_log_file(explain_no_pairs(self._summary, candidates, self.mapo.pair))
-        return mined
-
-    def _log(self, message: str) -> None:
-        self.print_to_log_file(f"MAPO: {message}")
-
-    def _add_preferences(
-        self, batch: dict[str, Any], rates: Tensor
-    ) -> tuple[dict[str, Any], Tensor]:
-        """Batch with a `PreferenceTarget`, and its rates; without preferences both as they are."""
-        scales = self._get_deep_supervision_scales()
-        split = split_preferences(batch["target"], num_scales=scales and len(scales))
-        if self._mined is None or split.preferences is None:
-            return batch, rates
-        data = batch["data"].to(self.device, non_blocking=True)
-        chosen, rejected, weights = Preferences.of(
-            split.preferences.to(self.device, non_blocking=True)
-        )
-        disagreement = find_disagreement(
-            chosen, rejected, self.labels, self.mapo.likelihood, weights
-        )
-        rates = preference_rates(rates, disagreement.has_pair, self.mapo.preference_dropout)
-        reference_logits = self._reference_logits(data, disagreement, rates)
-        target = PreferenceTarget(split.target, disagreement, reference_logits)
-        return {**batch, "data": data, "target": target}, rates
-
-    @torch.no_grad()
-    def _reference_logits(self, data: Tensor, disagreement: Disagreement, rates: Tensor) -> Tensor:
-        """Reference's logits at the disagreement voxels, under the conditions of the policy."""
-        logits = torch.zeros(disagreement.heads.shape, device=self.device)
-        if self._reference is None or disagreement.voxels.shape[1] == 0:
-            return logits
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            if self.mapo.preference_dropout == "same masks":
-                # the policy, which comes next, draws the same numbers
-                with untouched(self.device), find_switch(self._reference).at(rates):
-                    return disagreement.gather(full_resolution(self._reference(data)))
-            has_pair = disagreement.has_pair  # patches without a disagreement are not computed
-            outputs = full_resolution(self._reference(data[has_pair]))
-        logits[has_pair] = disagreement.of(has_pair).gather(outputs)
-        return logits
+            self._log(note)
 
     # What nnU-Net asks for ------------------------------------------------------------------------
+
+    def do_split(self) -> tuple[Any, Any]:
+        """The base trainer's split, checked."""
+        splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        available = start.list_cases(self.preprocessed_dataset_folder, splits_file, self.fold)
+        training, validation = super().do_split()
+        start.check_split(training, validation, available, splits_file)
+        return training, validation
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """The base trainer's datasets; training cases with their preferences in a round."""
@@ -313,13 +375,12 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         super().on_train_epoch_end(is_finite or train_outputs)
         if num_skipped := self.guard.reset():
             steps = f"{num_skipped} of {len(train_outputs)} steps"
-            self.print_to_log_file(f"MAPO: WARNING: {steps} were not finite and skipped")
+            self._log(f"WARNING: {steps} were not finite and skipped")
         values = {**step_means(train_outputs), **round_values(self._summary)}
         for key, value in values.items():
             self.logger.log(key, value, self.current_epoch)
         if self._mined is not None:
-            shown = ", ".join(f"{key} {values[key]:.4f}" for key in STEP_KEYS)
-            self.print_to_log_file(f"MAPO: {shown}")
+            self._log(", ".join(f"{key} {values[key]:.4f}" for key in STEP_KEYS))
 
     def on_epoch_end(self) -> None:
         """Draw `progress_mapo.png` besides nnU-Net's `progress.png`."""
@@ -329,12 +390,161 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
             try:
                 plot_progress(self._folder, logged, self.schedule.stages)
             except WriteError as error:  # a picture is no reason to stop
-                self.print_to_log_file(f"MAPO: WARNING: {error}")
+                self._log(f"WARNING: {error}")
 
-    def _shut_down_dataloaders(self) -> None:
-        for loader in (self.dataloader_train, self.dataloader_val):
-            if hasattr(loader, "_finish"):  # nnU-Net's loaders with worker processes
-                loader._finish()
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str) -> None:
+        """The base trainer's checkpoint plus the key `mapo`, complete or not at all.
+
+        Raises:
+            WriteError: The disk is full; the earlier checkpoint of that name is still there.
+        """
+        with checkpoints.adding_to_checkpoint(self._describe_state):
+            super().save_checkpoint(filename)
+
+    def _describe_state(self) -> dict[str, Any]:
+        average = self._loaded.reference
+        if self._reference is not None and self.mapo.reference_update == "average":
+            # it moves with each step: its file would not be of the same moment
+            average = self._reference.state_dict()
+        return {
+            "config": self.mapo.to_dict(),
+            "begun": asdict(self._begun),
+            "random_state": read_state(self.device),
+            "base": self._origin,
+            "reference": average and {"weights": average, "sha256": hash_weights(average)},
+        }
+
+    def _save_latest(self) -> None:
+        self.current_epoch -= 1  # nnU-Net stores the epoch after the current one
+        self.save_checkpoint(str(self._folder / LATEST))
+        self.current_epoch += 1
+
+    def load_checkpoint(self, filename_or_checkpoint: Any = None, checkpoint: Any = None) -> None:
+        """The base trainer's, plus how far MAPO had come; a stock checkpoint is a warm-up's.
+
+        Args:
+            filename_or_checkpoint: A file, or its content.
+            checkpoint: The same under the name that nnU-Net after 2.8 gives it.
+
+        Raises:
+            ValueError: The file is damaged, no checkpoint of nnU-Net, or of another network.
+        """
+        source = filename_or_checkpoint if checkpoint is None else checkpoint
+        name = "the checkpoint" if isinstance(source, dict) else str(source)
+        if not self.was_initialized:
+            self.initialize()
+        content = checkpoints.read_checkpoint(source, needed=checkpoints.NEEDED)
+        try:
+            with checkpoints.already_read(name, content):
+                super().load_checkpoint(name)
+        except RuntimeError as error:
+            mine = self._plain_network().state_dict()
+            plans = f"{self.plans_manager.plans_name}, {self.configuration_name}"
+            other = checkpoints.explain_other_network(
+                name, content["network_weights"], mine, plans=plans
+            )
+            if not other:
+                raise
+            raise ValueError(other) from error
+        mapo = content.get("mapo", {"begun": {}})
+        self._begun, self._origin = Begun(**mapo["begun"]), mapo.get("base")
+        average = mapo.get("reference")
+        self._loaded = Loaded(
+            mapo.get("config"), mapo.get("random_state"), average and average["weights"]
+        )
+
+    def _restore_random_state(self) -> None:
+        """Go on with the random numbers of the checkpoint that was loaded, once."""
+        if self._loaded.random_state is not None and not self.is_ddp:  # it is the first rank's
+            write_state(self._loaded.random_state, self.device)
+        self._loaded = replace(self._loaded, random_state=None)
+
+    def _describe_progress(self) -> str:
+        epochs = f"after {self.current_epoch} epoch{'s' if self.current_epoch > 1 else ''}"
+        if self.current_epoch >= self.num_epochs:
+            return f"{epochs}: the training is complete"
+        number = self.schedule.stage(self.current_epoch).round
+        return f"{epochs}, in {f'round {number}' if number else 'the warm-up'}"
+
+    def _load_reference(self) -> nn.Module:
+        """Reference network from its file; if that is missing or damaged, from what is left."""
+        self._barrier()  # the first rank may still be writing it
+        path = self._folder / REFERENCE
+        weights = self._loaded.reference
+        self._loaded = replace(self._loaded, reference=None)
+        if weights is None:
+            weights = read_reference(path, self._begun.reference, self.device)
+        if weights is None:
+            weights = self._recover_reference(path)
+            self._barrier()  # every rank has looked before the first one writes
+            if self.local_rank == 0:
+                write_reference(path, weights)
+        with self._single_output() as network:
+            reference = build_reference(network, weights)
+        if self._do_i_compile():
+            reference.compile()
+        return reference
+
+    def _recover_reference(self, path: Path) -> dict[str, Tensor]:
+        policy = self._plain_network().state_dict()
+        found = checkpoints.find_lost_reference(path, policy, self._begun.reference)
+        if found is not None:
+            self._log(f"{path} is missing or damaged; restored from {found[1]}")
+            return found[0]
+        self._log(
+            f"WARNING: {path} is missing or damaged and the weights it held are gone. "
+            "The current weights become the reference, and this round is mined again."
+        )
+        policy_hash = hash_weights(policy)
+        self._begun = Begun(self._begun.round, policy_hash, policy_hash)
+        return policy
+
+    # What they share ------------------------------------------------------------------------------
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.output_folder)
+
+    def _log(self, message: str) -> None:
+        self.print_to_log_file(f"MAPO: {message}")
+
+    def _barrier(self) -> None:
+        if self.is_ddp:
+            dist.barrier()
+
+    def _round(self, number: int) -> Round:
+        origin = {
+            "round": number,
+            "trainer": type(self).__name__,
+            "dataset": self.plans_manager.dataset_name,
+            "configuration": self.configuration_name,
+            "fold": self.fold,
+            "labels": self.dataset_json["labels"],
+            "network": hash_shapes(self._plain_network().state_dict()),
+            "plans": hash_json(self.plans_manager.plans),
+            "settings": self.mapo.to_dict(),
+            "policy": self._begun.policy,
+        }
+        return Round(self._folder / PREFERENCES / f"round_{number:02d}", origin)
+
+    def _plain_network(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @contextmanager
+    def _single_output(self) -> Iterator[nn.Module]:
+        """The plain network in evaluation mode without deep supervision."""
+        self.set_deep_supervision_enabled(False)
+        network = self._plain_network().eval()
+        try:
+            yield network
+        finally:
+            self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
 
 class nnUNetTrainer_MAPO(MAPOTrainer, nnUNetTrainer):  # type: ignore[misc]  # nnU-Net ships no types

@@ -35,39 +35,18 @@ class Base:
 
     Attributes:
         path: Its file.
-        trainer: Name of the trainer class that wrote it.
-        configuration: Name of the configuration.
-        fold: Number, or `"all"`.
-        num_epochs: Epochs that it was trained.
+        origin: JSON form of where its weights come from: path, trainer, dataset, plans,
+            configuration, fold, num_epochs, their hash, and the origin of its own `base`.
         plans: Content of its plans.
         dataset_json: Content of its `dataset.json`.
         weights: State dict of its network.
-        base: `origin` of what it was fine-tuned from itself; None if it was not.
     """
 
     path: Path
-    trainer: str
-    configuration: str
-    fold: int | str
-    num_epochs: int
+    origin: dict[str, Any]
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
     weights: Mapping[str, Tensor]
-    base: dict[str, Any] | None = None
-
-    def origin(self) -> dict[str, Any]:
-        """JSON form of where the weights come from."""
-        return {
-            "path": str(self.path),
-            "trainer": self.trainer,
-            "dataset": self.plans["dataset_name"],
-            "plans": self.plans["plans_name"],
-            "configuration": self.configuration,
-            "fold": self.fold,
-            "num_epochs": self.num_epochs,
-            "weights": hash_weights(self.weights),
-            "base": self.base,
-        }
 
 
 def read_base(path: Path) -> Base:
@@ -83,18 +62,19 @@ def read_base(path: Path) -> Base:
         raise BaseError(message)
     try:
         content = read_checkpoint(path, advice)
-        arguments = content["init_args"]
-        return Base(
-            path=path,
-            trainer=content["trainer_name"],
-            configuration=arguments["configuration"],
-            fold=arguments["fold"],
-            num_epochs=content["current_epoch"],
-            plans=arguments["plans"],
-            dataset_json=arguments["dataset_json"],
-            weights=content["network_weights"],
-            base=content.get("mapo", {}).get("base"),
-        )
+        arguments, weights = content["init_args"], content["network_weights"]
+        origin = {
+            "path": str(path),
+            "trainer": content["trainer_name"],
+            "dataset": arguments["plans"]["dataset_name"],
+            "plans": arguments["plans"]["plans_name"],
+            "configuration": arguments["configuration"],
+            "fold": arguments["fold"],
+            "num_epochs": content["current_epoch"],
+            "weights": hash_weights(weights),
+            "base": content.get("mapo", {}).get("base"),
+        }
+        return Base(path, origin, arguments["plans"], arguments["dataset_json"], weights)
     except ValueError as error:
         raise BaseError(str(error)) from error
     except (KeyError, TypeError) as error:
@@ -103,13 +83,7 @@ def read_base(path: Path) -> Base:
 
 
 def compare_plans(theirs: PlansManager, mine: PlansManager, configurations: Sequence[str]) -> str:
-    """Differences that make another network, or other images for it; empty if there are none.
-
-    Args:
-        theirs: Plans of the base.
-        mine: Plans of this training.
-        configurations: Name of the configuration there and here.
-    """
+    """Differences that make another network, or other images for it; empty if there are none."""
     there, here = (
         _describe(plans, plans.get_configuration(name))
         for plans, name in zip((theirs, mine), configurations, strict=True)
@@ -140,12 +114,7 @@ def _describe(plans: Any, configuration: Any) -> dict[str, Any]:
 
 
 def have_same_heads(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
-    """Whether the heads of two networks mean the same labels.
-
-    Args:
-        theirs: Content of a `dataset.json`.
-        mine: The same of another data set.
-    """
+    """Whether the heads of two networks mean the same labels, by their `dataset.json`."""
     labels, own = (
         {name: value for name, value in content["labels"].items() if name != "ignore"}
         for content in (theirs, mine)
@@ -158,15 +127,12 @@ def have_same_heads(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
 def find_leak(base: Base, dataset: str, fold: int | str) -> str:
     """Say why validation cases of a training may have been training cases of its base.
 
-    Args:
-        base: The base; what it was fine-tuned from itself counts as well.
-        dataset: Name of the training's data set.
-        fold: Its fold.
+    What the base was fine-tuned from itself counts as well.
 
     Returns:
-        Empty if every model of that data set in the base's history was trained on the same fold.
+        Empty if every model of that data set in its history was trained on the same fold.
     """
-    link: dict[str, Any] | None = base.origin()
+    link: dict[str, Any] | None = base.origin
     while link is not None:
         if link["dataset"] == dataset and link["fold"] != fold != "all":
             return (

@@ -45,14 +45,14 @@ class StepGuard:
         """Count the step that was just made, if it was skipped.
 
         Args:
-            values: Its `loss` and what else is known of it. The loss may be NaN without `watch`
-                having seen the gradient, because GradScaler skips such a step itself.
+            values: Its `loss` and what else is known of it.
             epoch: Epoch of the step.
             cases: Identifiers of the cases of its batch.
 
         Raises:
             NotFiniteError: Too many steps in a row were skipped.
         """
+        # GradScaler skips a step itself, so that `watch` sees no gradient of a loss of NaN
         if not self._skips and math.isfinite(values["loss"]):
             self._num_in_a_row = 0
             return

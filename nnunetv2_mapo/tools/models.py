@@ -22,7 +22,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from nnunetv2_mapo.guards.checkpoint import read_checkpoint
-from nnunetv2_mapo.guards.checks import check_preprocessed, check_split
+from nnunetv2_mapo.guards.start import check_preprocessed, check_split
 from nnunetv2_mapo.method.cases import channels_of, labels_of
 from nnunetv2_mapo.method.labels import Labels
 
@@ -214,7 +214,7 @@ def open_cases(model: TrainedModel) -> Cases:
     previous_stage = _require_previous_stage(model)
     training, validation = _split(model, dataset_class, base, folder, previous_stage)
     available = dataset_class.get_identifiers(str(folder))
-    check_split(training, validation, available, str(base / "splits_final.json"))
+    check_split(training, validation, available, base / "splits_final.json")
     return Cases(
         *(
             dataset_class(str(folder), cases, folder_with_segs_from_previous_stage=previous_stage)

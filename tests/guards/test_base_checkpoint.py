@@ -23,11 +23,11 @@ from nnunetv2_mapo.guards.base_checkpoint import (
 A, B = "Dataset001_A", "Dataset002_B"
 
 
-def make_base(fold=0, dataset=A, path=Path("fold_0/checkpoint_final.pth"), **changes):
+def make_base(fold=0, dataset=A, path=Path("fold_0/checkpoint_final.pth"), base=None, **changes):
     plans = {"dataset_name": dataset, "plans_name": "nnUNetPlans"}
     content = {"file_ending": ".nii.gz", "labels": {"background": 0}}
-    made = Base(path, "nnUNetTrainer", "3d_fullres", fold, 1000, plans, content, {})
-    return replace(made, **changes)
+    origin = {"path": str(path), "dataset": dataset, "fold": fold, "base": base}
+    return replace(Base(path, origin, plans, content, {}), **changes)
 
 
 # Leaks --------------------------------------------------------------------------------------------
@@ -44,8 +44,8 @@ def test_a_model_of_another_fold_of_the_same_data_set_leaks(base_fold, fold, lea
 
 def test_a_leak_through_another_data_set_is_found():
     first = make_base(fold=1, path=Path("first.pth"))
-    second = make_base(fold=0, dataset=B, base=first.origin())
-    third = make_base(fold=0, dataset=B, base=second.origin())
+    second = make_base(fold=0, dataset=B, base=first.origin)
+    third = make_base(fold=0, dataset=B, base=second.origin)
     assert find_leak(third, A, 0).startswith("first.pth is of fold 1 of the same data set")
     assert find_leak(third, A, 1) == ""
 

@@ -31,7 +31,7 @@ KILLS = {
     "second epoch of the warm-up": (f"{TRAINER}.train_step", 4, "before"),
     "end of the warm-up": (f"{TRAINER}._start_from_warmup", 1, "before"),
     "half of the reference": ("pathlib:Path.write_bytes", 1, "half"),
-    "the reference written": ("nnunetv2_mapo.guards.checkpoint:write_reference", 1, "after"),
+    "the reference written": ("nnunetv2_mapo.trainer:write_reference", 1, "after"),
     "the round begun": (f"{TRAINER}._open_round", 1, "before"),
     "inside the first case": ("nnunetv2_mapo.method.sampling:group_candidates", 1, "after"),
     "half of a case": ("pathlib:Path.write_bytes", 1, "half"),

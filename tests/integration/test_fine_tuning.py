@@ -13,6 +13,7 @@ from test_distributed import run_ranks
 from test_training import read_log, stop_in_epoch
 
 from nnunetv2_mapo.guards.base_checkpoint import VARIABLE, BaseError
+from nnunetv2_mapo.guards.fine_tuning import find_label_weights
 from nnunetv2_mapo.support.weights import hash_weights
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
@@ -182,7 +183,7 @@ def test_heads_are_the_weights_that_depend_on_the_number_of_labels(
     trainer = make_trainer(FINE_TUNED)
     trainer.initialize()
     heads = {name for name in weights_of(trainer) if "seg_layers" in name}
-    assert trainer._find_heads() == heads
+    assert find_label_weights(trainer, trainer._plain_network()) == heads
 
 
 # What it refuses ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunetv2_mapo.guards.network_check import NetworkError
+from nnunetv2_mapo.guards.network import NetworkError
 
 MakeTrainer = Callable[..., Any]
 

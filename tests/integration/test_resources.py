@@ -14,8 +14,8 @@ from disk import full_disk
 from test_training import read_log, read_manifests, stop_in_epoch
 
 from nnunetv2_mapo import trainer as mapo
-from nnunetv2_mapo.guards import checkpoint
-from nnunetv2_mapo.guards.lock import InUseError
+from nnunetv2_mapo.guards import start
+from nnunetv2_mapo.guards.start import InUseError
 from nnunetv2_mapo.guards.steps import MOST_IN_A_ROW, NotFiniteError
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.store import Round
@@ -197,7 +197,7 @@ def test_a_damaged_case_is_mined_again_when_a_training_is_continued(
 HOLD = """
 import sys, time
 from pathlib import Path
-from nnunetv2_mapo.guards.lock import lock_folder
+from nnunetv2_mapo.guards.start import lock_folder
 lock_folder(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
@@ -208,7 +208,7 @@ def test_a_second_training_of_a_fold_stops_at_once_and_changes_nothing(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "lock_folder", lambda _: None)  # as if by another process
+        patch.setattr(start, "lock_folder", lambda _: None)  # as if by another process
         stopped = make_trainer()
         stop_in_epoch(stopped, epoch=3)
     folder = Path(stopped.output_folder)

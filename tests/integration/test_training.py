@@ -13,6 +13,7 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.progress import MINING_KEYS, STEP_KEYS
 from nnunetv2_mapo.method.store import StoreError
+from nnunetv2_mapo.support.weights import hash_weights
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -119,6 +120,50 @@ def test_a_stock_checkpoint_is_continued_with_mapo(make_trainer: MakeTrainer) ->
     trainer.load_checkpoint(str(Path(stock.output_folder) / "checkpoint_latest.pth"))
     trainer.run_training()
     assert read_manifests(trainer)
+
+
+def test_a_checkpoint_is_written_once_and_read_once(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+    trainer.initialize()
+    path = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    calls: list[str] = []
+
+    def count(function: str) -> None:
+        real = getattr(torch, function)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            calls.append(function)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(torch, function, counting)
+
+    count("save")
+    count("load")
+    trainer.save_checkpoint(path)
+    assert calls == ["save"]
+    other = make_trainer()
+    other.load_checkpoint(path)
+    assert calls == ["save", "load"]
+    assert hash_weights(other.network.state_dict()) == hash_weights(trainer.network.state_dict())
+
+
+@pytest.mark.parametrize("keyword", ["filename_or_checkpoint", "checkpoint"])
+@pytest.mark.parametrize("is_content", [False, True])
+def test_a_checkpoint_is_loaded_by_name_and_by_content_under_either_keyword(
+    make_trainer: MakeTrainer, keyword: str, is_content: bool
+) -> None:
+    trainer = make_trainer()
+    trainer.initialize()
+    path = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    trainer.current_epoch = 1
+    trainer.save_checkpoint(path)
+    source = torch.load(path, weights_only=False) if is_content else path
+    other = make_trainer()
+    other.load_checkpoint(**{keyword: source})
+    assert other.current_epoch == 2
+    assert hash_weights(other.network.state_dict()) == hash_weights(trainer.network.state_dict())
 
 
 def test_dropout_is_off_outside_training_steps(make_trainer: MakeTrainer) -> None:

@@ -11,7 +11,7 @@ import torch
 from networks import INCLUDED, NETWORKS, NUM_HEADS, PATCH, Checkpointed, MapNetwork, make
 from torch import Tensor, nn
 
-from nnunetv2_mapo.guards.network_check import check_network
+from nnunetv2_mapo.guards.network import check_network
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.dropout_sites import find_dropout_sites
 from nnunetv2_mapo.method.reference import build_reference

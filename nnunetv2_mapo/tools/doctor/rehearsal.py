@@ -15,7 +15,8 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_mapo.guards.base_checkpoint import BaseError
-from nnunetv2_mapo.guards.checks import check_preprocessed
+from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
+from nnunetv2_mapo.guards.start import check_preprocessed
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.tools.device import choose_device
 from nnunetv2_mapo.tools.doctor.dataset import Asked
@@ -90,12 +91,12 @@ def _begin(trainer: Any, asked: Asked) -> Iterator[Finding]:
     check_preprocessed(folder, str(asked.dataset), str(asked.configuration))
     base = None
     if isinstance(trainer, MAPOTrainer):
-        trainer._check_data()
+        trainer.check_data()
         with patch.object(trainer, "output_folder_base", str(asked.model)):  # the base is beside it
-            base = trainer._find_base()
+            base = find_base(trainer)
     trainer.initialize()
     if base is not None:
-        trainer._start_from_base(base)
+        start_from_base(trainer, trainer.network, base)
         yield Finding(OK, f"fine-tunes {base.path}")
     training, validation = trainer.get_tr_and_val_datasets()
     for dataset in (training, validation):

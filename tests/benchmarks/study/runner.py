@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunetv2_mapo.guards.fine_tuning import FINAL
-from nnunetv2_mapo.guards.lock import InUseError, lock_folder
+from nnunetv2_mapo.guards.checkpoint import FINAL
+from nnunetv2_mapo.guards.start import InUseError, lock_folder
 
 from .arms import UnknownSettingsError
 from .plan import Cell

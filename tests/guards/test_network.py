@@ -8,7 +8,7 @@ from networks import NUM_HEADS, PATCH, FusedAttention, MapNetwork, TokenNetwork,
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunetv2_mapo.guards.network_check import NetworkError, check_network
+from nnunetv2_mapo.guards.network import NetworkError, check_network
 from nnunetv2_mapo.method.dropout import StochasticDropout
 
 CPU = torch.device("cpu")

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from nnunetv2_mapo.guards.lock import InUseError, lock_folder
+from nnunetv2_mapo.guards.start import InUseError, lock_folder
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from nnunetv2_mapo.guards.lock import lock_folder
+from nnunetv2_mapo.guards.start import lock_folder
 lock_folder(Path(sys.argv[1]))
 if sys.argv[2:]:
     if os.fork() == 0:  # a worker that outlives its parent

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from nnunetv2.utilities.helpers import empty_cache
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from nnunetv2_mapo.guards.layer_outputs import SiteOutputs, have_same_values, watch_sites
 from nnunetv2_mapo.method.dropout import StochasticDropout
-from nnunetv2_mapo.method.dropout_sites import find_heads, join_names
+from nnunetv2_mapo.method.dropout_sites import Layer, find_heads, join_names
 from nnunetv2_mapo.method.reference import build_reference
 from nnunetv2_mapo.method.sampling import full_resolution
 from nnunetv2_mapo.support.memory import is_out_of_memory
@@ -71,31 +71,24 @@ def check_network(
 
 @dataclass
 class _Trial:
-    """The checks of one network.
-
-    Attributes:
-        network: In evaluation mode.
-        dropout: Its dropout.
-        num_outputs: Number of segmentation heads.
-        images: Two random ones, shape `(2, channels, *patch)`.
-    """
+    """The checks of one network; its fields are the arguments of `check_network`."""
 
     network: nn.Module
     dropout: StochasticDropout
     num_outputs: int
-    images: Tensor
+    images: Tensor  # two random ones, shape (2, channels, *patch)
 
     def run(self) -> list[str]:
         """Every check in the order in which their messages help most."""
         num_values = self.num_outputs * self.images[:, 0].numel()
-        with watch_sites(self.dropout, num_values) as seen:
+        with _watch_sites(self.dropout, num_values) as seen:
             plain = self._forward(self.images)
         self._refuse_shape(plain)
         if not plain.isfinite().all():
             return ["the network was not checked: random images make its output infinite or NaN"]
         _refuse_dropped_logits(plain, seen)
         notes = self._list_uncalled(seen)
-        with watch_sites(self.dropout, num_values) as seen_of_one:
+        with _watch_sites(self.dropout, num_values) as seen_of_one:
             self._forward(self.images[:1])
         _refuse_unbatched(seen, seen_of_one)
         noise = self._measure_noise(plain)
@@ -132,7 +125,7 @@ class _Trial:
         )
         raise NetworkError(message)
 
-    def _list_uncalled(self, seen: dict[str, SiteOutputs]) -> list[str]:
+    def _list_uncalled(self, seen: dict[str, _SiteOutputs]) -> list[str]:
         uncalled = [name for name, site in seen.items() if not site.num_rows]
         if len(uncalled) == len(seen):
             message = (
@@ -153,7 +146,7 @@ class _Trial:
         return float(noise)
 
     def _check_rates(
-        self, plain: Tensor, tolerance: float, seen: dict[str, SiteOutputs]
+        self, plain: Tensor, tolerance: float, seen: dict[str, _SiteOutputs]
     ) -> list[str]:
         """Dropout must change the sample that has a rate, and no other one."""
         dropped = self._forward(self.images, (0.0, RATE))
@@ -214,12 +207,7 @@ def _note_call(name: str, called: list[str], *_: Any) -> None:
 
 
 def _refuse_probabilities(plain: Tensor, negated: Tensor) -> None:
-    """Refuse what only a sigmoid or softmax makes.
-
-    Args:
-        plain: Output of the network, shape `(B, C, *spatial)`.
-        negated: Its output with the weights of its heads negated: logits change their sign.
-    """
+    """Refuse what only a sigmoid or softmax makes; `negated` is of heads with negated weights."""
     is_share = plain.min() >= 0 and plain.max() <= 1 and plain.min() < plain.max()
     sums = plain.sum(1), plain + negated  # p(z) + p(-z) = 1 of a sigmoid
     if is_share and any((total - 1).abs().max() < 1e-2 for total in sums):
@@ -230,11 +218,11 @@ def _refuse_probabilities(plain: Tensor, negated: Tensor) -> None:
         raise NetworkError(message)
 
 
-def _refuse_dropped_logits(plain: Tensor, seen: dict[str, SiteOutputs]) -> None:
+def _refuse_dropped_logits(plain: Tensor, seen: dict[str, _SiteOutputs]) -> None:
     names = [
         name
         for name, site in seen.items()
-        if any(have_same_values(output, plain) for output in site.candidates)
+        if any(_have_same_values(output, plain) for output in site.candidates)
     ]
     if names:
         message = (
@@ -244,7 +232,7 @@ def _refuse_dropped_logits(plain: Tensor, seen: dict[str, SiteOutputs]) -> None:
         raise NetworkError(message)
 
 
-def _refuse_unbatched(seen: dict[str, SiteOutputs], seen_of_one: dict[str, SiteOutputs]) -> None:
+def _refuse_unbatched(seen: dict[str, _SiteOutputs], seen_of_one: dict[str, _SiteOutputs]) -> None:
     names = [
         name
         for name, site in seen.items()
@@ -259,7 +247,7 @@ def _refuse_unbatched(seen: dict[str, SiteOutputs], seen_of_one: dict[str, SiteO
         raise NetworkError(message)
 
 
-def _say_mixed(seen: dict[str, SiteOutputs]) -> str:
+def _say_mixed(seen: dict[str, _SiteOutputs]) -> str:
     folding = [name for name, site in seen.items() if max(site.num_rows, default=0) > 2]
     return (
         "Dropout of one sample changes the output of another one: the samples of a batch do not "
@@ -275,3 +263,42 @@ def _say_exclude(names: Sequence[str], all_names: Iterable[str]) -> str:
 
 def _list(names: Sequence[str], all_names: Iterable[str]) -> str:
     return list_some(join_names(names, all_names))
+
+
+@dataclass
+class _SiteOutputs:
+    """Outputs of a site in one forward pass."""
+
+    num_rows: list[int] = field(default_factory=list)  # size of each tensor's batch axis
+    candidates: list[Tensor] = field(default_factory=list)  # those of as many values as the logits
+
+
+@contextmanager
+def _watch_sites(dropout: StochasticDropout, num_values: int) -> Iterator[dict[str, _SiteOutputs]]:
+    """Note what each site puts out inside a `with` block; outputs as large as the logits stay."""
+    seen = {layer.name: _SiteOutputs() for layer in dropout.sites.sites}
+    with ExitStack() as hooks:
+        for layer in dropout.sites.sites:
+            look = partial(_look, layer, seen[layer.name], num_values)
+            hooks.callback(layer.module.register_forward_hook(look).remove)
+        yield seen
+
+
+def _look(
+    layer: Layer, seen: _SiteOutputs, num_values: int, module: nn.Module, args: Any, output: Any
+) -> None:
+    if isinstance(module, nn.MultiheadAttention):
+        output = output[0]  # its weights are not dropped
+    for part in tree_leaves(output):
+        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim > layer.batch_axis:
+            seen.num_rows.append(part.shape[layer.batch_axis])
+            if part.numel() == num_values:
+                seen.candidates.append(part)
+
+
+def _have_same_values(output: Tensor, logits: Tensor) -> bool:
+    """Whether two tensors hold the same values in any order; constant ones tell nothing."""
+    one, other = output.float().flatten(), logits.flatten()
+    if one.min() != other.min() or one.max() != other.max() or one.min() == one.max():
+        return False
+    return torch.equal(one.sort().values, other.sort().values)

@@ -1,0 +1,184 @@
+"""May a training start, or go on? Its data, its folder, and what an earlier run left there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.reference import REFERENCE
+from nnunetv2_mapo.method.store import PREFERENCES, Round, StoreError
+from nnunetv2_mapo.support.errors import InputError
+from nnunetv2_mapo.support.files import UNFINISHED
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there
+    fcntl = None  # type: ignore[assignment]  # its absence is what we ask for
+
+NUM_FOLDS = 5  # of the split that nnU-Net makes where there is none
+LOCK = "mapo.lock"
+# By process, which a fork changes. Open for good: closing one file of a path unlocks them all.
+_held: dict[tuple[int, Path], int] = {}
+
+
+class InUseError(RuntimeError):
+    """Another process trains in the folder; the message says which."""
+
+
+# The data ---------------------------------------------------------------------------------------
+
+
+def check_fold(fold: int | str) -> None:
+    """Refuse what nnU-Net would take for the last fold."""
+    if isinstance(fold, int) and fold < 0:
+        message = f"fold {fold} is not valid: 0, 1, 2 … of splits_final.json, or 'all'"
+        raise InputError(message)
+
+
+def check_preprocessed(folder: Path, dataset: str, configuration: str) -> None:
+    """Refuse a data set that is not preprocessed for a configuration."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        message = (
+            f"{dataset} is not preprocessed for {configuration}: {folder} is missing or empty. "
+            f"Run nnUNetv2_preprocess -d {dataset[7:10]} -c {configuration} with the plans of "
+            "this training, or check the environment variable nnUNet_preprocessed."
+        )
+        raise InputError(message)
+
+
+def list_cases(folder: str, splits_file: Path, fold: int | str) -> Collection[str]:
+    """Preprocessed cases, which must be enough for the folds that nnU-Net would make of them."""
+    available: Collection[str] = infer_dataset_class(folder).get_identifiers(folder)
+    if fold != "all" and not splits_file.is_file() and len(available) < NUM_FOLDS:
+        message = (
+            f"A split into {NUM_FOLDS} folds needs {NUM_FOLDS} cases; there are "
+            f"{len(available)}: {list(available)}. Train fold 'all', or write your own split "
+            f"to {splits_file}."
+        )
+        raise InputError(message)
+    return available
+
+
+def check_split(
+    training: Sequence[str], validation: Sequence[str], available: Collection[str], source: Path
+) -> None:
+    """Refuse a split without training or validation cases, or with cases that are not there."""
+    for name, identifiers in (("training", training), ("validation", validation)):
+        if not identifiers:
+            message = f"This fold has no {name} case. See {source}."
+            raise InputError(message)
+        if missing := sorted(set(identifiers) - set(available)):
+            message = (
+                f"{len(missing)} {name} cases of this fold are not among the preprocessed cases: "
+                f"{missing[:5]}. Correct {source}, or preprocess the data set again."
+            )
+            raise InputError(message)
+
+
+def check_foreground(dataset: Any) -> None:
+    """Refuse training cases that are all background.
+
+    Args:
+        dataset: nnU-Net's; its properties list some voxels of each foreground class or region.
+    """
+    for identifier in dataset.identifiers:
+        *_, properties = dataset.load_case(identifier)
+        for label, places in properties["class_locations"].items():
+            # With an ignore label there is one more list, of all that is annotated.
+            is_foreground = not (isinstance(label, tuple) and -1 in label)
+            if is_foreground and len(places):
+                return
+    message = (
+        f"None of the {len(dataset.identifiers)} training cases has a voxel of any foreground "
+        "class: there is nothing to learn. Check the labels in labelsTr against dataset.json and "
+        "preprocess again."
+    )
+    raise InputError(message)
+
+
+# The folder ---------------------------------------------------------------------------------------
+
+
+def lock_folder(folder: Path) -> None:
+    """Make this process the only one that trains in a folder, until it ends.
+
+    The lock is the operating system's on a file: POSIX's, which no worker inherits, so that
+    workers that outlive a killed training do not hold it. File systems without locks are left
+    unlocked.
+
+    Args:
+        folder: Must exist.
+
+    Raises:
+        InUseError: Another process holds the lock.
+    """
+    path = (folder / LOCK).resolve()
+    if fcntl is None or (os.getpid(), path) in _held:
+        return
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # the umask takes from it
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(file, 1000).decode()
+        os.close(file)
+        message = (
+            f"{folder} is being trained in by {holder}. Wait for it or stop it; two trainings of "
+            "one fold would overwrite each other's files. Other folds can be trained meanwhile."
+        )
+        raise InUseError(message) from None
+    except OSError:  # a file system that has no locks
+        os.close(file)
+        return
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+    _held[os.getpid(), path] = file
+
+
+def clear_folder(folder: Path, *, is_new: bool) -> None:
+    """Remove what killed writers left, and before a new start the preferences of an earlier one."""
+    if is_new:
+        shutil.rmtree(folder / PREFERENCES, ignore_errors=True)
+        (folder / REFERENCE).unlink(missing_ok=True)
+    for leftover in folder.rglob(f"*{UNFINISHED}"):
+        leftover.unlink()
+
+
+# The training that is continued -------------------------------------------------------------------
+
+
+def check_settings(trainer: str, settings: MAPOConfig, earlier: dict[str, Any] | None) -> None:
+    """Refuse to continue a training with other settings than it had.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if earlier is not None and (differences := settings.differences(earlier)):
+        message = (
+            f"{trainer} cannot be continued with other settings: {'; '.join(differences)}. "
+            "Restore them, or train without --c under another name."
+        )
+        raise ValueError(message)
+
+
+def check_pairs(mined: Round) -> None:
+    """Refuse to continue a round with pairs of other plans, labels or data.
+
+    Raises:
+        StoreError: Something differs.
+    """
+    if differences := mined.find_foreign():
+        message = (
+            f"The preferences in {mined.folder} are not of this training: "
+            f"{'; '.join(differences)}. Restore what changed, or delete the folder and "
+            "continue: the round is then mined again."
+        )
+        raise StoreError(message)

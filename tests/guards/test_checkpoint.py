@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnunetv2_mapo.guards.checkpoint import (
+    adding_to_checkpoint,
+    already_read,
+    find_lost_reference,
+    read_checkpoint,
+)
+from nnunetv2_mapo.support.files import WriteError
+from nnunetv2_mapo.support.weights import hash_weights
+
+
+def checkpoint_of(value: float) -> dict:
+    return {"network_weights": {"weight": torch.full((3,), value)}, "current_epoch": 1}
+
+
+def save(path, value: float = 1.0) -> None:
+    with adding_to_checkpoint(lambda: {"begun": {"round": 2}}):
+        torch.save(checkpoint_of(value), path)
+
+
+def test_what_is_saved_inside_has_the_key_under_its_own_name(tmp_path):
+    path = tmp_path / "checkpoint_of_a_trainer.pth"
+    save(str(path))
+    content = read_checkpoint(path, needed=("current_epoch",))
+    assert content["mapo"]["begun"] == {"round": 2}
+    assert content["mapo"]["weights"] == hash_weights(content["network_weights"])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_other_files_and_what_is_saved_afterwards_are_left_alone(tmp_path):
+    with adding_to_checkpoint(dict):
+        torch.save({"lesions": 3}, tmp_path / "second.pth")
+    torch.save(checkpoint_of(1.0), tmp_path / "later.pth")
+    assert torch.load(tmp_path / "second.pth") == {"lesions": 3}
+    assert "mapo" not in torch.load(tmp_path / "later.pth")
+
+
+def test_an_earlier_checkpoint_outlives_one_that_cannot_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint_latest.pth"
+    save(path, 1.0)
+
+    def fail(content, file):
+        file.write_bytes(b"half")
+        message = "PytorchStreamWriter failed writing file"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(WriteError, match=r"checkpoint_latest\.pth could not be written"):
+        save(path, 2.0)
+    monkeypatch.undo()
+    assert read_checkpoint(path)["network_weights"]["weight"].tolist() == [1.0, 1.0, 1.0]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_whose_weights_changed_on_the_disk_is_refused(tmp_path):
+    path = tmp_path / "checkpoint_final.pth"
+    save(path)
+    content = torch.load(path)
+    content["network_weights"]["weight"][0] = 5.0
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="its checksum is wrong"):
+        read_checkpoint(path)
+
+
+def test_a_missing_key_is_named(tmp_path):
+    torch.save(checkpoint_of(1.0), tmp_path / "checkpoint_best.pth")
+    with pytest.raises(ValueError, match="KeyError: 'logging'"):
+        read_checkpoint(tmp_path / "checkpoint_best.pth", needed=("logging",))
+
+
+def test_one_file_is_answered_and_the_others_are_read(tmp_path):
+    torch.save({"other": 1}, tmp_path / "other.pth")
+    with already_read("checkpoint.pth", checkpoint_of(1.0)):
+        assert torch.load("checkpoint.pth", map_location="cpu")["current_epoch"] == 1
+        assert torch.load(tmp_path / "other.pth") == {"other": 1}
+
+
+def test_a_lost_reference_is_found_in_the_policy_or_in_the_best_checkpoint(tmp_path):
+    path, lost = tmp_path / "reference.pth", checkpoint_of(1.0)["network_weights"]
+    other = checkpoint_of(2.0)["network_weights"]
+    assert find_lost_reference(path, other, hash_weights(lost)) is None
+    assert find_lost_reference(path, lost, hash_weights(lost)) == (lost, "the policy")
+    save(tmp_path / "checkpoint_best.pth", 1.0)
+    weights, source = find_lost_reference(path, other, hash_weights(lost))
+    assert hash_weights(weights) == hash_weights(lost)
+    assert source == str(tmp_path / "checkpoint_best.pth")
