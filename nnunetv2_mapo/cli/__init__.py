@@ -19,7 +19,7 @@ from nnunetv2_mapo.cli import (
     uncertainty,
 )
 from nnunetv2_mapo.cli.completion import SHELLS, PrintCompletion
-from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.support.errors import MAPOError
 
 # Help must answer at once: nothing that this module imports may import torch, nnU-Net or numpy.
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         parsed.run(parsed)
-    except CommandError as error:
+    except MAPOError as error:
         print(f"nnUNetv2_mapo: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

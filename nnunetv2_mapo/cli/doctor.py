@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunetv2_mapo.cli.options import add_device, parse_fold
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command `doctor`."""
@@ -29,11 +31,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="plans to train with (default: %(default)s)")
     add("-tr", dest="trainer", metavar="TRAINER", default="nnUNetTrainer_MAPO",
         help="trainer to train with (default: %(default)s)")
-    add("-f", dest="fold", metavar="FOLD", type=_fold, default="0",
+    add("-f", dest="fold", metavar="FOLD", type=parse_fold, default=0,
         help="0, 1, 2 ... or all (default: %(default)s)")
-    add("-device", choices=("cpu", "cuda", "mps"),
-        help="where to train (default: cuda if there is one, or cpu)")
     # fmt: on
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
@@ -43,17 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: A training cannot start.
     """
-    from dataclasses import fields
+    from nnunetv2_mapo.tools.doctor.run import Asked, run_doctor
 
-    from nnunetv2_mapo.tools.doctor.dataset import Asked
-    from nnunetv2_mapo.tools.doctor.run import run_doctor
-
-    names = (field.name for field in fields(Asked))
+    names = ("dataset", "configuration", "plans", "trainer", "fold", "device")
     run_doctor(Asked(**{name: getattr(arguments, name) for name in names}))
-
-
-def _fold(text: str) -> str:
-    if text == "all" or text.isdecimal():
-        return text
-    message = f"{text!r} is not valid: 0, 1, 2 ... or all"
-    raise argparse.ArgumentTypeError(message)

@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_mapo.guards.checkpoint import read_checkpoint
+from nnunetv2_mapo.support.errors import InputError
 from nnunetv2_mapo.support.weights import compare_shapes, hash_weights, match_names
 
 VARIABLE = "nnUNet_mapo_checkpoint"
@@ -25,7 +26,7 @@ _NORMALIZED_BY_THEMSELVES = {
 }  # fmt: skip
 
 
-class BaseError(ValueError):
+class BaseError(InputError):
     """A checkpoint that cannot be fine-tuned here; the message says why and what to do."""
 
 

@@ -1,11 +1,15 @@
-"""Errors that more than one room raises; the message says what is wrong and what to do."""
+"""What a user can mend: the message says what is wrong, what is valid and what to do."""
 
 from __future__ import annotations
 
 
-class InputError(ValueError):
-    """Data that cannot be trained on; the message says what is wrong, what is valid, what to do."""
+class MAPOError(Exception):
+    """Base of the errors that are explained on the command line, without a traceback."""
 
 
-class CommandError(RuntimeError):
-    """What went wrong and what to do, for the user of the command line."""
+class InputError(MAPOError, ValueError):
+    """Data, settings or files that cannot be used."""
+
+
+class CommandError(MAPOError, RuntimeError):
+    """What a command cannot do."""

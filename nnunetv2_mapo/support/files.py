@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_mapo.support.errors import MAPOError
+
 _SEAL = "sha256_of_content"
 UNFINISHED = ".unfinished"  # end of the name that a file has while it is written
 
 
-class WriteError(RuntimeError):
+class WriteError(MAPOError, RuntimeError):
     """A file could not be written; the message says which, why, and how to go on."""
 
 

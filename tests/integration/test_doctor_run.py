@@ -1,7 +1,6 @@
 """The doctor with everything that it imports, on a data set that nnU-Net has preprocessed."""
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,15 @@ import pytest
 import torch
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.tools.doctor.dataset import Asked, find_dataset
-from nnunetv2_mapo.tools.doctor.finding import NOTE, OK, PROBLEM, Finding
-from nnunetv2_mapo.tools.doctor.rehearsal import rehearse
+from nnunetv2_mapo.tools.doctor.run import (
+    NOTE,
+    OK,
+    PROBLEM,
+    Asked,
+    Finding,
+    find_dataset,
+    rehearse,
+)
 
 TRAINER, FINE_TUNING = "nnUNetTrainerTiny_MAPO_tiny", "nnUNetTrainerTiny_MAPO_tinytune"
 CPU = torch.device("cpu")
@@ -28,7 +33,7 @@ def copied(boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "preprocessed" / "Dataset990_Boxes"
 
 
-def ask(configuration: str = "3d_fullres", fold: str = "0", trainer: str = TRAINER) -> Asked:
+def ask(configuration: str = "3d_fullres", fold: int | str = 0, trainer: str = TRAINER) -> Asked:
     return Asked("990", configuration, "nnUNetPlans", trainer, fold, device="cpu")
 
 
@@ -47,9 +52,10 @@ def look_at_problem(asked: Asked) -> Finding:
 
 
 def look_at_fold(asked: Asked) -> str:
+    """What is said of the fold, after the data set, its plans and the configuration."""
     trainer, fold, disk = look(asked)
     assert (trainer.level, fold.level, disk.level) == (OK, OK, OK)
-    return fold.what
+    return fold.what.removeprefix("Dataset990_Boxes, nnUNetPlans, ").split(", ", 1)[1]
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -69,18 +75,6 @@ def test_a_sane_environment_is_ready_and_names_the_command_and_nothing_is_left(
     assert "checkpoints and preferences usually need less than" in out
     assert f"{TRAINER}(MAPOTrainer, nnUNetTrainerTiny)" in out
     assert list_files(boxes) == before
-
-
-def test_a_trainer_that_ends_python_is_a_problem_and_what_was_found_before_it_stays(
-    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "fatal.py").write_text("import os\nos._exit(3)\n")
-    earlier = os.environ["nnUNet_extTrainer"]
-    monkeypatch.setenv("nnUNet_extTrainer", f"{earlier}{os.pathsep}{tmp_path}")
-    assert main(["doctor", "-d", "990", "-tr", "nnUNetTrainerNowhere", "-device", "cpu"]) == 1
-    *_, device, problem = capfd.readouterr().out.splitlines()
-    assert device == "note     cpu, which is slow"
-    assert problem == "PROBLEM  Python ended with exit code 3"
 
 
 def test_a_problem_of_the_training_is_printed_and_the_exit_code_is_1(
@@ -103,11 +97,11 @@ def test_every_fold_that_nnunet_would_train_is_fine(copied: Path) -> None:
     assert look_at_fold(ask()).startswith("fold 0: 4 training and 2 validation cases")
     assert look_at_fold(ask(fold="all")).startswith("fold all: 6 training")
     # a fold that is not in the split: 80 % of 6, rounded down
-    assert look_at_fold(ask(fold="7")).startswith("fold 7: 4 training and 2 validation cases")
+    assert look_at_fold(ask(fold=7)).startswith("fold 7: 4 training and 2 validation cases")
     (copied / "splits_final.json").unlink()
     before = list_files(copied)
     # five folds of 6 cases validate on 2, 1, 1, 1, 1
-    assert look_at_fold(ask(fold="4")).startswith("fold 4: 5 training and 1 validation cases")
+    assert look_at_fold(ask(fold=4)).startswith("fold 4: 5 training and 1 validation cases")
     assert list_files(copied) == before
 
 
@@ -155,7 +149,7 @@ def test_a_cascade_without_the_stage_before_is_a_problem_until_its_fold_is_predi
     plans["configurations"]["3d_cascade_fullres"] = cascade
     plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres"}
     (copied / "nnUNetPlans.json").write_text(json.dumps(plans))
-    asked = ask("3d_cascade_fullres", fold="1")  # trains on case_0, validates case_5
+    asked = ask("3d_cascade_fullres", fold=1)  # trains on case_0, validates case_5
     model = copied.parents[1] / "results" / copied.name / f"{TRAINER}__nnUNetPlans__3d_lowres"
     predicted = model / "predicted_next_stage" / "3d_cascade_fullres"
     assert str(predicted / "case_0.b2nd") in look_at_problem(asked).what
@@ -196,3 +190,13 @@ def test_a_fine_tuning_is_ready_as_soon_as_its_base_is_there(
     _, fine_tunes, fold, disk = look(asked)
     assert fine_tunes.what.endswith(f"{MODEL}/fold_0/checkpoint_final.pth")
     assert (fine_tunes.level, fold.level, disk.level) == (OK, OK, OK)
+
+
+def test_a_fold_that_was_trained_is_a_note(copied: Path) -> None:
+    fold = (
+        copied.parents[1] / "results" / copied.name / f"{TRAINER}__nnUNetPlans__3d_fullres/fold_0"
+    )
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_final.pth").touch()
+    _, trained, *_ = look(ask())
+    assert (trained.level, trained.what.split(" holds")[0]) == (NOTE, str(fold))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -14,85 +13,62 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_mapo.guards.base_checkpoint import BaseError
 from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
 from nnunetv2_mapo.guards.start import check_preprocessed
-from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.tools.device import choose_device
-from nnunetv2_mapo.tools.doctor.dataset import Asked
-from nnunetv2_mapo.tools.doctor.finding import NOTE, OK, PROBLEM, Finding, Problem, explain
-from nnunetv2_mapo.tools.doctor.machine import RESULTS, check_disk, estimate_disk
-from nnunetv2_mapo.tools.nnunet import find_trainer_configs
+from nnunetv2_mapo.tools.doctor.run import NOTE, OK, PROBLEM, RESULTS, Asked, Finding
 from nnunetv2_mapo.trainer import MAPOTrainer
 
-
-def rehearse(asked: Asked) -> Iterator[Finding]:
-    """Begin a training on the CPU and leave no trace of it.
-
-    Args:
-        asked: Without a data set, or as `find_dataset` found it.
-
-    Yields:
-        What was found; a problem is the last.
-    """
-    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        try:
-            device = choose_device(asked.device)
-            torch.ones(1, device=device).sum().item()  # is PyTorch built for this GPU?
-            is_slow = device.type == "cpu"
-            yield Finding(NOTE if is_slow else OK, f"{device}{', which is slow' * is_slow}")
-            yield _find_trainer(asked.trainer)
-            if asked.dataset:
-                yield from _begin(_make(asked, scratch), asked)
-        except Problem as problem:
-            yield Finding(PROBLEM, *problem.args)
-        except (CommandError, InputError, BaseError) as error:  # they say what to do
-            yield Finding(PROBLEM, str(error).replace(scratch, str(asked.folder)))
-        except (Exception, SystemExit) as error:
-            yield Finding(PROBLEM, f"nnUNetv2_train would fail: {explain(error)}")
+# Measured: bytes of the preferences of a round / bytes of the preprocessed segmentations of its
+# cases, the largest of 66 rounds of trained networks (Kvasir-SEG, 2D; MSD Hippocampus, 3D).
+_FACTOR = 6.1
+_PER_CASE = 2 * 4096 + 1024  # record and manifest entry; each file fills blocks of 4096 bytes
+# Three checkpoints (best, latest, one that is being written), each of the weights and at most two
+# moments of them, and the reference.
+_NUM_NETWORKS = 3 * 3 + 1
 
 
-def _find_trainer(name: str) -> Finding:
-    """Look for a trainer as `nnUNetv2_train` does."""
-    try:
-        trainer = recursive_find_trainer_class_by_name(name)
-    except RuntimeError as error:
-        if "Could not find requested" not in str(error):
-            raise
-        named = os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)  # noqa: SIM112  # nnU-Net's own name
-        folders = {*map(str, find_trainer_configs())} - {*named} or {"FOLDER"}
-        variable = shlex.quote(os.pathsep.join([*folders, *filter(None, named)]))
-        what = f"nnU-Net finds no trainer {name}"
-        mend = f"export nnUNet_extTrainer={variable}  (or choose another with -tr)"
-        raise Problem(what, mend) from None
+def begin(asked: Asked, scratch: str) -> Iterator[Finding]:
+    """Look at device and trainer and, with a data set, begin the training in a scratch folder."""
+    device = choose_device(asked.device)
+    torch.ones(1, device=device).sum().item()  # is PyTorch built for this GPU?
+    is_slow = device.type == "cpu"
+    yield Finding(NOTE if is_slow else OK, f"{device}{', which is slow' * is_slow}")
+    trainer = recursive_find_trainer_class_by_name(asked.trainer)
     trainer.__new__(trainer)  # one with MAPO refuses settings that are not valid
-    return Finding(OK, f"{name}({', '.join(base.__name__ for base in trainer.__bases__)})")
+    bases = ", ".join(base.__name__ for base in trainer.__bases__)
+    yield Finding(OK, f"{asked.trainer}({bases})")
+    if asked.dataset:
+        yield from _begin_training(_make_trainer(asked, scratch), asked, scratch)
 
 
-def _make(asked: Asked, scratch: str) -> Any:
+def _make_trainer(asked: Asked, scratch: str) -> Any:
     """A trainer that reads from nnU-Net's folders and writes to the scratch folder."""
-    fold = asked.fold if asked.fold == "all" else int(asked.fold)
     with patch.dict(os.environ, {RESULTS: scratch, "nnUNet_wandb_enabled": "0"}):
         trainer = get_trainer_from_args(
-            asked.dataset, asked.configuration, fold, asked.trainer, asked.plans,
+            asked.dataset, asked.configuration, asked.fold, asked.trainer, asked.plans,
             device=torch.device("cpu"),
         )  # fmt: skip
     if trainer.is_cascaded:
         earlier = trainer.folder_with_segs_from_previous_stage
         trainer.folder_with_segs_from_previous_stage = earlier.replace(scratch, os.environ[RESULTS])
-    if asked.needs_split:
+    if not (asked.folder / "splits_final.json").is_file():
         trainer.preprocessed_dataset_folder_base = scratch  # nnU-Net writes the new split there
     return trainer
 
 
-def _begin(trainer: Any, asked: Asked) -> Iterator[Finding]:
+def _begin_training(trainer: Any, asked: Asked, scratch: str) -> Iterator[Finding]:
     """Run what stands between the trainer's construction and the first epoch."""
+    fold = Path(trainer.output_folder.replace(scratch, os.environ[RESULTS]))
+    if any((fold / f"checkpoint_{each}.pth").is_file() for each in ("latest", "final")):
+        what = f"{fold} holds a training already, which nnUNetv2_train would begin anew"
+        yield Finding(NOTE, what, "nnUNetv2_train … --c  (continues it)")
     folder = Path(trainer.preprocessed_dataset_folder)
     check_preprocessed(folder, str(asked.dataset), str(asked.configuration))
     base = None
     if isinstance(trainer, MAPOTrainer):
         trainer.check_data()
-        with patch.object(trainer, "output_folder_base", str(asked.model)):  # the base is beside it
+        with patch.object(trainer, "output_folder_base", str(fold.parent)):  # the base is beside it
             base = find_base(trainer)
     trainer.initialize()
     if base is not None:
@@ -103,8 +79,25 @@ def _begin(trainer: Any, asked: Asked) -> Iterator[Finding]:
         for case in dataset.identifiers:
             dataset.load_case(case)
     numbers = f"{len(training.identifiers)} training and {len(validation.identifiers)} validation"
-    yield Finding(OK, f"fold {asked.fold}: {numbers} cases; a training begins")
+    what = f"{asked.dataset}, {asked.plans}, {asked.configuration}, fold {asked.fold}: {numbers}"
+    yield Finding(OK, f"{what} cases; a training begins")
     num_rounds = trainer.mapo.num_rounds if isinstance(trainer, MAPOTrainer) else 0
     size = sum(weights.nbytes for weights in trainer.network.parameters())
-    num_bytes = estimate_disk(folder, training.identifiers, num_rounds, network_bytes=size)
-    yield check_disk(num_bytes, Path(os.environ[RESULTS]))
+    yield check_disk(folder, training.identifiers, num_rounds, network_bytes=size)
+
+
+def check_disk(
+    folder: Path, training: Sequence[str], num_rounds: int, *, network_bytes: int
+) -> Finding:
+    """Compare what checkpoints and preferences need with what is free in the folder of results."""
+    # CASE.npz holds the image too: then the estimate is too high
+    files = (folder / f"{case}{end}" for case in training for end in ("_seg.b2nd", ".npz"))
+    segmentations = sum(path.stat().st_size for path in files if path.is_file())
+    preferences = num_rounds * (_FACTOR * segmentations + _PER_CASE * len(training))
+    needed = _NUM_NETWORKS * network_bytes + preferences
+    free = shutil.disk_usage(os.environ[RESULTS]).free
+    what = f"checkpoints and preferences usually need less than {needed / 1e9:.2f} GB; "
+    what += f"{free / 1e9:.2f} GB are free in {os.environ[RESULTS]}"
+    if free >= needed:
+        return Finding(OK, what)
+    return Finding(PROBLEM, what, "free space, or train a variant with a smaller num_rounds")

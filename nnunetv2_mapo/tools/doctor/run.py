@@ -1,29 +1,77 @@
-"""The checks of `nnUNetv2_mapo doctor`: the quick ones, then the rehearsal in a child process."""
+"""The checks of `nnUNetv2_mapo doctor`: the quick ones, then the rehearsal of the training."""
 
 from __future__ import annotations
 
 import io
 import json
-import signal
-import subprocess
+import os
+import platform
+import shlex
+import shutil
 import sys
-from collections.abc import Iterable
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, TextIO
 
-from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.tools.doctor import machine
-from nnunetv2_mapo.tools.doctor.dataset import Asked, describe_dataset, find_dataset
-from nnunetv2_mapo.tools.doctor.finding import PROBLEM, Finding, Problem, explain
-from nnunetv2_mapo.tools.doctor.machine import PREPROCESSED, RAW, RESULTS
+import nnunetv2_mapo
+from nnunetv2_mapo.support.errors import CommandError, MAPOError
 
-# The same places to import from as this process has, wherever it was started.
-_CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from nnunetv2_mapo.tools.doctor.run import rehearse_and_tell; rehearse_and_tell(sys.argv[2])"
-)
-_TOLD = 1  # exit code of a child that has printed a problem
-_VERDICT = "a training cannot start: mend what is called PROBLEM, then run this again"
+OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
+RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
+
+
+class Finding(NamedTuple):
+    """What a check saw; a training can start unless the level is `PROBLEM`."""
+
+    level: str
+    what: str
+    mend: str = ""  # command that mends it, or what to do
+
+    def __str__(self) -> str:
+        """Level and what in columns, what mends it below, indented."""
+        lines = [*self.what.splitlines(), *(f"  {line}" for line in self.mend.splitlines())]
+        return f"{self.level:9}" + f"\n{'':9}".join(lines)
+
+
+class Problem(Exception):  # noqa: N818  # no error of the program: it ends the checks
+    """A problem behind which nothing can be checked; arguments are `what` and `mend`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Training that is asked for.
+
+    Attributes:
+        dataset: Name or number, None if it is not known yet; of `find_dataset`, the name.
+        configuration: None: `3d_fullres` where the plans have it, else `2d`.
+        fold: Number, or `"all"`.
+        device: What to train on; None: what there is.
+    """
+
+    dataset: str | None
+    configuration: str | None
+    plans: str
+    trainer: str
+    fold: int | str
+    device: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """`nnUNet_preprocessed/DATASET`."""
+        return Path(os.environ[PREPROCESSED], self.dataset or "")
+
+    def say_train(self, device: str) -> str:
+        """Command that trains on a device; capitals where the user has to put something."""
+        words = ["nnUNetv2_train", self.dataset or "DATASET", self.configuration or "CONFIGURATION"]
+        words += [str(self.fold), "-tr", self.trainer]
+        words += ["-p", self.plans] if self.plans != "nnUNetPlans" else []
+        return shlex.join([*words, *(["-device", device] if device != "cuda" else [])])
 
 
 def run_doctor(asked: Asked) -> None:
@@ -32,78 +80,98 @@ def run_doctor(asked: Asked) -> None:
     Raises:
         CommandError: There is a problem; what comes after it was not checked.
     """
-    raw = machine.check_folder(RAW, is_needed=asked.dataset is None)  # to plan, not to train
-    folders = [raw, *map(machine.check_folder, (PREPROCESSED, RESULTS))]
-    tell([machine.describe_versions(), *folders])
+    raw = check_folder(RAW, is_needed=asked.dataset is None)  # to plan, not to train
+    tell([describe_versions(), raw, check_folder(PREPROCESSED), check_folder(RESULTS)])
     if asked.dataset:
         try:
             asked = find_dataset(asked)
         except Problem as problem:
             tell([Finding(PROBLEM, *problem.args)])
-        tell([describe_dataset(asked)])
-    mend = "change who may write there, free space, or name another folder: export "
-    fold = asked.model / f"fold_{asked.fold}"
-    findings = machine.check_writable(fold, f"{mend}{RESULTS}=FOLDER")
-    if asked.needs_split:
-        otherwise = f"{mend}{PREPROCESSED}=FOLDER  (or train -f all)"
-        findings += machine.check_writable(asked.folder, otherwise)
-    tell(findings)
     print("Importing PyTorch ...", flush=True)
-    tell(rehearse_in_child(asked))
+    terminal = sys.stdout
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # nnU-Net prints much
+        warnings.simplefilter("ignore")
+        tell(rehearse(asked), terminal)
+    from nnunetv2_mapo.tools.device import choose_device
 
-
-def tell(findings: Iterable[Finding]) -> None:
-    """Print findings.
-
-    Raises:
-        CommandError: There is a problem among them.
-    """
-    levels = []
-    for finding in findings:
-        print(finding, flush=True)
-        levels.append(finding.level)
-    if PROBLEM in levels:
-        raise CommandError(_VERDICT)
-
-
-def rehearse_in_child(asked: Asked) -> list[Finding]:
-    """Rehearse in a process that what it imports may end; it prints what it finds.
-
-    Returns:
-        How the process ended, if not by itself.
-
-    Raises:
-        CommandError: It found a problem.
-    """
-    places = json.dumps([place or "." for place in sys.path])
-    options = ("-X", "faulthandler", "-W", "ignore", "-c", _CHILD, places)
-    command = [sys.executable, *options, json.dumps(asdict(asked))]
-    code = subprocess.run(command, check=False).returncode
-    if code == _TOLD:
-        raise CommandError(_VERDICT)
-    names = {-each.value: each.name for each in signal.Signals}  # real-time ones have none
-    what = f"Python ended with {names.get(code, f'exit code {code}')}"
-    return [Finding(PROBLEM, what)] if code else []
-
-
-def rehearse_and_tell(asked_json: str) -> None:
-    """Print what a rehearsal finds and, without a problem, the command that trains.
-
-    Args:
-        asked_json: JSON form of `Asked`.
-    """
-    asked, terminal = Asked(**json.loads(asked_json)), sys.stdout
-    with redirect_stdout(io.StringIO()):  # nnU-Net prints much
-        try:
-            from nnunetv2_mapo.tools.device import choose_device
-            from nnunetv2_mapo.tools.doctor.rehearsal import rehearse
-        except (Exception, SystemExit) as error:
-            finding = Finding(PROBLEM, f"a training cannot be imported: {explain(error)}")
-            print(finding, file=terminal)
-            sys.exit(_TOLD)
-        for finding in rehearse(asked):
-            print(finding, file=terminal, flush=True)
-            if finding.level == PROBLEM:
-                sys.exit(_TOLD)
     told = "Ready" if asked.dataset else "Ready, as far as can be said without a data set (-d)"
     print(f"\n{told}: {asked.say_train(choose_device(asked.device).type)}")
+
+
+def tell(findings: Iterable[Finding], file: TextIO | None = None) -> None:
+    """Print findings; raise `CommandError` if there is a problem among them."""
+    levels = []
+    for finding in findings:
+        print(finding, file=file, flush=True)
+        levels.append(finding.level)
+    if PROBLEM in levels:
+        message = "a training cannot start: mend what is called PROBLEM, then run this again"
+        raise CommandError(message)
+
+
+def describe_versions() -> Finding:
+    """Versions of what a training runs on, by their metadata."""
+    others = (f"{name} {metadata.version(name)}" for name in ("nnunetv2", "torch"))
+    own = f"nnunetv2-mapo {nnunetv2_mapo.__version__}"
+    return Finding(OK, ", ".join([f"Python {platform.python_version()}", own, *others]))
+
+
+def check_folder(variable: str, *, is_needed: bool = True) -> Finding:
+    """Check that an environment variable names a folder; without need its lack is a note."""
+    value = os.environ.get(variable)
+    level = PROBLEM if is_needed else NOTE
+    if not value:
+        mend = f"export {variable}=FOLDER  (in ~/.bashrc for every terminal)"
+        return Finding(level, f"{variable} is not set", mend)
+    otherwise = f"(or name another: export {variable}=FOLDER)"
+    if not Path(value).is_dir():
+        mend = f"mkdir -p {shlex.quote(value)}  {otherwise}"
+        return Finding(level, f"{variable}={value} is not a folder", mend)
+    if variable == RESULTS and not os.access(value, os.W_OK):
+        mend = f"change who may write there  {otherwise}"
+        return Finding(level, f"{variable}={value} cannot be written to", mend)
+    return Finding(OK, f"{variable}={value}, {shutil.disk_usage(value).free / 1e9:.1f} GB free")
+
+
+def find_dataset(asked: Asked) -> Asked:
+    """The same training with its data set and configuration as nnU-Net finds them, or `Problem`."""
+    there = sorted(path.name for path in Path(os.environ[PREPROCESSED]).glob("Dataset*"))
+    choose = f"choose another with -d: {', '.join(there) or 'none is preprocessed'}"
+    try:
+        from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+        found = replace(asked, dataset=str(maybe_convert_to_dataset_name(asked.dataset)))
+    except (ImportError, RuntimeError, ValueError) as error:
+        reason = str(error).split(". ")[0]  # the rest lists nnU-Net's folders
+        what = f"-d {asked.dataset}: {reason}"
+        raise Problem(what, choose) from None
+    path = found.folder / f"{found.plans}.json"
+    try:
+        configurations = list(json.loads(path.read_bytes())["configurations"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{found.dataset} is not planned: {path} cannot be read ({type(error).__name__})"
+        others = ", ".join(sorted(path.stem for path in found.folder.glob("*Plans*.json")))
+        number = str(found.dataset)[7:10]
+        plan = f"nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity"
+        raise Problem(what, f"{plan}\n(or, with -p, other plans: {others}; or {choose})") from None
+    default = "3d_fullres" if "3d_fullres" in configurations else "2d"
+    found = replace(found, configuration=asked.configuration or default)
+    if found.configuration not in configurations:
+        what = f"{asked.plans} has no configuration {found.configuration}"
+        raise Problem(what, f"choose one that it has with -c: {', '.join(configurations)}")
+    return found
+
+
+def rehearse(asked: Asked) -> Iterator[Finding]:
+    """Begin a training on the CPU and leave no trace of it; a problem is the last finding."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        try:
+            from nnunetv2_mapo.tools.doctor.rehearsal import begin
+
+            yield from begin(asked, scratch)
+        except MAPOError as error:  # it says what to do
+            yield Finding(PROBLEM, str(error).replace(scratch, str(asked.folder)))
+        except (Exception, SystemExit) as error:  # trainers and imports may raise anything
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"nnUNetv2_train would fail: {type(error).__name__}: {error}"
+            yield Finding(PROBLEM, f"{what}\n{place.filename}, line {place.lineno}")
