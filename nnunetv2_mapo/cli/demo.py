@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
-
-from nnunetv2_mapo.tools.demo.folder import CONFIGURATIONS, DemoFolder
-from nnunetv2_mapo.tools.nnunet import NNUNet
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,21 +18,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "demo",
         help="what does MAPO do? all of it on a phantom, 5 minutes",
         description=text,
-        epilog="example: nnUNetv2_mapo demo --output mapo_demo",
+        epilog="example: nnUNetv2_mapo demo -o mapo_demo",
     )
     parser.add_argument(
-        "--configuration",
-        choices=CONFIGURATIONS,
-        default="2d",
+        "-c", "--configuration", choices=("2d", "3d_fullres"), default="2d",
         help="configuration of nnU-Net (default: %(default)s)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("mapo_demo"),
-        metavar="DIR",
+        "-o", "--output", type=Path, default=Path("mapo_demo"), metavar="DIR",
         help="folder for everything that the demo makes (default: %(default)s)",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -51,25 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: The folder cannot be used, or a command of nnU-Net failed.
     """
-    started = time.monotonic()
-    folder = DemoFolder(arguments.output.expanduser().absolute(), arguments.configuration)
-    folder.prepare(overwrite=arguments.overwrite)
-    nnunet = NNUNet(folder.root)
-    print(f"Everything goes to {folder.root}. Environment of nnU-Net's commands:")
-    for name, value in nnunet.paths.items():
-        print(f"  export {name}={value}")
-    print("\nImporting PyTorch ...", flush=True)
-    from nnunetv2_mapo.tools.demo.run import DemoRun
+    print("Importing PyTorch ...", flush=True)
+    from nnunetv2_mapo.tools.demo.run import Demo
 
-    results = DemoRun(folder, nnunet).run()
-    folder.write_record({"configuration": folder.configuration, **results.to_dict()})
-    print(f"\n{results}\n\nWhere everything is:")
-    for path, meaning in {
-        folder.pictures: "pairs and predictions",
-        folder.fold: "checkpoints, preferences, progress_mapo.png",
-        folder.predictions: "segmentations of the test cases, after the warm-up and final",
-        folder.trainers: "how a trainer and a variant of MAPO are written",
-        folder.logs: "full output of every command",
-    }.items():
-        print(f"  {path}\n    {meaning}")
-    print(f"Finished in {(time.monotonic() - started) / 60:.1f} minutes.")
+    demo = Demo(arguments.output.expanduser().absolute(), arguments.configuration)
+    demo.prepare(overwrite=arguments.overwrite)
+    demo.run()

@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+
+import nnunetv2
 
 import nnunetv2_mapo
 from nnunetv2_mapo.support.errors import CommandError
@@ -22,7 +23,7 @@ _NUMBER = re.compile(r"nan|\d+\.\d+")
 _SHOWN = ("MAPO: ", "Predicting ", "Preprocessing", "Experiment planning", "Fingerprint extraction",
           "Using trainer", "Mean Validation Dice", "predicting ")  # fmt: skip
 _SHOWN_VALUES = ("loss/dpo", "rewards/accuracies")
-_INSIDE_NNUNET = Path("nnunetv2", "training", "nnUNetTrainer", "variants", "mapo")
+_INSIDE_NNUNET = "training/nnUNetTrainer/variants/mapo"
 _WIDTH = 170  # characters of a shown line
 
 
@@ -47,20 +48,6 @@ class NNUNet:
             "nnUNet_extTrainer": os.pathsep.join([*map(str, trainers), *filter(None, [earlier])]),
         }
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Environment of the child processes."""
-        return {
-            **os.environ,
-            **self.paths,
-            "nnUNet_def_n_proc": "1",  # else 8 processes, each of which imports nnU-Net
-            "nnUNet_n_proc_DA": "1",  # whatever the user has set: the planner fails with 0
-            "nnUNet_compile": "0",  # compiling takes longer than this training
-            "nnUNet_wandb_enabled": "0",
-            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other on a busy machine
-            "PYTHONUNBUFFERED": "1",
-        }
-
     def run(self, command: str, *arguments: str, **variables: str) -> None:
         """Run a command of nnU-Net; show its progress, keep its full output in a log.
 
@@ -72,6 +59,17 @@ class NNUNet:
         Raises:
             CommandError: It is not installed or it failed.
         """
+        environment = {
+            **os.environ,
+            **self.paths,
+            "nnUNet_def_n_proc": "1",  # else 8 processes, each of which imports nnU-Net
+            "nnUNet_n_proc_DA": "1",  # whatever the user has set: the planner fails with 0
+            "nnUNet_compile": "0",  # compiling takes longer than this training
+            "nnUNet_wandb_enabled": "0",
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other on a busy machine
+            "PYTHONUNBUFFERED": "1",
+            **variables,
+        }
         log = self.folder / "logs" / f"{time.strftime('%H%M%S')}_{command}.log"
         print(f"\n$ {command} {' '.join(arguments)}", flush=True)
         started = time.monotonic()
@@ -79,17 +77,18 @@ class NNUNet:
             log.open("w", buffering=1, encoding="utf-8") as file,
             subprocess.Popen(
                 [find_command(command), *arguments],
-                env={**self.environment, **variables},
+                env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 encoding="utf-8",
                 errors="replace",
             ) as process,
         ):
+            lines = (line for line in process.stdout or [] if file.write(line))
             try:
-                for line in shorten(copy_lines(process.stdout or [], file.write)):
+                for line in shorten(lines):
                     print(f"  [{time.monotonic() - started:4.0f} s] {line}", flush=True)
-            except BaseException:
+            except BaseException:  # Ctrl-C, too
                 process.terminate()
                 raise
         if process.returncode != 0:
@@ -116,35 +115,11 @@ def find_command(name: str) -> str:
     return found
 
 
-def find_installed_trainers() -> Path | None:
-    """Folder of MAPO's trainers inside nnU-Net; None if they are not there."""
-    spec = find_spec("nnunetv2")
-    places = (spec and spec.submodule_search_locations) or []
-    folders = (Path(place).parent / _INSIDE_NNUNET for place in places)
-    return next((folder for folder in folders if folder.is_dir()), None)
-
-
 def find_trainer_configs() -> list[Path]:
-    """Folder that nnU-Net must be told of to find MAPO's trainers; none if it knows them.
-
-    Raises:
-        CommandError: There is no such folder.
-    """
-    if find_installed_trainers() is not None:
-        return []
-    beside = Path(nnunetv2_mapo.__file__).parent.parent
-    for folder in (beside / "trainer_configs", beside / _INSIDE_NNUNET):
-        if folder.is_dir():
-            return [folder]
-    message = f"MAPO's trainers are neither in nnU-Net nor beside {beside}: reinstall nnunetv2-mapo"
-    raise CommandError(message)
-
-
-def copy_lines(lines: Iterable[str], write: Callable[[str], object]) -> Iterator[str]:
-    """Pass lines on after writing each."""
-    for line in lines:
-        write(line)
-        yield line
+    """Folder that nnU-Net must be told of to find MAPO's trainers: that of a checkout, if any."""
+    checkout = Path(nnunetv2_mapo.__file__).parents[1] / "trainer_configs"
+    are_installed = Path(nnunetv2.__path__[0], _INSIDE_NNUNET).is_dir()
+    return [] if are_installed or not checkout.is_dir() else [checkout]
 
 
 def shorten(lines: Iterable[str]) -> Iterator[str]:

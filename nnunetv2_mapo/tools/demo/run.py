@@ -1,20 +1,33 @@
-"""The steps of the demo: data, plan, training, prediction, evaluation, pictures."""
+"""The demo: its folder, and its steps (data, plan, training, prediction, evaluation, pictures)."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from nnunetv2_mapo.method.store import read_rounds
-from nnunetv2_mapo.tools.demo import results
-from nnunetv2_mapo.tools.demo.folder import DATASET, DATASET_ID, TRAINER, DemoFolder
-from nnunetv2_mapo.tools.demo.phantom import write_dataset
+from nnunetv2_mapo.method.summary import summarize_stored
+from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.tools.demo.phantom import ENDING, LABELS, write_dataset
+from nnunetv2_mapo.tools.demo.results import (
+    COLOURS,
+    draw_pairs,
+    find_largest_gaps,
+    format_results,
+)
+from nnunetv2_mapo.tools.device import choose_device
 from nnunetv2_mapo.tools.nnunet import NNUNet
+
+DATASET = "Dataset900_MAPOPhantom"
+TRAINER = "nnUNetTrainerDemo_MAPO_TwoRounds"
+NUM_TRAINING, NUM_VALIDATION, NUM_TEST = 32, 4, 8  # cases
+_MADE_BY = "nnUNetv2_mapo demo"
 
 TRAINERS = '''"""Trainers of `nnUNetv2_mapo demo`; nnU-Net finds them through nnUNet_extTrainer."""
 
@@ -33,8 +46,8 @@ class nnUNetTrainerDemo(nnUNetTrainer):
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = {num_epochs}
-        self.num_iterations_per_epoch = {num_iterations}
+        self.num_epochs = 9  # the first are the warm-up: 3 in 2D, 4 in 3D
+        self.num_iterations_per_epoch = 70
         self.num_val_iterations_per_epoch = 4
         random.seed(0)
         np.random.seed(0)
@@ -62,159 +75,156 @@ class nnUNetTrainer_MAPO_TwoRounds(nnUNetTrainer_MAPO):
 '''
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large the demo is.
+class Size(NamedTuple):
+    """What a configuration can afford on a CPU."""
 
-    Attributes:
-        shape: Voxels of a phantom, and of a patch.
-        file_ending: Of images and segmentations.
-        num_training: Training cases, which are mined.
-        num_validation: Validation cases of fold 0.
-        num_test: Cases that training never sees.
-        features: Features of each stage of the U-Net.
-        batch_size: Patches of a training step.
-        num_epochs: A third (2D) or 5/13 (3D) of them is the warm-up.
-        num_iterations: Training steps of an epoch.
-    """
-
-    shape: tuple[int, ...]
-    file_ending: str
-    num_training: int
-    num_validation: int
-    num_test: int
-    features: tuple[int, ...]
+    shape: tuple[int, ...]  # voxels of a phantom, and of a patch
+    features: tuple[int, ...]  # of each stage of the U-Net
     batch_size: int
-    num_epochs: int
-    num_iterations: int
 
 
 SIZES = {
-    "2d": Size((64, 64), ".png", 40, 4, 12, (8, 16, 32, 64), 8, 9, 60),
-    "3d_fullres": Size((28, 28, 28), ".nii.gz", 32, 4, 8, (8, 16, 32), 2, 9, 70),
+    "2d": Size((64, 64), (8, 16, 32, 64), 8),
+    "3d_fullres": Size((28, 28, 28), (8, 16, 32), 2),
 }
 
 
-@dataclass(frozen=True)
-class DemoRun:
-    """A run of the demo.
+class Demo:
+    """The demo in a folder.
 
-    Attributes:
-        folder: Where everything goes, prepared.
-        nnunet: nnU-Net's commands for this folder.
+    Args:
+        root: The folder, absolute.
+        configuration: One of `SIZES`.
     """
 
-    folder: DemoFolder
-    nnunet: NNUNet
+    def __init__(self, root: Path, configuration: str) -> None:
+        self.root, self.configuration = root, configuration
+        self.size = SIZES[configuration]
+        self.raw = root / "nnUNet_raw" / DATASET
+        self.preprocessed = root / "nnUNet_preprocessed" / DATASET
+        self.models = root / "nnUNet_results" / DATASET
+        self.model = self.models / f"{TRAINER}__nnUNetPlans__{configuration}"
+        self.fold = self.model / "fold_0"
+        self.predictions, self.pictures = root / "predictions", root / "pictures"
+        self.logs = root / "logs"
+        self.trainers = root / "trainers" / "demo_trainers.py"
+        self.record = root / "demo.json"  # marks the folder as a demo's, and holds the results
+        self.nnunet = NNUNet(root)
 
-    @property
-    def size(self) -> Size:
-        """How large it is."""
-        return SIZES[self.folder.configuration]
+    def prepare(self, *, overwrite: bool) -> None:
+        """Make the folder; it may exist if it is empty or, with `overwrite`, a demo's.
 
-    def run(self) -> results.Results:
-        """Run every step."""
-        self.write_data()
-        self.plan()
-        self.train()
-        mined = read_rounds(self.folder.fold)[0]
-        shown = results.find_largest_gaps(mined.cases, num_cases=4)
-        self.predict(shown)
-        summaries = {stage: self.evaluate(stage) for stage in results.STAGES}
-        self.draw_pictures(shown)
-        return results.read_results(self.folder.fold, summaries)
-
-    def write_data(self) -> None:
-        """Write the phantom and the demo's trainers."""
-        size = self.size
-        print(f"Phantom of {'x'.join(map(str, size.shape))} voxels: {size.num_training} training, "
-              f"{size.num_validation} validation, {size.num_test} test cases")  # fmt: skip
-        num_known = size.num_training + size.num_validation
-        write_dataset(self.folder.raw, size.shape, size.file_ending, num_known, size.num_test)
-        self.folder.trainers.write_text(
-            TRAINERS.format(num_epochs=size.num_epochs, num_iterations=size.num_iterations)
-        )
-
-    def plan(self) -> None:
-        """Plan and preprocess; then make the plan small and the split a single fold."""
-        configuration = self.folder.configuration
-        self.nnunet.run("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", configuration,
-                        "-np", "1", "-npfp", "1", "--no_pbar")  # fmt: skip
-        plans = self.folder.preprocessed / "nnUNetPlans.json"
-        content = json.loads(plans.read_text())
-        shrink_plan(content["configurations"][configuration], self.size)
-        plans.write_text(json.dumps(content, indent=1))
-        cases = sorted(path.name for path in (self.folder.raw / "labelsTr").iterdir())
-        cases = [case.removesuffix(self.size.file_ending) for case in cases]
-        num_training = self.size.num_training
-        split = [{"train": cases[:num_training], "val": cases[num_training:]}]
-        (self.folder.preprocessed / "splits_final.json").write_text(json.dumps(split))
-
-    def train(self) -> None:
-        """Train fold 0, with augmentation in the same process: reproducible."""
-        self.nnunet.run("nnUNetv2_train", DATASET, self.folder.configuration, "0", "-tr", TRAINER,
-                        "-device", find_device(), nnUNet_n_proc_DA="0")  # fmt: skip
-
-    def predict(self, shown: list[str]) -> None:
-        """Predict the test cases with the reference's and the final weights.
-
-        Args:
-            shown: Training cases that the final weights predict too, for a picture.
+        Raises:
+            CommandError: The folder cannot be used.
         """
-        write_reference_checkpoint(self.folder.fold)
-        tests, images = self.folder.raw / "imagesTs", self.folder.predictions / "images"
-        self._predict(tests, "warmup", "checkpoint_reference.pth")
-        shutil.copytree(tests, images)
-        for case in shown:
-            name = f"{case}_0000{self.size.file_ending}"
-            shutil.copy(self.folder.raw / "imagesTr" / name, images)
-        self._predict(images, "final", "checkpoint_final.pth")
-        training_cases = self.folder.predictions / "training_cases"
+        try:
+            if self.root.is_dir() and any(self.root.iterdir()):
+                self._clear(overwrite=overwrite)
+            for folder in (self.logs, self.pictures, self.predictions, self.trainers.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._write_record({})
+        except OSError as error:
+            message = f"Cannot write to {self.root} ({error}). Name another folder with -o."
+            raise CommandError(message) from error
+
+    def _write_record(self, content: dict[str, Any]) -> None:
+        self.record.write_text(json.dumps({"made_by": _MADE_BY, **content}, indent=1))
+
+    def _clear(self, *, overwrite: bool) -> None:
+        """Delete what demos made, nothing else."""
+        is_demo = self.record.is_file() and _MADE_BY in self.record.read_text("utf-8", "replace")
+        if not (is_demo and overwrite):
+            way = "Delete that demo with --overwrite, or name" if is_demo else "Name"
+            what = "holds an earlier demo" if is_demo else "is not empty"
+            message = f"{self.root} {what}. {way} another folder with -o."
+            raise CommandError(message)
+        made = [self.raw, self.preprocessed, *self.models.glob(f"{TRAINER}__*"), self.predictions,
+                self.pictures, self.logs, self.trainers]  # fmt: skip
+        for path in made:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def run(self) -> None:
+        """Run every step in the prepared folder, and print what it found and where it is."""
+        started = time.monotonic()
+        print(f"Everything goes to {self.root}. Environment of nnU-Net's commands:")
+        for name, value in self.nnunet.paths.items():
+            print(f"  export {name}={value}")
+        self._write_data()
+        self._plan()
+        # Augmentation in the same process: reproducible.
+        self.nnunet.run("nnUNetv2_train", DATASET, self.configuration, "0", "-tr", TRAINER,
+                        "-device", choose_device(None).type, nnUNet_n_proc_DA="0")  # fmt: skip
+        dice = self._predict()
+        rounds = [summarize_stored(mined) for mined in read_rounds(self.fold)]
+        found = {"dice": dice, "rounds": [asdict(summary) for summary in rounds]}
+        self._write_record({"configuration": self.configuration, **found})
+        print(f"\n{format_results(dice, rounds)}\n\nWhere everything is:")
+        for path, meaning in {
+            self.pictures: "pairs of training cases",
+            self.fold: "checkpoints, preferences, progress_mapo.png",
+            self.predictions: "segmentations of the test cases, after the warm-up and final",
+            self.trainers: "how a trainer and a variant of MAPO are written",
+            self.logs: "full output of every command",
+        }.items():
+            print(f"  {path}\n    {meaning}")
+        print(f"Finished in {(time.monotonic() - started) / 60:.1f} minutes.")
+
+    def _write_data(self) -> None:
+        """Write the phantom and the demo's trainers."""
+        shape = self.size.shape
+        print(f"\nPhantom of {'x'.join(map(str, shape))} voxels: {NUM_TRAINING} training, "
+              f"{NUM_VALIDATION} validation, {NUM_TEST} test cases")  # fmt: skip
+        write_dataset(self.raw, shape, NUM_TRAINING + NUM_VALIDATION, NUM_TEST)
+        self.trainers.write_text(TRAINERS)
+
+    def _plan(self) -> None:
+        """Plan and preprocess; then make the plan small and the split a single fold."""
+        self.nnunet.run("nnUNetv2_plan_and_preprocess", "-d", "900", "-c", self.configuration,
+                        "-np", "1", "-npfp", "1", "--no_pbar")  # fmt: skip
+        plans = self.preprocessed / "nnUNetPlans.json"
+        content = json.loads(plans.read_text())
+        shrink_plan(content["configurations"][self.configuration], self.size)
+        plans.write_text(json.dumps(content, indent=1))
+        cases = sorted(path.name.removesuffix(ENDING) for path in self.raw.glob("labelsTr/*"))
+        split = [{"train": cases[:NUM_TRAINING], "val": cases[NUM_TRAINING:]}]
+        (self.preprocessed / "splits_final.json").write_text(json.dumps(split))
+
+    def _predict(self) -> dict[str, dict[str, float]]:
+        """Predict test cases with the reference and the final weights; Dice by stage and class."""
+        write_reference_checkpoint(self.fold)
+        images, training_cases = self.predictions / "images", self.predictions / "training_cases"
+        shutil.copytree(self.raw / "imagesTs", images)
         training_cases.mkdir()
-        for case in shown:
-            name = f"{case}{self.size.file_ending}"
-            (self.folder.predictions / "final" / name).rename(training_cases / name)
-
-    def _predict(self, images: Path, stage: str, checkpoint: str) -> None:
-        self.nnunet.run(
-            "nnUNetv2_predict",
-            *("-i", str(images), "-o", str(self.folder.predictions / stage), "-d", DATASET),
-            *("-c", self.folder.configuration, "-tr", TRAINER, "-f", "0", "-chk", checkpoint),
-            # No mirroring and no worker processes: both take longer than they are worth here.
-            *("-device", find_device(), "--disable_tta", "-npp", "0", "-nps", "0"),
-        )
-
-    def evaluate(self, stage: str) -> Path:
-        """Evaluate the predictions of a stage; gives nnU-Net's `summary.json`."""
-        predictions = self.folder.predictions / stage
-        self.nnunet.run(
-            "nnUNetv2_evaluate_folder",
-            *(str(self.folder.raw / "labelsTs"), str(predictions), "-np", "1"),
-            *("-djfile", str(self.folder.model / "dataset.json")),
-            *("-pfile", str(self.folder.model / "plans.json")),
-        )
-        return predictions / "summary.json"
-
-    def draw_pictures(self, shown: list[str]) -> None:
-        """Draw `pairs.png` with these training cases, and `test_cases.png`."""
-        folder, ending = self.folder, self.size.file_ending
-        training_cases = folder.predictions / "training_cases"
-        pairs = [
-            results.pair_panels(folder.raw, folder.fold, training_cases, case, ending)
-            for case in shown
-        ]
-        tests = [
-            results.test_panels(folder.raw, folder.predictions, f"test_{number:03d}", ending)
-            for number in range(4)
-        ]
-        if pairs:
-            results.draw(folder.pictures / "pairs.png", results.PAIR_COLUMNS, pairs)
-        results.draw(folder.pictures / "test_cases.png", results.TEST_COLUMNS, tests)
-
-
-def find_device() -> str:
-    """`"cuda"` if PyTorch sees a GPU, else `"cpu"`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        shown = find_largest_gaps(read_rounds(self.fold)[0].cases, num_cases=4)
+        for case in shown:  # for the picture
+            shutil.copy(self.raw / "imagesTr" / f"{case}_0000{ENDING}", images)
+        dice = {}
+        for stage, checkpoint in (("after the warm-up", "reference"), ("final", "final")):
+            predicted = self.predictions / checkpoint
+            self.nnunet.run(
+                "nnUNetv2_predict",
+                *("-i", str(images), "-o", str(predicted), "-d", DATASET, "-tr", TRAINER),
+                *("-c", self.configuration, "-f", "0", "-chk", f"checkpoint_{checkpoint}.pth"),
+                # No mirroring and no worker processes: both take longer than they are worth here.
+                *("-device", choose_device(None).type, "--disable_tta", "-npp", "0", "-nps", "0"),
+            )
+            for case in shown:
+                (predicted / f"{case}{ENDING}").replace(training_cases / f"{case}{ENDING}")
+            self.nnunet.run(
+                "nnUNetv2_evaluate_folder",
+                *(str(self.raw / "labelsTs"), str(predicted), "-np", "1"),
+                *("-djfile", str(self.model / "dataset.json")),
+                *("-pfile", str(self.model / "plans.json")),
+            )
+            content = json.loads((predicted / "summary.json").read_text())
+            dice[stage] = {name: content["mean"][str(LABELS[name])]["Dice"] for name in COLOURS}
+            dice[stage]["mean"] = content["foreground_mean"]["Dice"]
+        if shown:
+            draw_pairs(self.pictures / "pairs.png", self.raw, self.fold, training_cases, shown)
+        return dice
 
 
 def shrink_plan(plan: dict[str, Any], size: Size) -> None:
