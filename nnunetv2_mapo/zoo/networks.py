@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunetv2_mapo.support.errors import InputError
-from nnunetv2_mapo.zoo.monai_sizes import NETWORKS, read_planned_unet
-from nnunetv2_mapo.zoo.patch_sizes import check_patch_size
+from nnunetv2_mapo.zoo.sizes import NETWORKS, check_patch_size, read_planned_unet
 
 VNET_FEATURES = 16  # of its first block, which adds the input channels, repeated to as many
 
@@ -96,11 +95,7 @@ def _build_vnet(name: str, *, in_channels: int, **arguments: Any) -> nn.Module:
 
 
 class ZeroChannels(nn.Module):
-    """Appends channels of zeros to an image of shape `(B, C, *spatial)`.
-
-    Args:
-        num_channels: How many.
-    """
+    """Appends so many channels of zeros to an image of shape `(B, C, *spatial)`."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()

@@ -22,9 +22,9 @@ from nnunetv2_mapo.zoo.losses import (
     HausdorffLoss,
     LovaszLoss,
     TargetFormat,
+    lovasz_jaccard,
     replace_loss,
 )
-from nnunetv2_mapo.zoo.lovasz import lovasz_jaccard
 
 CLASSES, REGIONS = TargetFormat(), TargetFormat(has_regions=True)
 FORMATS = {"classes": CLASSES, "regions": REGIONS}

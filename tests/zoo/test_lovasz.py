@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_mapo.zoo.lovasz import jaccard_increments, lovasz_jaccard
+from nnunetv2_mapo.zoo.losses import jaccard_increments, lovasz_jaccard
 
 
 def jaccard_loss(truth: np.ndarray, wrong: np.ndarray) -> float:

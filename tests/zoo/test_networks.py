@@ -19,9 +19,8 @@ from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.support.errors import InputError
 from nnunetv2_mapo.tools.export.plain_trainer import find_plain_trainer
 from nnunetv2_mapo.zoo import networks as module
-from nnunetv2_mapo.zoo.monai_sizes import NETWORKS
 from nnunetv2_mapo.zoo.networks import MonaiTrainer, network_builder
-from nnunetv2_mapo.zoo.patch_sizes import check_patch_size
+from nnunetv2_mapo.zoo.sizes import NETWORKS, check_patch_size
 
 TRAINER_CONFIGS = Path(__file__).parents[2] / "trainer_configs"
 NUM_HEADS = 3

@@ -3,7 +3,62 @@ from __future__ import annotations
 import pytest
 
 from nnunetv2_mapo.support.errors import InputError
-from nnunetv2_mapo.zoo.monai_sizes import NETWORKS, PlannedUNet, read_planned_unet
+from nnunetv2_mapo.zoo.sizes import (
+    NETWORKS,
+    PatchRule,
+    PlannedUNet,
+    check_patch_size,
+    find_nearest_patch_sizes,
+    read_planned_unet,
+)
+
+BY_16 = PatchRule((16, 16, 16), min_positions=1)
+
+
+@pytest.mark.parametrize("patch_size", [(16, 16, 16), (48, 160, 32)])
+def test_multiples_pass(patch_size):
+    check_patch_size("UNETR", patch_size, BY_16, "nnUNetPlans")
+
+
+def test_the_message_says_which_axes_what_is_valid_and_what_to_do():
+    with pytest.raises(InputError) as error:
+        check_patch_size("UNETR", [24, 32, 40], BY_16, "small")
+    message = str(error.value)
+    assert "UNETR cannot take the patch size [24, 32, 40] of the plans small" in message
+    assert "axis 0 and 2: sizes must be multiples of [16, 16, 16]" in message
+    assert "[16, 32, 32] or [32, 32, 48]" in message
+    assert "copy small.json to a new name" in message
+    assert "-p UNETR" in message
+
+
+def test_the_nearest_sizes_are_the_next_smaller_and_the_next_larger():
+    # 40 lies between 2 x 16 and 3 x 16, 56 between 3 x 16 and 4 x 16; 64 fits
+    assert find_nearest_patch_sizes((40, 56, 64), BY_16) == [(32, 48, 64), (48, 64, 64)]
+
+
+def test_an_axis_never_shrinks_to_nothing():
+    assert find_nearest_patch_sizes((5, 20, 16), BY_16) == [(16, 16, 16), (16, 32, 16)]
+
+
+def test_each_axis_has_its_own_multiple():
+    rule = PatchRule((1, 4, 4), min_positions=2)
+    check_patch_size("DynUNet", (5, 8, 8), rule, "nnUNetPlans")
+    with pytest.raises(InputError, match=r"axis 1: sizes must be multiples of \[1, 4, 4\]"):
+        check_patch_size("DynUNet", (5, 6, 8), rule, "nnUNetPlans")
+
+
+def test_a_single_voxel_that_a_norm_would_meet_is_refused():
+    rule = PatchRule((32, 32), min_positions=2)
+    check_patch_size("SwinUNETR", (32, 64), rule, "nnUNetPlans")  # 1 x 2 voxels are left
+    with pytest.raises(InputError, match=r"to a single voxel.* take: \[32, 64\]\."):
+        check_patch_size("SwinUNETR", (32, 32), rule, "nnUNetPlans")
+
+
+def test_the_nearest_sizes_leave_enough_voxels():
+    rule = PatchRule((32, 32), min_positions=2)
+    # (32, 32) would leave one voxel
+    assert find_nearest_patch_sizes((40, 33), rule) == [(32, 64), (64, 64)]
+
 
 ANISOTROPIC = PlannedUNet(
     patch_size=[20, 64, 64],
