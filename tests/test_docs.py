@@ -329,3 +329,11 @@ def test_the_readme_example_is_five_lines():
 def test_the_changelog_has_a_section_for_this_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## \[{re.escape(nnunetv2_mapo.__version__)}\]", text, flags=re.MULTILINE)
+
+
+def test_the_house_in_contributing_has_the_floors_that_imports_keep():
+    contract = re.search(r"^layers = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
+    assert contract
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    floors = [re.findall(r"│ (\w+)", line) for line in page.splitlines() if line.startswith("│")]
+    assert [" | ".join(floor) for floor in floors] == ast.literal_eval(contract[1])

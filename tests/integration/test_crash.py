@@ -26,8 +26,8 @@ STOCK = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer"
 KILLS = {
     "first step": (f"{TRAINER}.train_step", 1, "before"),
     "half of the first checkpoint": ("torch:save", 1, "half"),
-    "a checkpoint without the key mapo": ("torch:save", 1, "after"),
-    "a checkpoint without its name": ("pathlib:Path.replace", 1, "before"),
+    "a whole checkpoint without its name": ("torch:save", 1, "after"),
+    "a checkpoint about to get its name": ("pathlib:Path.replace", 1, "before"),
     "second epoch of the warm-up": (f"{TRAINER}.train_step", 4, "before"),
     "end of the warm-up": (f"{TRAINER}._start_from_warmup", 1, "before"),
     "half of the reference": ("pathlib:Path.write_bytes", 1, "half"),
