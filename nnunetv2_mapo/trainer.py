@@ -66,9 +66,8 @@ from nnunetv2_mapo.method.sampling import Sampler, full_resolution, make_sampler
 from nnunetv2_mapo.method.schedule import Schedule
 from nnunetv2_mapo.method.store import PREFERENCES, Round
 from nnunetv2_mapo.method.summary import RoundSummary, explain_no_pairs, tabulate_round
-from nnunetv2_mapo.support.files import WriteError, hash_json
-from nnunetv2_mapo.support.randomness import read_state, untouched, write_state
-from nnunetv2_mapo.support.weights import hash_shapes, hash_weights
+from nnunetv2_mapo.support.device import read_state, untouched, write_state
+from nnunetv2_mapo.support.files import WriteError, hash_json, hash_shapes, hash_weights
 
 __all__ = ["MAPOTrainer", "nnUNetTrainer_MAPO"]
 _Base: Any = object  # to mypy, everything that a trainer inherits is Any

@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: A training cannot start.
     """
-    from nnunetv2_mapo.tools.doctor.run import Asked, run_doctor
+    from nnunetv2_mapo.tools.doctor import run_doctor
+    from nnunetv2_mapo.tools.doctor.checks import Asked
 
     names = ("dataset", "configuration", "plans", "trainer", "fold", "device")
     run_doctor(Asked(**{name: getattr(arguments, name) for name in names}))

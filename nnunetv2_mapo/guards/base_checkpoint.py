@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nnunetv2_mapo.guards.checkpoint import read_checkpoint
 from nnunetv2_mapo.support.errors import InputError
-from nnunetv2_mapo.support.weights import compare_shapes, hash_weights, match_names
+from nnunetv2_mapo.support.files import compare_shapes, hash_weights, match_names
 
 VARIABLE = "nnUNet_mapo_checkpoint"
 HOW_TO_FIT = (

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from nnunetv2_mapo.support.files import complete_or_absent
-from nnunetv2_mapo.support.weights import compare_shapes, hash_weights
+from nnunetv2_mapo.support.files import compare_shapes, complete_or_absent, hash_weights
 
 BEST, LATEST, FINAL = "checkpoint_best.pth", "checkpoint_latest.pth", "checkpoint_final.pth"
 NEEDED = ("current_epoch", "optimizer_state", "logging")  # to go on, not to predict

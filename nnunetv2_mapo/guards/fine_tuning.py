@@ -29,7 +29,7 @@ from nnunetv2_mapo.guards.base_checkpoint import (
 )
 from nnunetv2_mapo.guards.checkpoint import FINAL
 from nnunetv2_mapo.method.cases import channels_of
-from nnunetv2_mapo.support.randomness import untouched
+from nnunetv2_mapo.support.device import untouched
 
 
 def find_base(trainer: Any) -> Base | None:

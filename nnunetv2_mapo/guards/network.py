@@ -17,8 +17,7 @@ from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.dropout_sites import Layer, find_heads, join_names
 from nnunetv2_mapo.method.reference import build_reference
 from nnunetv2_mapo.method.sampling import full_resolution
-from nnunetv2_mapo.support.memory import is_out_of_memory
-from nnunetv2_mapo.support.randomness import seeded
+from nnunetv2_mapo.support.device import is_out_of_memory, seeded
 from nnunetv2_mapo.support.table import list_some
 
 _BLOCK = "and a block around it in dropout_include if its output holds the batch first"

@@ -20,8 +20,7 @@ from nnunetv2_mapo.method.sampling import Sampler, fit_windows_per_forward
 from nnunetv2_mapo.method.selection import candidate_dice, select_pair
 from nnunetv2_mapo.method.store import WEIGHT_ONE, SampleRecord
 from nnunetv2_mapo.method.windows import Index, find_units, find_windows, vote
-from nnunetv2_mapo.support.memory import within_memory
-from nnunetv2_mapo.support.randomness import seeded
+from nnunetv2_mapo.support.device import seeded, within_memory
 
 T = TypeVar("T")
 

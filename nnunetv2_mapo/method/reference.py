@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_mapo.support.files import write_atomically
-from nnunetv2_mapo.support.weights import hash_weights
+from nnunetv2_mapo.support.files import hash_weights, write_atomically
 
 REFERENCE = "reference.pth"
 

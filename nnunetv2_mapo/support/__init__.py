@@ -1,1 +1,1 @@
-"""What every other room may use: files, random numbers, memory, tables, errors."""
+"""What every other room may use: files, devices, tables, errors."""

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and JSON files that show whether they are damaged."""
+"""Files that appear complete or not at all, fingerprints that show damage, state dicts compared."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_mapo.support.errors import MAPOError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SEAL = "sha256_of_content"
 UNFINISHED = ".unfinished"  # end of the name that a file has while it is written
@@ -41,10 +44,12 @@ def complete_or_absent(path: Path, num_bytes: int) -> Iterator[Path]:
             os.fsync(file.fileno())  # else the name could outlive the content in a power cut
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError where a disk is full
+        existing = next(folder for folder in path.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(existing).free
         message = (
-            f"{path} could not be written ({error}). It needs about {_megabytes(num_bytes)}; "
-            f"{_megabytes(_free_bytes(path))} are free there. What was written before is complete: "
-            "make space and run the command again; a training goes on with --c."
+            f"{path} could not be written ({error}). It needs about {num_bytes / 1e6:.1f} MB; "
+            f"{free / 1e6:.1f} MB are free there. What was written before is complete: make space "
+            "and run the command again; a training goes on with --c."
         )
         raise WriteError(message) from error
     finally:
@@ -52,11 +57,7 @@ def complete_or_absent(path: Path, num_bytes: int) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it appears under its name complete or not at all.
-
-    Raises:
-        WriteError: As `complete_or_absent`.
-    """
+    """Write a file so that it appears complete or not at all; errors of `complete_or_absent`."""
     with complete_or_absent(path, len(content)) as unfinished:
         unfinished.write_bytes(content)
 
@@ -94,10 +95,41 @@ def hash_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _free_bytes(path: Path) -> int:
-    existing = next(folder for folder in path.absolute().parents if folder.is_dir())
-    return shutil.disk_usage(existing).free
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and values."""
+    from torch import uint8  # here, for help on the command line imports this module
+
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB"
+def hash_shapes(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and shapes: the same for every network of one form."""
+    return hash_json([[name, *tensor.shape] for name, tensor in weights.items()])
+
+
+def match_names(theirs: Mapping[str, Tensor], mine: Collection[str]) -> dict[str, Tensor]:
+    """Weights by the names that a network has, without a prefix `module.` that it does not know."""
+    return {
+        name if name in mine else name.removeprefix("module."): tensor
+        for name, tensor in theirs.items()
+    }
+
+
+def compare_shapes(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> list[str]:
+    """First few differences between a checkpoint's weights and a network's, one line each.
+
+    A prefix `module.` of the checkpoint's names does not count: nnU-Net removes it.
+    """
+    theirs = match_names(theirs, mine)
+    lines = [f"it has no {name}" for name in mine if name not in theirs]
+    lines += [f"the network has no {name}" for name in theirs if name not in mine]
+    lines += [
+        f"{name} is {tuple(theirs[name].shape)} there, {tuple(tensor.shape)} in the network"
+        for name, tensor in mine.items()
+        if name in theirs and theirs[name].shape != tensor.shape
+    ]
+    return [*lines[:4], f"and {len(lines) - 4} more"] if len(lines) > 5 else lines

@@ -9,8 +9,7 @@ from nnunetv2_mapo.guards.checkpoint import (
     find_lost_reference,
     read_checkpoint,
 )
-from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.support.weights import hash_weights
+from nnunetv2_mapo.support.files import WriteError, hash_weights
 
 
 def checkpoint_of(value: float) -> dict:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_mapo import trainer as mapo
 from nnunetv2_mapo.method.store import Round
-from nnunetv2_mapo.support.weights import hash_weights
+from nnunetv2_mapo.support.files import hash_weights
 
 
 def make_trainer(dataset: str, name: str, fold: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_mapo.support.weights import hash_weights
+from nnunetv2_mapo.support.files import hash_weights
 
 MakeTrainer = Callable[..., Any]
 HERE, DATASET = Path(__file__).parent, "Dataset990_Boxes"

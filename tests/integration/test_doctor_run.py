@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.tools.doctor.run import (
-    NOTE,
-    OK,
-    PROBLEM,
-    Asked,
-    Finding,
-    find_dataset,
-    rehearse,
-)
+from nnunetv2_mapo.tools.doctor import rehearse
+from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, PROBLEM, Asked, Finding, find_dataset
 
 TRAINER, FINE_TUNING = "nnUNetTrainerTiny_MAPO_tiny", "nnUNetTrainerTiny_MAPO_tinytune"
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from test_training import read_log, stop_in_epoch
 
 from nnunetv2_mapo.guards.base_checkpoint import VARIABLE, BaseError
 from nnunetv2_mapo.guards.fine_tuning import find_label_weights
-from nnunetv2_mapo.support.weights import hash_weights
+from nnunetv2_mapo.support.files import hash_weights
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -19,8 +19,8 @@ from nnunetv2_mapo.guards.start import InUseError
 from nnunetv2_mapo.guards.steps import MOST_IN_A_ROW, NotFiniteError
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.store import Round
+from nnunetv2_mapo.support.device import OutOfMemoryError
 from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.support.memory import OutOfMemoryError
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 MakeTrainer = Callable[..., Any]

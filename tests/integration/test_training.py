@@ -13,7 +13,7 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.progress import MINING_KEYS, STEP_KEYS
 from nnunetv2_mapo.method.store import StoreError
-from nnunetv2_mapo.support.weights import hash_weights
+from nnunetv2_mapo.support.files import hash_weights
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -21,8 +21,7 @@ from nnunetv2_mapo.method.rounds import mine_round
 from nnunetv2_mapo.method.sampling import DropoutSampler
 from nnunetv2_mapo.method.store import Round, StoreError
 from nnunetv2_mapo.method.windows import find_units
-from nnunetv2_mapo.support.memory import OutOfMemoryError
-from nnunetv2_mapo.support.randomness import seeded
+from nnunetv2_mapo.support.device import OutOfMemoryError, seeded
 
 CPU = torch.device("cpu")
 CLASSES = Labels(3)

@@ -17,7 +17,7 @@ from nnunetv2_mapo.method.reference import (
     update_average,
     write_reference,
 )
-from nnunetv2_mapo.support.weights import hash_weights
+from nnunetv2_mapo.support.files import hash_weights
 
 CPU = torch.device("cpu")
 

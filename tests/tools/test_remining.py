@@ -11,7 +11,7 @@ from torch import nn
 from nnunetv2_mapo import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Miner
-from nnunetv2_mapo.support.randomness import seeded
+from nnunetv2_mapo.support.device import seeded
 from nnunetv2_mapo.tools.models import TrainedModel
 from nnunetv2_mapo.tools.remining import mine_like
 

@@ -73,8 +73,8 @@ def smooth_noise(
     rng: np.random.Generator, shape: Sequence[int], sigma: float
 ) -> NDArray[np.float64]:
     """Gaussian noise of mean 0 and standard deviation 1, smoothed with `sigma` voxels."""
-    noise: NDArray[np.float64] = gaussian_filter(rng.normal(size=shape), sigma)
-    return (noise - noise.mean()) / noise.std()
+    noise = np.asarray(gaussian_filter(rng.normal(size=shape), sigma))
+    return np.asarray((noise - noise.mean()) / noise.std())
 
 
 def write_dataset(folder: Path, shape: Sequence[int], num_known: int, num_test: int) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from nnunetv2_mapo.method.store import read_rounds
 from nnunetv2_mapo.method.summary import summarize_stored
+from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.tools.demo.phantom import ENDING, LABELS, write_dataset
 from nnunetv2_mapo.tools.demo.results import (
@@ -21,7 +22,6 @@ from nnunetv2_mapo.tools.demo.results import (
     find_largest_gaps,
     format_results,
 )
-from nnunetv2_mapo.tools.device import choose_device
 from nnunetv2_mapo.tools.nnunet import NNUNet
 
 DATASET = "Dataset900_MAPOPhantom"
@@ -47,7 +47,7 @@ class nnUNetTrainerDemo(nnUNetTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = 9  # the first are the warm-up: 3 in 2D, 4 in 3D
-        self.num_iterations_per_epoch = 70
+        self.num_iterations_per_epoch = 60
         self.num_val_iterations_per_epoch = 4
         random.seed(0)
         np.random.seed(0)

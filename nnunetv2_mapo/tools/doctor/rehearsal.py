@@ -15,8 +15,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
 from nnunetv2_mapo.guards.start import check_preprocessed
-from nnunetv2_mapo.tools.device import choose_device
-from nnunetv2_mapo.tools.doctor.run import NOTE, OK, PROBLEM, RESULTS, Asked, Finding
+from nnunetv2_mapo.support.device import choose_device
+from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, PROBLEM, RESULTS, Asked, Finding
 from nnunetv2_mapo.trainer import MAPOTrainer
 
 # Measured: bytes of the preferences of a round / bytes of the preprocessed segmentations of its

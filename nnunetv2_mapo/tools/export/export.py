@@ -23,9 +23,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_mapo import __version__
 from nnunetv2_mapo.method.progress import register_keys
+from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.files import WriteError, complete_or_absent
-from nnunetv2_mapo.tools.device import choose_device
 from nnunetv2_mapo.tools.export import stock_logits
 from nnunetv2_mapo.tools.export.plain_trainer import find_plain_trainer
 from nnunetv2_mapo.tools.models import ModelError, find_checkpoint, open_model, read_model

@@ -18,10 +18,9 @@ from nnunetv2_mapo.method.cases import load_case
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.selection import candidate_disagreement
+from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.support.memory import OutOfMemoryError
-from nnunetv2_mapo.tools.device import choose_device
 from nnunetv2_mapo.tools.models import (
     ModelError,
     TrainedModel,

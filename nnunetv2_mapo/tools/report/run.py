@@ -12,10 +12,10 @@ from markupsafe import Markup
 from tqdm import tqdm
 
 from nnunetv2_mapo.method.store import StoreError, read_rounds
+from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.support.files import WriteError
 from nnunetv2_mapo.tools.compare.methods import ComparisonError
-from nnunetv2_mapo.tools.device import choose_device
 from nnunetv2_mapo.tools.evaluate.case_metrics import EvaluationError
 from nnunetv2_mapo.tools.history import History, HistoryError, read_history
 from nnunetv2_mapo.tools.models import ModelError, open_cases, open_model

@@ -13,8 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_mapo.method.cases import load_case
-from nnunetv2_mapo.support.files import read_sealed, write_sealed
-from nnunetv2_mapo.support.weights import hash_weights
+from nnunetv2_mapo.support.files import hash_weights, read_sealed, write_sealed
 from nnunetv2_mapo.tools.models import TrainedModel
 
 FOLDER = "validation_warmup"

@@ -18,7 +18,7 @@ from torch._dynamo import OptimizedModule
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.sampling import fit_windows_per_forward, full_resolution
-from nnunetv2_mapo.support.memory import within_memory
+from nnunetv2_mapo.support.device import within_memory
 
 # nnU-Net adds windows up in half precision, weighted by a Gaussian from 10 in their centre to 6e-8,
 # the least number there is, in their corners: a corner of the image that no other window covers

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from nnunetv2_mapo import __version__
 from nnunetv2_mapo.method.cases import labels_of
+from nnunetv2_mapo.support.device import choose_device, is_out_of_memory, seeded
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.support.files import WriteError, write_atomically
-from nnunetv2_mapo.support.memory import is_out_of_memory
-from nnunetv2_mapo.support.randomness import seeded
 from nnunetv2_mapo.tools import models
-from nnunetv2_mapo.tools.device import choose_device
 from nnunetv2_mapo.tools.evaluate.case_metrics import EvaluationError, read_segmentation
 from nnunetv2_mapo.tools.uncertainty import FOLDER
 from nnunetv2_mapo.tools.uncertainty.dropout_statistics import TOO_LITTLE_MEMORY, sample_with

@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.tools.doctor import run as doctor_run
-from nnunetv2_mapo.tools.doctor.rehearsal import check_disk
-from nnunetv2_mapo.tools.doctor.run import (
+from nnunetv2_mapo.tools import doctor
+from nnunetv2_mapo.tools.doctor.checks import (
     NOTE,
     OK,
     PROBLEM,
@@ -22,6 +21,7 @@ from nnunetv2_mapo.tools.doctor.run import (
     check_folder,
     find_dataset,
 )
+from nnunetv2_mapo.tools.doctor.rehearsal import check_disk
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 ASKED = Asked("7", None, "nnUNetPlans", "nnUNetTrainer_MAPO", 0)
@@ -164,7 +164,7 @@ def test_other_plans_and_configurations_are_listed(planned):
 def rehearsed(monkeypatch):
     """What was to be rehearsed, without a rehearsal."""
     asked = []
-    monkeypatch.setattr(doctor_run, "rehearse", lambda each: asked.append(each) or [])
+    monkeypatch.setattr(doctor, "rehearse", lambda each: asked.append(each) or [])
     return asked
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import nnunetv2
 import pytest
 
-from nnunetv2_mapo.tools.doctor.run import NOTE, OK, PROBLEM, Asked, Finding, rehearse
+from nnunetv2_mapo.tools.doctor import rehearse
+from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, PROBLEM, Asked, Finding
 
 TRAINER_CONFIGS = Path(__file__).parents[3] / "trainer_configs"
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nnunetv2_mapo.method.dropout import StochasticDropout
-from nnunetv2_mapo.support.memory import OutOfMemoryError
+from nnunetv2_mapo.support.device import OutOfMemoryError
 from nnunetv2_mapo.tools.uncertainty.dropout_statistics import (
     SCALE,
     DropoutStatistics,

@@ -1,26 +1,18 @@
-"""The checks of `nnUNetv2_mapo doctor`: the quick ones, then the rehearsal of the training."""
+"""What is asked for, and the checks that need no PyTorch: versions, folders, data set."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
 import shlex
 import shutil
-import sys
-import traceback
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import nnunetv2_mapo
-from nnunetv2_mapo.support.errors import CommandError, MAPOError
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
@@ -45,21 +37,14 @@ class Problem(Exception):  # noqa: N818  # no error of the program: it ends the 
 
 @dataclass(frozen=True)
 class Asked:
-    """Training that is asked for.
+    """Training that is asked for."""
 
-    Attributes:
-        dataset: Name or number, None if it is not known yet; of `find_dataset`, the name.
-        configuration: None: `3d_fullres` where the plans have it, else `2d`.
-        fold: Number, or `"all"`.
-        device: What to train on; None: what there is.
-    """
-
-    dataset: str | None
-    configuration: str | None
+    dataset: str | None  # name or number, None if it is not known yet; of `find_dataset`, the name
+    configuration: str | None  # None: `3d_fullres` where the plans have it, else `2d`
     plans: str
     trainer: str
-    fold: int | str
-    device: str | None = None
+    fold: int | str  # number, or "all"
+    device: str | None = None  # what to train on; None: what there is
 
     @property
     def folder(self) -> Path:
@@ -72,41 +57,6 @@ class Asked:
         words += [str(self.fold), "-tr", self.trainer]
         words += ["-p", self.plans] if self.plans != "nnUNetPlans" else []
         return shlex.join([*words, *(["-device", device] if device != "cuda" else [])])
-
-
-def run_doctor(asked: Asked) -> None:
-    """Print what every check finds and, without a problem, the command that trains.
-
-    Raises:
-        CommandError: There is a problem; what comes after it was not checked.
-    """
-    raw = check_folder(RAW, is_needed=asked.dataset is None)  # to plan, not to train
-    tell([describe_versions(), raw, check_folder(PREPROCESSED), check_folder(RESULTS)])
-    if asked.dataset:
-        try:
-            asked = find_dataset(asked)
-        except Problem as problem:
-            tell([Finding(PROBLEM, *problem.args)])
-    print("Importing PyTorch ...", flush=True)
-    terminal = sys.stdout
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # nnU-Net prints much
-        warnings.simplefilter("ignore")
-        tell(rehearse(asked), terminal)
-    from nnunetv2_mapo.tools.device import choose_device
-
-    told = "Ready" if asked.dataset else "Ready, as far as can be said without a data set (-d)"
-    print(f"\n{told}: {asked.say_train(choose_device(asked.device).type)}")
-
-
-def tell(findings: Iterable[Finding], file: TextIO | None = None) -> None:
-    """Print findings; raise `CommandError` if there is a problem among them."""
-    levels = []
-    for finding in findings:
-        print(finding, file=file, flush=True)
-        levels.append(finding.level)
-    if PROBLEM in levels:
-        message = "a training cannot start: mend what is called PROBLEM, then run this again"
-        raise CommandError(message)
 
 
 def describe_versions() -> Finding:
@@ -160,18 +110,3 @@ def find_dataset(asked: Asked) -> Asked:
         what = f"{asked.plans} has no configuration {found.configuration}"
         raise Problem(what, f"choose one that it has with -c: {', '.join(configurations)}")
     return found
-
-
-def rehearse(asked: Asked) -> Iterator[Finding]:
-    """Begin a training on the CPU and leave no trace of it; a problem is the last finding."""
-    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        try:
-            from nnunetv2_mapo.tools.doctor.rehearsal import begin
-
-            yield from begin(asked, scratch)
-        except MAPOError as error:  # it says what to do
-            yield Finding(PROBLEM, str(error).replace(scratch, str(asked.folder)))
-        except (Exception, SystemExit) as error:  # trainers and imports may raise anything
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            what = f"nnUNetv2_train would fail: {type(error).__name__}: {error}"
-            yield Finding(PROBLEM, f"{what}\n{place.filename}, line {place.lineno}")

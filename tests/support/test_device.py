@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from nnunetv2_mapo.support.randomness import read_state, seeded, untouched, write_state
+from nnunetv2_mapo.support.device import read_state, seeded, untouched, write_state
 
 CPU = torch.device("cpu")
 
