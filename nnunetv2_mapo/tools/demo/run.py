@@ -47,7 +47,7 @@ class nnUNetTrainerDemo(nnUNetTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = 9  # the first are the warm-up: 3 in 2D, 4 in 3D
-        self.num_iterations_per_epoch = 60
+        self.num_iterations_per_epoch = 70
         self.num_val_iterations_per_epoch = 4
         random.seed(0)
         np.random.seed(0)
