@@ -4,9 +4,17 @@ import pickle
 import random
 
 import numpy as np
+import pytest
 import torch
 
-from nnunetv2_mapo.support.device import read_state, seeded, untouched, write_state
+from nnunetv2_mapo.support.device import (
+    choose_device,
+    read_state,
+    seeded,
+    untouched,
+    write_state,
+)
+from nnunetv2_mapo.support.errors import CommandError
 
 CPU = torch.device("cpu")
 
@@ -47,3 +55,13 @@ def test_what_is_drawn_in_the_block_is_not_used_up():
     with untouched(CPU):
         assert draw() == expected
     assert draw() == expected
+
+
+def test_the_device_is_a_gpu_if_there_is_one_and_one_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(None).type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device(None).type == "cpu"
+    with pytest.raises(CommandError, match=r"PyTorch sees no cuda\. There is: cpu, mps\."):
+        choose_device("cuda")

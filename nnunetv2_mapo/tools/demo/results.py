@@ -18,7 +18,7 @@ from nnunetv2_mapo.method.store import PREFERENCES, Round, SampleRecord, read_ro
 from nnunetv2_mapo.method.summary import RoundSummary
 from nnunetv2_mapo.tools.demo.phantom import ENDING, LABELS, read_image
 
-COLOURS = {"organ": "#56b4e9", "lesion": "#e69f00"}  # distinct for the colour-blind too
+_COLOURS = {"organ": "#56b4e9", "lesion": "#e69f00"}  # distinct for the colour-blind too
 TITLES = ("training case", "ground truth", "chosen", "rejected", "final prediction")
 
 
@@ -82,13 +82,13 @@ def draw_pairs(path: Path, raw: Path, fold: Path, predictions: Path, cases: Sequ
                 _draw_segmentation(axis, segmentation)
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title, fontsize=11)
-    handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
+    handles = [Patch(color=colour, label=name) for name, colour in _COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def _draw_segmentation(axis: Axes, segmentation: NDArray[Any]) -> None:
-    for name, colour in COLOURS.items():
+    for name, colour in _COLOURS.items():
         mask = segmentation == LABELS[name]
         if mask.any():
             axis.contourf(mask, levels=[0.5, 1.5], colors=colour, alpha=0.45)

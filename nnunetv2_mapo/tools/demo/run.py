@@ -16,12 +16,7 @@ from nnunetv2_mapo.method.summary import summarize_stored
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.tools.demo.phantom import ENDING, LABELS, write_dataset
-from nnunetv2_mapo.tools.demo.results import (
-    COLOURS,
-    draw_pairs,
-    find_largest_gaps,
-    format_results,
-)
+from nnunetv2_mapo.tools.demo.results import draw_pairs, find_largest_gaps, format_results
 from nnunetv2_mapo.tools.nnunet import NNUNet
 
 DATASET = "Dataset900_MAPOPhantom"
@@ -46,7 +41,7 @@ class nnUNetTrainerDemo(nnUNetTrainer):
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = 9  # the first are the warm-up: 3 in 2D, 4 in 3D
+        self.num_epochs = 9  # about a third of them is the warm-up
         self.num_iterations_per_epoch = 70
         self.num_val_iterations_per_epoch = 4
         random.seed(0)
@@ -220,7 +215,8 @@ class Demo:
                 *("-pfile", str(self.model / "plans.json")),
             )
             content = json.loads((predicted / "summary.json").read_text())
-            dice[stage] = {name: content["mean"][str(LABELS[name])]["Dice"] for name in COLOURS}
+            of_classes = {name: content["mean"][str(LABELS[name])] for name in ("organ", "lesion")}
+            dice[stage] = {name: values["Dice"] for name, values in of_classes.items()}
             dice[stage]["mean"] = content["foreground_mean"]["Dice"]
         if shown:
             draw_pairs(self.pictures / "pairs.png", self.raw, self.fold, training_cases, shown)
