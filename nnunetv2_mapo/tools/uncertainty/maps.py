@@ -80,7 +80,7 @@ class DropoutStatistics(nn.Module):
     def _sum(self, window: Tensor, size: int) -> Tensor:
         """Sums over the samples, so many in a forward pass, shape `(2 C, *patch)`."""
         sums = torch.zeros((), device=window.device)
-        for rates in self.rates.to(window.device).split(size):
+        for rates in torch.split(self.rates.to(window.device), size):
             with self.dropout.at(rates):
                 logits = full_resolution(self.network(window.repeat_interleave(len(rates), 0)))
             sums = sums + sum_samples(logits.float(), self.labels)

@@ -68,8 +68,7 @@ def expected_calibration_error(
     if not confidence.size:
         return float("nan")
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, confidence, num_bins) - np.bincount(bins, is_correct, num_bins)
-    return float(np.abs(gaps).sum() / confidence.size)
+    return float(np.abs(np.bincount(bins, confidence - is_correct)).sum() / confidence.size)
 
 
 def area_under_risk_coverage(uncertainty: NDArray[Any], risk: NDArray[Any]) -> float:
