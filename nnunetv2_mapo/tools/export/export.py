@@ -58,8 +58,6 @@ def run_export(arguments: argparse.Namespace) -> None:
         raise CommandError(message)
     find_folds = nnUNetPredictor.auto_detect_available_folds  # those with a number
     folds = arguments.folds or sorted(find_folds(str(source), checkpoint)) or ["all"]
-    for fold in folds:
-        find_checkpoint(source, fold, checkpoint)  # before gigabytes are written
     model = open_model(source, folds[0], checkpoint, torch.device("cpu"))
     with contextlib.redirect_stdout(io.StringIO()):  # says where it looks
         trainer = find_plain_trainer(recursive_find_trainer_class_by_name(model.trainer_name))
