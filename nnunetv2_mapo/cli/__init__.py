@@ -19,6 +19,7 @@ from nnunetv2_mapo.cli import (
     uncertainty,
 )
 from nnunetv2_mapo.cli.completion import SHELLS, PrintCompletion
+from nnunetv2_mapo.cli.options import check_model
 from nnunetv2_mapo.support.errors import CommandError
 
 # Help must answer at once: nothing that this module imports may import torch, nnU-Net or numpy.
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        if {"model", "configuration"} <= vars(parsed).keys():  # it has add_model
+            check_model(parsed)
         parsed.run(parsed)
     except CommandError as error:
         print(f"nnUNetv2_mapo: error: {error}", file=sys.stderr)

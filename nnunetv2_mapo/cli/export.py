@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunetv2_mapo.cli.preview import DEVICES, parse_fold
+from nnunetv2_mapo.cli.options import DEVICES, parse_fold
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -79,11 +79,7 @@ def open_model(arguments: Namespace) -> tuple[nnUNetPredictor, dict[str, Any] | 
         ModelError: The model, a fold or a checkpoint is missing or damaged.
         CommandError: PyTorch does not see the device.
     """
-    folder, name = arguments.model, arguments.checkpoint
-    if folder is None:
-        folder = models.find_model_folder(
-            arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration
-        )
+    folder, name = models.model_folder(arguments), arguments.checkpoint
     paths = [models.find_checkpoint(folder, fold, name) for fold in arguments.folds]
     settings = [models.read_model(path).get("mapo", {}).get("config") for path in paths]
     device = choose_device(arguments.device)
