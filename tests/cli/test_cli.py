@@ -56,7 +56,8 @@ def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom nnunetv2_mapo.cli import main\n"
         f"try: main({arguments.split()})\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'nnunetv2', 'monai', 'matplotlib', 'numpy', 'pandas', 'scipy'}\n"
+        "heavy = {'torch', 'nnunetv2', 'monai', 'matplotlib', 'numpy', 'scipy', 'SimpleITK'}\n"
+        "heavy |= {'pandas'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
