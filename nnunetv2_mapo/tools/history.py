@@ -74,7 +74,7 @@ def read_history(fold: Path) -> History:
     Raises:
         HistoryError: There is no checkpoint, or it is damaged.
     """
-    path = find_checkpoint(fold)
+    path = latest_checkpoint(fold)
     try:
         checkpoint = read_checkpoint(path, needed=("logging", "init_args"))
     except ValueError as error:
@@ -109,7 +109,7 @@ def read_history(fold: Path) -> History:
     )
 
 
-def find_checkpoint(fold: Path) -> Path:
+def latest_checkpoint(fold: Path) -> Path:
     """Checkpoint of a fold that tells most of its latest training.
 
     nnU-Net deletes the latest checkpoint when a training ends: where there is one beside a final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import warnings
@@ -25,9 +26,10 @@ from nnunetv2_mapo.guards.checkpoint import read_checkpoint
 from nnunetv2_mapo.guards.start import check_preprocessed, check_split
 from nnunetv2_mapo.method.cases import channels_of, labels_of
 from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.support.errors import CommandError
 
 
-class ModelError(RuntimeError):
+class ModelError(CommandError):
     """A model that cannot be opened; the message says what is wrong and what there is instead."""
 
 
@@ -72,28 +74,28 @@ class TrainedModel:
         return channels_of(self.dataset_json)
 
 
-def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
-    """Folder of a model by what nnU-Net's commands call it.
+def model_folder(arguments: argparse.Namespace) -> Path:
+    """Folder of the model that a command line names, as `options.add_model` parses it.
 
-    Args:
-        dataset: Name or number of the data set.
-        trainer: Name of the trainer class.
-        plans: Name of the plans.
-        configuration: Name of the configuration.
+    Whether it is named once, and not by halves, is checked when the command line is parsed.
+
+    Returns:
+        Absolute `nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`, which is there.
 
     Raises:
         ModelError: There is no such data set or model.
     """
+    if arguments.model:
+        return _require_model(arguments.model.expanduser().resolve())
     try:
         nnUNet_results.require()
-        name = maybe_convert_to_dataset_name(dataset)
+        dataset = maybe_convert_to_dataset_name(arguments.dataset)
     except (RuntimeError, ValueError) as error:
         raise ModelError(str(error)) from error
-    folder = Path(get_output_folder(name, trainer, plans, configuration))
-    if not folder.is_dir():
-        message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
-        raise ModelError(message)
-    return folder
+    folder = get_output_folder(
+        dataset, arguments.trainer, arguments.plans, arguments.configuration
+    )  # fmt: skip
+    return _require_model(Path(folder))
 
 
 def open_model(
@@ -273,10 +275,7 @@ def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
     Raises:
         ModelError: The model, the fold or the checkpoint is missing.
     """
-    if not folder.is_dir():
-        message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
-        raise ModelError(message)
-    path = folder / f"fold_{fold}" / checkpoint
+    path = _require_model(folder) / f"fold_{fold}" / checkpoint
     if not path.parent.is_dir():
         message = f"Fold {fold} is not in {folder}. {_list(folder, 'fold_*')}"
         raise ModelError(message)
@@ -284,6 +283,13 @@ def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
         message = f"{path} is missing. {_list(path.parent, 'checkpoint_*.pth')}"
         raise ModelError(message)
     return path
+
+
+def _require_model(folder: Path) -> Path:
+    if not folder.is_dir():
+        message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
+        raise ModelError(message)
+    return folder
 
 
 def _list(folder: Path, pattern: str) -> str:

@@ -57,6 +57,7 @@ def test_help_imports_nothing_heavy(arguments):
         "import sys\nfrom nnunetv2_mapo.cli import main\n"
         f"try: main({arguments.split()})\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'nnunetv2', 'monai', 'matplotlib', 'numpy', 'scipy', 'SimpleITK'}\n"
+        "heavy |= {'pandas'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
@@ -146,8 +147,8 @@ def test_preview_refuses_rates_that_mapo_would_refuse(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model"], "the following arguments are required: OUTPUT"),
-        (["model", "model.zip", "-f", "five"], "argument -f: 'five' is not valid: 0, 1, 2"),
+        (["model"], "the following arguments are required: -o"),
+        (["model", "-o", "model.zip", "-f", "five"], "argument -f: 'five' is not valid: 0, 1, 2"),
     ],
 )
 def test_export_refuses_what_it_does_not_know(arguments, message, capsys):

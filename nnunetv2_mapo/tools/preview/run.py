@@ -25,7 +25,7 @@ from nnunetv2_mapo.tools.device import choose_device
 from nnunetv2_mapo.tools.models import (
     ModelError,
     TrainedModel,
-    find_model_folder,
+    model_folder,
     open_cases,
     open_model,
 )
@@ -44,9 +44,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
         CommandError: The model or its data cannot be used.
     """
     try:
-        folder = find_model_folder(
-            arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration
-        )
+        folder = model_folder(arguments)
         device = choose_device(arguments.device)
         model = open_model(folder, arguments.fold, arguments.checkpoint, device)
         cases = open_cases(model).training

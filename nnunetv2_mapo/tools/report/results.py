@@ -27,7 +27,7 @@ from nnunetv2_mapo.tools.evaluate.evaluation import (
     tabulate_means,
 )
 from nnunetv2_mapo.tools.evaluate.evaluation_files import write_evaluation
-from nnunetv2_mapo.tools.history import HistoryError, find_checkpoint, read_history
+from nnunetv2_mapo.tools.history import HistoryError, latest_checkpoint, read_history
 from nnunetv2_mapo.tools.models import open_cases, open_model
 from nnunetv2_mapo.tools.page import render_part
 from nnunetv2_mapo.tools.report.warmup_validation import FOLDER, predict_validation
@@ -98,7 +98,7 @@ def validate_warmup(folder: Path, fold: str, tolerance: float, device: torch.dev
             "reference was renewed with each (reference_update): those after the warm-up are gone."
         )
         raise HistoryError(message)
-    model = open_model(folder, fold, find_checkpoint(path).name, device)
+    model = open_model(folder, fold, latest_checkpoint(path).name, device)
     weights = read_reference(path / REFERENCE, history.reference_hash, device)
     if weights is None:
         message = (
