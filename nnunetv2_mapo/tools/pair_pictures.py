@@ -81,12 +81,11 @@ def paint_pairs(model: TrainedModel, dataset: Any, mined: MinedRound) -> list[Pa
     for sample in choose_samples(mined.cases):
         image, _ = load_case(dataset, model.label_manager, sample.identifier)
         stack = read_stack(mined, sample.identifier)
-        place = _find_place(model, mined, sample, stack)
+        plane = _find_slice(model, mined, sample, stack)
         title = f"{sample.identifier}: Dice gap {sample.gap:.3f}"
         if stack.shape[1] > 1:
-            title += f", slice {place[0] + 1} of {stack.shape[1]}"
-        part = (slice(None), *place)
-        pictures = _paint_slice(model, sample.record, image.numpy()[part], stack[part])
+            title += f", slice {plane + 1} of {stack.shape[1]}"
+        pictures = _paint_slice(model, sample.record, image.numpy()[:, plane], stack[:, plane])
         painted.append(PairPictures(title, pictures))
     return painted
 
@@ -105,19 +104,17 @@ def read_stack(mined: MinedRound, identifier: str) -> NDArray[np.int16]:
     return stack
 
 
-def _find_place(
+def _find_slice(
     model: TrainedModel, mined: MinedRound, sample: Sample, stack: NDArray[np.int16]
-) -> tuple[Any, ...]:
-    """The sample's part of the slice in which its pair differs most: that slice, then `(y, x)`."""
+) -> int:
+    """Slice in which the pair of a sample differs most."""
     config = MAPOConfig.from_dict(mined.origin["settings"])
     patch_size, shape = model.configuration_manager.patch_size, stack.shape[1:]
     unit = config.selection_unit(len(patch_size))
     place = find_units(shape, patch_size, unit, config.tile_step_size)[sample.number]
-    if isinstance(place[0], int):
-        return place
     differing = np.zeros(shape, bool)
     differing[place] = (stack[1] != stack[2])[place]
-    return (int(differing.sum((1, 2)).argmax()), *place[1:])
+    return int(differing.sum((1, 2)).argmax())
 
 
 def _paint_slice(

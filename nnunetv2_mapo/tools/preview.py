@@ -269,20 +269,31 @@ class Preview:
     def _warn(self) -> list[str]:
         *_, best = self.settings.values()
         is_rough = len(self.found.dice) < _FEW_SAMPLES and self.num_cases < self.num_training
-        notes = {
-            "This network has hardly learnt anything yet, so its candidates say little about "
-            "those of a finished warm-up.": self.found.quartiles()[1][0] < _HARDLY_LEARNT,
-            "These are few samples, so the shares are rough: look at more with --cases.": is_rough,
-            "MAPO will have few pairs here: samples without one are trained with nnU-Net's own "
-            "loss alone. A shorter warm-up gives more.": (
-                self.found.share_with_pair(best) < ENOUGH_PAIRS
+        notes = [
+            (
+                self.found.quartiles()[1][0] < _HARDLY_LEARNT,
+                "This network has hardly learnt anything yet, so its candidates say little about "
+                "those of a finished warm-up.",
             ),
-            "Even the largest rate leaves useful candidates: look at higher ones with --rates.": (
-                best.rates[-1] == self.rates[-1]
+            (
+                is_rough,
+                "These are few samples, so the shares are rough: look at more with --cases.",
             ),
-            "This network was trained without MAPO's dropout. A MAPO warm-up makes the network "
-            "more robust: its Dice falls later, so expect fewer pairs at the same rates. No "
-            "rates below the default are recommended on this network's account; look again at "
-            "a checkpoint of the warm-up.": self.model.mapo is None,
-        }
-        return [f"Note: {note}" for note, holds in notes.items() if holds]
+            (
+                self.found.share_with_pair(best) < ENOUGH_PAIRS,
+                "MAPO will have few pairs here: samples without one are trained with nnU-Net's own "
+                "loss alone. A shorter warm-up gives more.",
+            ),
+            (
+                best.rates[-1] == self.rates[-1],
+                "Even the largest rate leaves useful candidates: look at higher ones with --rates.",
+            ),
+            (
+                self.model.mapo is None,
+                "This network was trained without MAPO's dropout. A MAPO warm-up makes the network "
+                "more robust: its Dice falls later, so expect fewer pairs at the same rates. No "
+                "rates below the default are recommended on this network's account; look again at "
+                "a checkpoint of the warm-up.",
+            ),
+        ]
+        return [f"Note: {note}" for holds, note in notes if holds]
