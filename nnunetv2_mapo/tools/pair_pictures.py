@@ -195,13 +195,8 @@ def to_classes(label_map: NDArray[np.integer], labels: Labels) -> NDArray[np.int
 
 def name_colours(model: TrainedModel) -> list[tuple[str, str]]:
     """Name and colour of each foreground class or region of a model."""
-    labels = {
-        name: tuple(value) if isinstance(value, list) else (value,)
-        for name, value in model.dataset_json["labels"].items()
-    }
-    heads = model.labels.regions or [(label,) for label in range(1, model.labels.num_heads)]
-    return [
-        (name, COLOURS[heads.index(value) % len(COLOURS)])
-        for name, value in labels.items()
-        if value in heads
-    ]
+    labels = model.dataset_json["labels"]
+    names = [name for name in labels if name not in ("background", "ignore")]
+    if model.labels.regions is None:  # regions are heads in the file's order
+        names.sort(key=lambda name: int(labels[name]))
+    return [(name, COLOURS[place % len(COLOURS)]) for place, name in enumerate(names)]

@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_mapo.method.candidates import RATES_2D, RATES_3D
@@ -19,6 +18,7 @@ from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.mining import Miner, make_miner, mine_within_memory
 from nnunetv2_mapo.method.sampling import make_sampler
+from nnunetv2_mapo.method.store import SampleRecord
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.support.memory import OutOfMemoryError
 from nnunetv2_mapo.support.table import format_table
@@ -52,7 +52,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
     try:
         cases = open_training_cases(model)
         chosen = space_evenly(sorted(cases.identifiers), arguments.cases)
-        samples = look_at(model, cases, chosen, rates, device)
+        mined = look_at(model, cases, chosen, rates, device)
     except InputError as error:
         raise CommandError(str(error)) from error
     except OutOfMemoryError as error:
@@ -61,6 +61,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
             "dropout rates. Free memory there, look at fewer --rates, or take -device cpu."
         )
         raise CommandError(message) from error
+    samples = [sample for case in chosen for sample in mined[case]]
     if not any(sample.has_foreground for sample in samples):
         message = f"None of {chosen} has foreground: look at more of them with --cases."
         raise CommandError(message)
@@ -81,29 +82,13 @@ def default_settings(model: TrainedModel) -> Settings:
     return Settings(RATES_2D if is_2d else RATES_3D, CASE_TAU)
 
 
-class SampleView(NamedTuple):
-    """What is seen of one training sample.
-
-    Attributes:
-        case: Case identifier.
-        number: Of the sample in the case, from 0.
-        has_foreground: Whether its ground truth has any.
-        dice: Dice of each of the K candidates.
-    """
-
-    case: str
-    number: int
-    has_foreground: bool
-    dice: list[float]
-
-
 def look_at(
     model: TrainedModel,
     cases: Any,
     identifiers: Sequence[str],
     rates: Sequence[float],
     device: torch.device,
-) -> list[SampleView]:
+) -> dict[str, list[SampleRecord]]:
     """Mine cases as the first round of a training with these weights and rates would.
 
     Args:
@@ -114,13 +99,14 @@ def look_at(
         device: Where the network lies.
 
     Returns:
-        Their training samples.
+        Training samples of each case.
 
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
     """
     trained, plan = MAPOConfig.from_dict(model.mapo or {}), model.configuration_manager
     config = MAPOConfig(  # samples are those of the default, whatever the model was trained with
+        pair="case",
         rates_2d=tuple(rates),
         rates_3d=tuple(rates),
         rates="fixed",
@@ -136,27 +122,19 @@ def look_at(
         include=config.dropout_include,
         exclude=config.dropout_exclude,
     )
-    samples = []
+    samples = {}
     try:
         sampler = make_sampler(config, len(plan.patch_size), dropout, len(model.channel_names))
         miner = make_miner(config, model.network, sampler, model.labels, plan, device)
         for case in tqdm(identifiers, desc="preview", unit="case"):
-            image, segmentation = load_case(cases, model.label_manager, case)
-            truth = torch.from_numpy(segmentation[0])
-            view = partial(_view_case, case=case, image=image, truth=truth)
+            image, truth = load_case(cases, model.label_manager, case)
+            mine = partial(Miner.mine, image=image, segmentation=torch.from_numpy(truth[0]))
             seed = f"{config.seed}/1/{case}"  # of the first round
-            miner, views = mine_within_memory(miner, view, seed, tqdm.write)
-            samples += views
+            miner, mined = mine_within_memory(miner, mine, seed, tqdm.write)
+            samples[case] = mined.records
     finally:
         dropout.remove()
     return samples
-
-
-def _view_case(miner: Miner, case: str, image: Tensor, truth: Tensor) -> list[SampleView]:
-    return [
-        SampleView(case, number, bool((sample.target > 0).any()), sample.dice)
-        for number, sample in enumerate(miner.find_samples(image, truth))
-    ]
 
 
 @dataclass(frozen=True)
@@ -178,7 +156,7 @@ class Preview:
     num_cases: int
     num_training: int
     rates: tuple[float, ...]
-    samples: list[SampleView]
+    samples: list[SampleRecord]
     default: Settings
 
     @cached_property

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from nnunetv2_mapo.method.labels import Labels
@@ -8,6 +10,7 @@ from nnunetv2_mapo.tools.pair_pictures import (
     LONGEST_SIDE,
     choose_samples,
     enlarge,
+    name_colours,
     paint_classes,
     paint_image,
     to_classes,
@@ -103,3 +106,13 @@ def test_the_border_between_two_classes_has_both_colours():
     pixels = paint_classes(np.zeros((3, 16, 3), np.uint8), classes)
     assert pixels[1, 7].tolist() == pixels[1, 8].tolist() == ORANGE.tolist()
     assert pixels[1, 6].tolist() == (0.35 * ORANGE).round().tolist()
+
+
+def test_colours_are_named_in_the_order_of_the_heads():
+    labels = {"background": 0, "vein": 2, "artery": 1, "ignore": 3}
+    model = SimpleNamespace(dataset_json={"labels": labels}, labels=Labels(3))
+    assert name_colours(model) == [("artery", "#56b4e9"), ("vein", "#e69f00")]
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    regions = Labels(2, regions=((1, 2), (2,)))
+    model = SimpleNamespace(dataset_json={"labels": labels}, labels=regions)
+    assert name_colours(model) == [("whole", "#56b4e9"), ("core", "#e69f00")]

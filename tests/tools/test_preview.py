@@ -11,8 +11,9 @@ from torch import nn
 from nnunetv2_mapo import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Miner
+from nnunetv2_mapo.method.store import SampleRecord
 from nnunetv2_mapo.tools.models import TrainedModel
-from nnunetv2_mapo.tools.preview import Preview, SampleView, look_at
+from nnunetv2_mapo.tools.preview import Preview, look_at
 from nnunetv2_mapo.tools.recommendation import Settings
 
 CPU = torch.device("cpu")
@@ -46,18 +47,16 @@ class ThreeSlices:
         return image, segmentation, None, {}
 
 
-def look(model: TrainedModel) -> list[SampleView]:
+def look(model: TrainedModel) -> dict[str, list[SampleRecord]]:
     return look_at(model, ThreeSlices(), "ab", (0.0, 0.5), CPU)
 
 
 def test_every_slice_is_looked_at_and_its_dice_are_the_same_each_time():
     model = make_model()
     samples = look(model)
-    assert [(sample.case, sample.number) for sample in samples] == [
-        (case, number) for case in "ab" for number in range(3)
-    ]
+    assert {case: len(slices) for case, slices in samples.items()} == {"a": 3, "b": 3}
     assert look(model) == samples
-    assert any(plain != dropped for plain, dropped in (sample.dice for sample in samples))
+    assert any(plain != dropped for plain, dropped in (sample.dice for sample in samples["a"]))
 
 
 def test_fewer_windows_stay_fewer_for_the_cases_to_come(monkeypatch, capsys):
@@ -70,7 +69,7 @@ def test_fewer_windows_stay_fewer_for_the_cases_to_come(monkeypatch, capsys):
         return find_samples(miner, image, segmentation)
 
     monkeypatch.setattr(Miner, "find_samples", find_with_few)
-    assert len(look(make_model())) == 6
+    assert list(look(make_model())) == ["a", "b"]
     assert tried == [2, 1, 1]  # 4 times a batch of 1, by 2 rates
     assert "mining ran out of memory: 1 windows a forward pass now" in capsys.readouterr().out
 
@@ -92,7 +91,7 @@ def test_network_is_plain_again_afterwards_even_after_an_error(monkeypatch):
 
 def preview(model: TrainedModel, *dice: float) -> str:
     """One sample with the Dice of two candidates, at the default rates."""
-    sample, default = SampleView("case", 0, True, list(dice)), Settings((0.0, 0.1), 0.1)
+    sample, default = SampleRecord(list(dice), 0, None, 0, 64), Settings((0.0, 0.1), 0.1)
     return str(Preview(model, "checkpoint_final.pth", 1, 1, (0.0, 0.1), [sample], default))
 
 
