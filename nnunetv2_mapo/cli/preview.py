@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from nnunetv2_mapo.cli.options import (
     add_checkpoint,
@@ -23,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "few of its training cases at many dropout rates and says how the Dice falls with the "
         "rate, which share of the samples would have a preference pair (two segmentations at least "
         "tau apart in Dice) at each tau, and which rates and tau to train with. Trains nothing and "
-        "writes nothing unless told to with -o."
+        "writes nothing."
     )
     parser = commands.add_parser(
         "preview",
@@ -46,10 +45,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="dropout rates to look at besides MAPO's own, increasing from 0 (default: 0 to 0.5)",
     )  # fmt: skip
     add_device(parser)
-    parser.add_argument(
-        "-o", dest="output", type=Path, metavar="DIR",
-        help="folder for preview.png and preview.json (default: print only)",
-    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -57,17 +52,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the preview.
 
     Raises:
-        CommandError: The rates, the folder for the results, the model or its data cannot be used.
+        CommandError: The rates, the model or its data cannot be used.
     """
     if arguments.rates and (problems := check_rates("--rates", arguments.rates)):
         raise CommandError(*problems)
-    if arguments.output:
-        try:
-            arguments.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"Cannot write to {arguments.output} ({error}). Name another folder with -o."
-            raise CommandError(message) from error
     print("Importing PyTorch ...", flush=True)
-    from nnunetv2_mapo.tools.preview.run import run_preview
+    from nnunetv2_mapo.tools.preview import run_preview
 
     run_preview(arguments)

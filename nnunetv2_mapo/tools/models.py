@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -50,7 +50,6 @@ class TrainedModel:
         dataset_json: Content of the model's `dataset.json`.
         folder: `nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
         fold: Number, or `"all"`.
-        mirroring_axes: Axes along which nnU-Net's prediction mirrors; None for no mirroring.
         mapo: Settings of MAPO in the checkpoint, as of `MAPOConfig.to_dict`; None if the model was
             trained without MAPO.
     """
@@ -65,7 +64,6 @@ class TrainedModel:
     dataset_json: dict[str, Any]
     folder: Path
     fold: int | str
-    mirroring_axes: tuple[int, ...] | None
     mapo: dict[str, Any] | None
 
     @property
@@ -92,10 +90,8 @@ def model_folder(arguments: argparse.Namespace) -> Path:
         dataset = maybe_convert_to_dataset_name(arguments.dataset)
     except (RuntimeError, ValueError) as error:
         raise ModelError(str(error)) from error
-    folder = get_output_folder(
-        dataset, arguments.trainer, arguments.plans, arguments.configuration
-    )  # fmt: skip
-    return _require_model(Path(folder))
+    trainer, plans, configuration = arguments.trainer, arguments.plans, arguments.configuration
+    return _require_model(Path(get_output_folder(dataset, trainer, plans, configuration)))
 
 
 def open_model(
@@ -114,9 +110,7 @@ def open_model(
             missing or damaged, or its trainer or the modules of its network are not installed here.
     """
     fold = int(fold) if str(fold).isdecimal() else fold
-    path = find_checkpoint(folder, fold, checkpoint)
-    content = read_model(path)
-    trainer_name, origin = content["trainer_name"], content["init_args"]
+    content = read_model(find_checkpoint(folder, fold, checkpoint))
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(device=device)
     load_folds(predictor, folder, (fold,), checkpoint)
@@ -126,15 +120,14 @@ def open_model(
     return TrainedModel(
         network=network.to(device).eval(),
         labels=labels_of(predictor.label_manager),
-        trainer_name=trainer_name,
-        configuration=origin["configuration"],
+        trainer_name=content["trainer_name"],
+        configuration=content["init_args"]["configuration"],
         plans_manager=predictor.plans_manager,
         configuration_manager=predictor.configuration_manager,
         label_manager=predictor.label_manager,
         dataset_json=predictor.dataset_json,
         folder=folder,
         fold=fold,
-        mirroring_axes=predictor.allowed_mirroring_axes,
         mapo=content.get("mapo", {}).get("config"),
     )
 
@@ -156,12 +149,6 @@ def load_folds(
     predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | str], checkpoint: str
 ) -> None:
     """Give nnU-Net's predictor a model whose checkpoints are there.
-
-    Args:
-        predictor: Without a model.
-        folder: Of the model.
-        folds: Numbers or `"all"`.
-        checkpoint: File name of each fold's checkpoint.
 
     Raises:
         ModelError: The model's `dataset.json` or `plans.json` is missing or damaged, or its trainer
@@ -185,20 +172,8 @@ def load_folds(
             raise ModelError(message) from error
 
 
-class Cases(NamedTuple):
-    """nnU-Net's datasets of a fold.
-
-    Attributes:
-        training: Cases that the fold is trained on.
-        validation: Cases that it is validated on.
-    """
-
-    training: Any
-    validation: Any
-
-
-def open_cases(model: TrainedModel) -> Cases:
-    """Cases of the model's fold by nnU-Net's own split.
+def open_training_cases(model: TrainedModel) -> Any:
+    """nnU-Net's dataset of the cases that the model's fold is trained on, by nnU-Net's own split.
 
     Raises:
         InputError: The data set is not preprocessed, or the split is of other cases.
@@ -213,16 +188,11 @@ def open_cases(model: TrainedModel) -> Cases:
     folder = base / model.configuration_manager.data_identifier
     check_preprocessed(folder, dataset, model.configuration)
     dataset_class = infer_dataset_class(str(folder))
-    previous_stage = _require_previous_stage(model)
-    training, validation = _split(model, dataset_class, base, folder, previous_stage)
+    previous = _require_previous_stage(model)
+    training, validation = _split(model, dataset_class, base, folder, previous)
     available = dataset_class.get_identifiers(str(folder))
     check_split(training, validation, available, base / "splits_final.json")
-    return Cases(
-        *(
-            dataset_class(str(folder), cases, folder_with_segs_from_previous_stage=previous_stage)
-            for cases in (training, validation)
-        )
-    )
+    return dataset_class(str(folder), training, folder_with_segs_from_previous_stage=previous)
 
 
 def _split(

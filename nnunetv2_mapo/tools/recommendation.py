@@ -1,6 +1,6 @@
 """What a network's candidates say before any training: rates it stands, pairs of two candidates.
 
-Pure numbers: who mines the candidates and who shows them is elsewhere.
+Pure numbers: who mines the candidates and who shows them is in `preview`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.config import MAPOConfig
-from nnunetv2_mapo.method.selection import select_pair
 
 LEAST_DICE_SHARE = 0.75  # of the plain median Dice: below it, a rate's candidates are rubbish
 ENOUGH_PAIRS = 0.5  # share of the samples; both are rules of thumb, not measured
@@ -34,29 +33,21 @@ class Settings(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Preview:
-    """Candidates of N training samples with foreground at K rates.
+class CandidateDice:
+    """Dice of the candidates of N training samples with foreground at K rates.
 
     Attributes:
         rates: Dropout rates that were looked at, increasing, the first 0, K of them.
         dice: Dice of each candidate, shape `(N, K)`.
-        disagreement: Share of a sample's voxels in which each two of its candidates differ, shape
-            `(N, K, K)`.
     """
 
     rates: tuple[float, ...]
     dice: NDArray[np.float64]
-    disagreement: NDArray[np.float64]
 
     def quartiles(self) -> NDArray[np.float64]:
         """Lower quartile, median and upper quartile of the Dice at each rate, shape `(3, K)`."""
         result: NDArray[np.float64] = np.quantile(self.dice, (0.25, 0.5, 0.75), axis=0)
         return result
-
-    def stand_ins(self, rates: Sequence[float]) -> list[int]:
-        """Index of the rate looked at that is nearest to each wanted one, each once."""
-        looked_at = np.array(self.rates)
-        return sorted({int(np.abs(looked_at - rate).argmin()) for rate in rates})
 
     def gaps(self, rates: Sequence[float]) -> NDArray[np.float64]:
         """Dice gap between the best and the worst candidate of each sample, shape `(N,)`.
@@ -64,8 +55,8 @@ class Preview:
         Args:
             rates: Wanted rates; each is stood for by the nearest that was looked at.
         """
-        dice = self.dice[:, self.stand_ins(rates)]
-        gaps: NDArray[np.float64] = dice.max(1) - dice.min(1)
+        distances = np.abs(np.subtract.outer(np.array(self.rates), np.array(rates)))
+        gaps: NDArray[np.float64] = np.ptp(self.dice[:, distances.argmin(0)], axis=1)
         return gaps
 
     def count_pairs(self, settings: Settings) -> int:
@@ -75,16 +66,6 @@ class Preview:
     def share_with_pair(self, settings: Settings) -> float:
         """Share of the samples that would have a pair."""
         return self.count_pairs(settings) / len(self.dice)
-
-    def median_disagreement(self, settings: Settings) -> float | None:
-        """Median share of disagreement voxels over the pairs; None without pairs."""
-        used = self.stand_ins(settings.rates)
-        shares = []
-        for dice, disagreement in zip(self.dice[:, used], self.disagreement, strict=True):
-            pair = select_pair(dice.tolist(), settings.tau)
-            if pair.rejected is not None:
-                shares.append(disagreement[used[pair.chosen], used[pair.rejected]])
-        return float(np.median(shares)) if shares else None
 
     def rate_at_fall(self, dice_fall: float) -> float:
         """Rate at which this share of the median Dice is lost, between those looked at by a line.
@@ -110,7 +91,7 @@ class Preview:
         return self.rates[max(num_useful - 1, 1)]
 
 
-def recommend(preview: Preview, default: Settings, *, knows_dropout: bool) -> Settings:
+def recommend(found: CandidateDice, default: Settings, *, knows_dropout: bool) -> Settings:
     """Settings for this data set.
 
     The default where it would do: half of the samples have a pair, and even its largest rate
@@ -119,19 +100,19 @@ def recommend(preview: Preview, default: Settings, *, knows_dropout: bool) -> Se
     `LEAST_TAU`, at which half of the samples have a pair.
 
     Args:
-        preview: What was looked at.
+        found: What was looked at.
         default: Settings of the trainer as it is shipped, for this dimension.
         knows_dropout: The network was trained with MAPO's dropout. One that was not says nothing
             against a rate, because a warm-up makes it robust to that: no rate below the default's
             is recommended on its account.
     """
-    largest = preview.largest_useful_rate()
+    largest = found.largest_useful_rate()
     if not knows_dropout:
         largest = max(largest, default.rates[-1])
-    if default.rates[-1] <= largest and preview.share_with_pair(default) >= ENOUGH_PAIRS:
+    if default.rates[-1] <= largest and found.share_with_pair(default) >= ENOUGH_PAIRS:
         return default
     rates = np.linspace(0, largest, len(default.rates)).round(4).tolist()
-    gaps = np.sort(preview.gaps(rates))[::-1]
+    gaps = np.sort(found.gaps(rates))[::-1]
     gap = gaps[math.ceil(ENOUGH_PAIRS * len(gaps)) - 1]  # so many samples reach it
     tau = min(default.tau, max(LEAST_TAU, math.floor(gap * 100) / 100))
     return Settings(tuple(rates), tau)

@@ -1,19 +1,10 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-from torch import nn
 
 from nnunetv2_mapo import MAPOConfig, nnUNetTrainer_MAPO
-from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.tools.models import TrainedModel
-from nnunetv2_mapo.tools.preview.preview import Preview, Settings, format_trainer, recommend
-from nnunetv2_mapo.tools.preview.results import SampleView, Seen
+from nnunetv2_mapo.tools.recommendation import CandidateDice, Settings, format_trainer, recommend
 
 RATES = (0.0, 0.1, 0.2, 0.4)
 # Gaps up to rate 0.1: 0, 0.25, 0.125, 0.25; up to 0.2: 0.125, 0.25, 0.25, 0.5
@@ -27,15 +18,11 @@ DICE = np.array(
 )
 
 
-def make_preview(dice=DICE, rates=RATES) -> Preview:
-    """Candidates i and j of sample n differ in (n + 1)·|i - j| % of the voxels."""
-    dice = np.asarray(dice, float)
-    places = np.arange(len(rates))
-    differing = np.abs(places[:, None] - places) / 100
-    return Preview(rates, dice, np.arange(1, len(dice) + 1)[:, None, None] * differing)
+def make_preview(dice=DICE, rates=RATES) -> CandidateDice:
+    return CandidateDice(rates, np.asarray(dice, float))
 
 
-def falling(*medians: float) -> Preview:
+def falling(*medians: float) -> CandidateDice:
     """One sample whose Dice at rates 0, 0.1, 0.2 … is given."""
     return make_preview([medians], tuple(round(0.1 * k, 1) for k in range(len(medians))))
 
@@ -48,10 +35,10 @@ def test_quartiles_of_the_dice_by_hand():
     assert make_preview().quartiles()[:, 0].tolist() == [0.6875, 0.8125, 0.90625]
 
 
-def test_each_wanted_rate_is_stood_for_by_the_nearest_one_once():
+def test_each_wanted_rate_is_stood_for_by_the_nearest_one():
     preview = make_preview()
-    assert preview.stand_ins([0.0, 0.2]) == [0, 2]
-    assert preview.stand_ins([0.0, 0.04, 0.06, 0.1, 0.9]) == [0, 1, 3]
+    assert preview.gaps((0.0, 0.04, 0.06)).tolist() == preview.gaps((0.0, 0.1)).tolist()
+    assert preview.gaps((0.0, 0.9)).tolist() == [0.25, 0.5, 0.625, 0.75]
 
 
 def test_share_of_samples_with_a_pair_by_hand():
@@ -62,14 +49,6 @@ def test_share_of_samples_with_a_pair_by_hand():
     assert preview.share_with_pair(Settings((0.0, 0.1), tau=0.25)) == 0.5  # the gap is enough
     assert preview.share_with_pair(Settings((0.0, 0.1), tau=0.26)) == 0
     assert preview.count_pairs(Settings((0.0, 0.1, 0.2), tau=0.2)) == 3
-
-
-def test_disagreement_is_the_median_over_the_pairs():
-    # pairs of rates 0, 0.2 and 0.4 at τ 0.5, as places of best and worst: sample 1: 0, 3;
-    # sample 2: 0, 3; sample 3: 0, 3. Shares 2·3, 3·3, 4·3 %
-    settings = Settings((0.0, 0.2, 0.4), tau=0.5)
-    assert make_preview().median_disagreement(settings) == pytest.approx(0.09)
-    assert make_preview().median_disagreement(Settings((0.0, 0.1), tau=0.5)) is None
 
 
 # Recommendation -----------------------------------------------------------------------------------
@@ -133,66 +112,3 @@ def test_printed_trainer_is_python_with_the_recommended_settings(num_dimensions)
 
 def test_granularity_of_the_default_is_not_printed():
     assert "granularity" not in format_trainer(Settings((0.0, 0.1), 0.1), 2, "element")
-
-
-# What is said and written ------------------------------------------------------------------------
-
-
-def make_model(granularity: str = "element", **dataset_json: object) -> TrainedModel:
-    """A 2D model that was trained with MAPO."""
-    return TrainedModel(
-        network=nn.Identity(),
-        labels=Labels(num_heads=2),
-        trainer_name="nnUNetTrainer_MAPO",
-        configuration="2d",
-        plans_manager=None,
-        configuration_manager=SimpleNamespace(patch_size=(8, 8)),
-        label_manager=None,
-        dataset_json=dataset_json,
-        folder=Path("Dataset001_One/nnUNetTrainer_MAPO__nnUNetPlans__2d"),
-        fold=0,
-        mirroring_axes=None,
-        mapo=MAPOConfig(granularity=granularity).to_dict(),
-    )
-
-
-def see(model: TrainedModel, *dice: float) -> Seen:
-    """One sample with the Dice of two candidates, at the default rates."""
-    sample = SampleView("case", 0, True, np.array(dice), np.array([[0, 0.5], [0.5, 0]]))
-    return Seen(
-        model, "checkpoint_final.pth", 1, 1, (0.0, 0.1), [sample], Settings((0.0, 0.1), 0.1)
-    )
-
-
-def test_default_is_trained_as_it_is_only_with_the_dropout_that_was_looked_at():
-    same, other = (str(see(make_model(kind), 0.8, 0.65)) for kind in ("element", "channel"))
-    assert "Train with nnUNetTrainer_MAPO as it is" in same
-    assert "finds its rates itself: here 0 to about 0.053, where" in same  # 10 of 18.75 %
-    assert "MAPOConfig" not in same
-    assert "as it is" not in other
-    assert "To train with the default ones" in other
-    assert "granularity='channel'" in other
-
-
-def test_file_without_pairs_is_json_and_replaces_an_older_one_at_once(tmp_path, monkeypatch):
-    seen = see(make_model(), 0.8, 0.8)
-    path = seen.write(tmp_path)
-    content = path.read_bytes()
-    written = json.loads(content, parse_constant=pytest.fail)  # called for NaN
-    assert written["settings"]["default"]["num_pairs"] == 0
-    assert written["settings"]["default"]["median_disagreement"] is None
-
-    def fill_the_disk(path: Path, content: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(content[:10])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
-    with pytest.raises(WriteError, match="No space left"):
-        seen.write(tmp_path)
-    assert path.read_bytes() == content
-
-
-def test_channels_may_have_the_name_of_older_data_sets():
-    assert make_model(channel_names={"0": "T1", "1": "T2"}).channel_names == ["T1", "T2"]
-    assert make_model(modality={"0": "CT"}).channel_names == ["CT"]
