@@ -8,21 +8,15 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from nnunetv2_mapo import __version__
-from nnunetv2_mapo.cli import (
-    compare,
-    demo,
-    doctor,
-    evaluate,
-    export,
-    preview,
-    report,
-    uncertainty,
-)
+from nnunetv2_mapo.cli import compare, demo, doctor, evaluate, export, preview, report, uncertainty
 from nnunetv2_mapo.cli.completion import SHELLS, PrintCompletion
+from nnunetv2_mapo.cli.options import check_model
 from nnunetv2_mapo.support.errors import MAPOError
 
 # Help must answer at once: nothing that this module imports may import torch, nnU-Net or numpy.
 
+# In the order in which a user meets them.
+_COMMANDS = (demo, doctor, preview, evaluate, compare, report, export, uncertainty)
 _DESCRIPTION = """\
 MAPO trains any network of nnU-Net v2 to prefer its better segmentations: it
 segments each training case several times with dropout, and learns where such a
@@ -51,15 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
         'eval "$(nnUNetv2_mapo --print-completion bash)"',
     )
     commands = parser.add_subparsers(title="sub-commands", metavar="COMMAND")
-    # In the order in which a user meets them.
-    demo.add_parser(commands)
-    doctor.add_parser(commands)
-    preview.add_parser(commands)
-    evaluate.add_parser(commands)
-    compare.add_parser(commands)
-    report.add_parser(commands)
-    export.add_parser(commands)
-    uncertainty.add_parser(commands)
+    for command in _COMMANDS:
+        command.add_parser(commands)
     return parser
 
 
@@ -81,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        if {"model", "configuration"} <= vars(parsed).keys():  # it has add_model
+            check_model(parsed)
         parsed.run(parsed)
     except MAPOError as error:
         print(f"nnUNetv2_mapo: error: {error}", file=sys.stderr)

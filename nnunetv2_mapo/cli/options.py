@@ -52,6 +52,19 @@ def check_model(arguments: argparse.Namespace) -> None:
         raise CommandError(message)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of `-o` before anything slow begins.
+
+    Raises:
+        CommandError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"Cannot write to {folder} ({error}). Name another folder with -o."
+        raise CommandError(message) from error
+
+
 def parse_fold(text: str) -> int | str:
     """Fold as nnU-Net takes it: a number or `"all"`."""
     if text == "all" or text.isdecimal():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunetv2_mapo.cli.options import add_model, parse_fold
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command `report`."""
@@ -18,43 +20,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "report",
         help="what did a training do? one page, curves and pictures",
         description=text,
-        epilog="example: nnUNetv2_mapo report nnUNetTrainer_MAPO__nnUNetPlans__3d_fullres",
+        epilog="example: nnUNetv2_mapo report -d 4 -c 3d_fullres -tr nnUNetTrainer_MAPO",
     )
+    add_model(parser)
     parser.add_argument(
-        "model",
-        type=Path,
-        metavar="MODEL_FOLDER",
-        help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION, MAPO or stock",
-    )
+        "-f", dest="folds", type=parse_fold, nargs="+", metavar="FOLD",
+        help="folds to show (default: all that are there)",
+    )  # fmt: skip
     parser.add_argument(
-        "-f", nargs="+", metavar="FOLD", help="folds to show (default: all that are there)"
-    )
-    parser.add_argument(
-        "-o",
-        type=Path,
-        metavar="FILE",
+        "-o", dest="output", type=Path, metavar="FILE",
         help="page to write (default: report.html in the model folder)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--compare",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="MODEL_FOLDER",
+        "--compare", type=Path, nargs="+", default=[], metavar="MODEL_FOLDER",
         help="other trainings of the same folds, such as the stock trainer's and the control's",
-    )
-    parser.add_argument(
-        "--warmup",
-        action="store_true",
-        help="compare with the weights after the warm-up too: they segment the validation cases, "
-        "once, into fold_X/validation_warmup, which takes as long as nnU-Net's validation",
-    )
-    parser.add_argument(
-        "-device",
-        default=None,
-        choices=("cpu", "cuda", "mps"),
-        help="where the network runs (default: cuda if PyTorch sees one, else cpu)",
-    )
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -64,6 +44,6 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: Something is missing or damaged.
     """
-    from nnunetv2_mapo.tools.report.run import run_report
+    from nnunetv2_mapo.tools.report import run_report
 
     run_report(arguments)

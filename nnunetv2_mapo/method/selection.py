@@ -69,24 +69,6 @@ def candidate_dice(
     )
 
 
-def candidate_disagreement(candidates: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Share of the voxels in which each two candidates differ.
-
-    Args:
-        candidates: Label maps, shape `(K, *spatial)`.
-        valid: Mask of the voxels that count as differing, shape `(*spatial)`; None: all do.
-
-    Returns:
-        Shape `(K, K)`, float64, in [0, 1].
-    """
-    num_voxels = candidates[0].numel()
-    if valid is not None:
-        candidates = candidates[:, valid]
-    candidates = candidates.flatten(1)
-    differing = torch.stack([(candidates != candidate).sum(1) for candidate in candidates])
-    return differing.double() / num_voxels
-
-
 class _Overlap(NamedTuple):
     """Voxel counts of each foreground class or region."""
 

@@ -1,4 +1,4 @@
-"""Figures of the report: learning curves, and what mining found in a round."""
+"""Figures of pages: learning curves, candidates of a round, cases of two methods."""
 
 from __future__ import annotations
 
@@ -39,57 +39,22 @@ def draw_dice_of_candidates(
     Args:
         dice: Shape `(samples, K)`.
         name: What the candidates differ in, such as the dropout rate.
-        values: It, of each candidate, K of them; the boxes are in its order.
+        values: Dropout rate (or whatever `name` says) of each of the K candidates; the boxes are
+            in its order.
     """
     order = np.argsort(values)
-    dice, values = dice[:, order], [values[place] for place in order]
     figure, axis = _make_figure()
-    boxes = axis.boxplot(
-        dice,
+    axis.boxplot(
+        dice[:, order],
         patch_artist=True,
         flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "grey"},
         medianprops={"color": _MARK, "linewidth": 1.5},
+        boxprops={"facecolor": _FILL, "alpha": 0.6},
     )
-    for box in boxes["boxes"]:
-        box.set(facecolor=_FILL, alpha=0.6)
-    axis.set_xticks(range(1, len(values) + 1), [f"{each:g}" for each in values], fontsize="small")
+    ticks = [f"{values[place]:g}" for place in order]
+    axis.set_xticks(range(1, len(ticks) + 1), ticks, fontsize="small")
     axis.set(xlabel=name, ylabel="Dice of the candidate")
     return figure
-
-
-def draw_gaps(gaps: Sequence[float], tau: float) -> Figure:
-    """Histogram of the Dice gaps between the best and the worst candidate of each sample.
-
-    Args:
-        gaps: One of each training sample.
-        tau: Least gap of a pair.
-    """
-    figure, axis = _make_figure()
-    top = max(tau, *gaps) * 1.02
-    axis.hist(gaps, bins=np.linspace(0, top, 25).tolist(), color=_FILL, alpha=0.6)
-    axis.axvline(tau, color=_MARK, linewidth=1.5)
-    axis.text(tau, 0.98, f" τ = {tau:.3g}", va="top", transform=axis.get_xaxis_transform())
-    axis.set(xlabel="Dice gap, best to worst candidate", ylabel="training samples")
-    return figure
-
-
-def draw_disagreement(shares: Sequence[float]) -> Figure:
-    """Histogram of the share of disagreement voxels of each pair.
-
-    Args:
-        shares: In [0, 1], one of each pair.
-    """
-    figure, axis = _make_figure()
-    axis.hist(100 * np.array(shares), bins=25, color=_FILL, alpha=0.6)
-    axis.set(xlabel="disagreement, % of the voxels", ylabel="pairs")
-    return figure
-
-
-def _make_figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axis = figure.subplots()
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
 
 
 def draw_paired_dots(
@@ -126,3 +91,10 @@ def draw_paired_dots(
     if values:
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     return figure
+
+
+def _make_figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis

@@ -14,15 +14,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, read_checkpoint
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.schedule import Stage
+from nnunetv2_mapo.support.errors import CommandError
 
 FINAL = "checkpoint_final.pth"
-# What nnU-Net's debug.json calls it, and what it is.
-_ENVIRONMENT = {"torch_version": "torch", "cudnn_version": "cuDNN", "gpu_name": "GPU"}
 _EPOCH = re.compile(r": Epoch (\d+)\b")
 _MINED = re.compile(r"MAPO: round \d+: .* cases mined in ([\d.]+) s")
 
 
-class HistoryError(RuntimeError):
+class HistoryError(CommandError):
     """A fold whose training cannot be read; the message says what is missing."""
 
 
@@ -31,18 +30,15 @@ class History:
     """What a training, finished or not, cost and logged.
 
     Attributes:
-        checkpoint: File that this was read from.
+        checkpoint: File that this was read from, `MODEL_FOLDER/fold_X/checkpoint_….pth`.
         num_epochs: Length of the training in epochs.
         num_epochs_done: Epochs that are in the checkpoint.
         training_s: Sum of the epochs' durations in seconds; breaks, mining and epochs
             that were interrupted do not count.
-        mining_s: Sum of the durations of mining in seconds, by the logs.
+        mining_s: Sum of the durations of mining in seconds, which only the logs say.
         num_starts: How often it was started or continued; 0 without a log.
         num_dimensions: Of the configuration, 2 or 3.
         logged: Values that nnU-Net and MAPO logged, by key, one for each epoch.
-        stages: Warm-up and rounds; a training without MAPO is one stage.
-        reference_hash: Hash of the reference's weights; empty before the first round.
-        environment: Versions and hardware of the training, as far as nnU-Net wrote them down.
         config: Settings of MAPO, as of `MAPOConfig.to_dict`; None without MAPO.
     """
 
@@ -54,10 +50,20 @@ class History:
     num_starts: int
     num_dimensions: int
     logged: Mapping[str, Sequence[Any]]
-    stages: list[Stage]
-    reference_hash: str
-    environment: dict[str, str]
     config: dict[str, Any] | None
+
+    @property
+    def fold(self) -> str:
+        """Number of the fold, or `"all"`."""
+        return self.checkpoint.parent.name.removeprefix("fold_")
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Warm-up and rounds by the settings; a training without MAPO is one stage."""
+        if self.config is None:
+            return [Stage(0, 0, self.num_epochs)]
+        config = MAPOConfig.from_dict(self.config)
+        return config.schedule(self.num_epochs, self.num_dimensions).stages
 
     @property
     def has_preferences(self) -> bool:
@@ -74,49 +80,33 @@ def read_history(fold: Path) -> History:
     Raises:
         HistoryError: There is no checkpoint, or it is damaged.
     """
-    path = find_checkpoint(fold)
+    path = _latest_checkpoint(fold)
     try:
         checkpoint = read_checkpoint(path, needed=("logging", "init_args"))
     except ValueError as error:
         raise HistoryError(str(error)) from error
     logged, origin = checkpoint["logging"], checkpoint["init_args"]
-    num_epochs_done = len(logged["epoch_end_timestamps"])
-    debug = _read_debug(fold)
-    num_epochs = max(int(debug.get("num_epochs", 0)), num_epochs_done)
-    logs = _read_logs(fold)
-    mapo = checkpoint.get("mapo", {})
-    config = mapo.get("config")
-    plans = PlansManager(origin["plans"]).get_configuration(origin["configuration"])
-    num_dimensions = len(plans.patch_size)
     starts, ends = logged["epoch_start_timestamps"], logged["epoch_end_timestamps"]
+    plans = PlansManager(origin["plans"]).get_configuration(origin["configuration"])
+    logs = _read_logs(fold)
     return History(
         checkpoint=path,
-        num_epochs=num_epochs,
-        num_epochs_done=num_epochs_done,
+        num_epochs=max(_planned_epochs(fold), len(ends)),
+        num_epochs_done=len(ends),
         training_s=sum(end - start for start, end in zip(starts, ends, strict=False)),
         mining_s=sum(float(seconds) for log in logs for seconds in _MINED.findall(log)),
         num_starts=len(logs),
-        num_dimensions=num_dimensions,
+        num_dimensions=len(plans.patch_size),
         logged=logged,
-        stages=find_stages(config, num_epochs, num_dimensions),
-        reference_hash=mapo.get("begun", {}).get("reference", ""),
-        environment={
-            title: debug[key]
-            for key, title in _ENVIRONMENT.items()
-            if debug.get(key, "None") != "None"
-        },
-        config=config,
+        config=checkpoint.get("mapo", {}).get("config"),
     )
 
 
-def find_checkpoint(fold: Path) -> Path:
+def _latest_checkpoint(fold: Path) -> Path:
     """Checkpoint of a fold that tells most of its latest training.
 
     nnU-Net deletes the latest checkpoint when a training ends: where there is one beside a final
     one, that is of an earlier training.
-
-    Raises:
-        HistoryError: There is none.
     """
     for name in (LATEST, FINAL, BEST):
         if (fold / name).is_file():
@@ -125,35 +115,25 @@ def find_checkpoint(fold: Path) -> Path:
     raise HistoryError(message)
 
 
-def find_stages(config: dict[str, Any] | None, num_epochs: int, num_dimensions: int) -> list[Stage]:
-    """Stages of a training by its settings."""
-    if config is None:
-        return [Stage(0, 0, num_epochs)]
-    return MAPOConfig.from_dict(config).schedule(num_epochs, num_dimensions).stages
-
-
-def _read_debug(fold: Path) -> dict[str, str]:
-    """nnU-Net's `debug.json`: what the trainer was like when it started; empty if missing."""
+def _planned_epochs(fold: Path) -> int:
+    """Length of the training by nnU-Net's `debug.json`; 0 if that is missing or damaged."""
     try:
-        content: dict[str, str] = json.loads((fold / "debug.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content
+        return int(json.loads((fold / "debug.json").read_text())["num_epochs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _read_logs(fold: Path) -> list[str]:
     """Logs in which an epoch began, since the training last started anew; one of each start."""
     logs: list[str] = []
-    for path in sorted(fold.glob("training_log_*.txt"), key=_time_of):
+    # nnU-Net does not pad the date and time in a log's name with zeros
+    for path in sorted(
+        fold.glob("training_log_*.txt"), key=lambda log: [*map(int, re.findall(r"\d+", log.name))]
+    ):
         log = path.read_text(errors="replace")
         if epoch := _EPOCH.search(log):  # none in the log of a validation
             logs = [log] if int(epoch[1]) == 0 else [*logs, log]
     return logs
-
-
-def _time_of(log: Path) -> list[int]:
-    """Year, month, day … in the name of a log, which nnU-Net does not pad with zeros."""
-    return [int(number) for number in re.findall(r"\d+", log.name)]
 
 
 def format_duration(seconds: float) -> str:

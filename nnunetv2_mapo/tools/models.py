@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -25,9 +26,10 @@ from nnunetv2_mapo.guards.checkpoint import read_checkpoint
 from nnunetv2_mapo.guards.start import check_preprocessed, check_split
 from nnunetv2_mapo.method.cases import channels_of, labels_of
 from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.support.errors import CommandError
 
 
-class ModelError(RuntimeError):
+class ModelError(CommandError):
     """A model that cannot be opened; the message says what is wrong and what there is instead."""
 
 
@@ -48,7 +50,6 @@ class TrainedModel:
         dataset_json: Content of the model's `dataset.json`.
         folder: `nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
         fold: Number, or `"all"`.
-        mirroring_axes: Axes along which nnU-Net's prediction mirrors; None for no mirroring.
         mapo: Settings of MAPO in the checkpoint, as of `MAPOConfig.to_dict`; None if the model was
             trained without MAPO.
     """
@@ -63,7 +64,6 @@ class TrainedModel:
     dataset_json: dict[str, Any]
     folder: Path
     fold: int | str
-    mirroring_axes: tuple[int, ...] | None
     mapo: dict[str, Any] | None
 
     @property
@@ -72,28 +72,26 @@ class TrainedModel:
         return channels_of(self.dataset_json)
 
 
-def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
-    """Folder of a model by what nnU-Net's commands call it.
+def model_folder(arguments: argparse.Namespace) -> Path:
+    """Folder of the model that a command line names, as `options.add_model` parses it.
 
-    Args:
-        dataset: Name or number of the data set.
-        trainer: Name of the trainer class.
-        plans: Name of the plans.
-        configuration: Name of the configuration.
+    Whether it is named once, and not by halves, is checked when the command line is parsed.
+
+    Returns:
+        Absolute `nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`, which is there.
 
     Raises:
         ModelError: There is no such data set or model.
     """
+    if arguments.model:
+        return _require_model(arguments.model.expanduser().resolve())
     try:
         nnUNet_results.require()
-        name = maybe_convert_to_dataset_name(dataset)
+        dataset = maybe_convert_to_dataset_name(arguments.dataset)
     except (RuntimeError, ValueError) as error:
         raise ModelError(str(error)) from error
-    folder = Path(get_output_folder(name, trainer, plans, configuration))
-    if not folder.is_dir():
-        message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
-        raise ModelError(message)
-    return folder
+    trainer, plans, configuration = arguments.trainer, arguments.plans, arguments.configuration
+    return _require_model(Path(get_output_folder(dataset, trainer, plans, configuration)))
 
 
 def open_model(
@@ -112,9 +110,7 @@ def open_model(
             missing or damaged, or its trainer or the modules of its network are not installed here.
     """
     fold = int(fold) if str(fold).isdecimal() else fold
-    path = find_checkpoint(folder, fold, checkpoint)
-    content = read_model(path)
-    trainer_name, origin = content["trainer_name"], content["init_args"]
+    content = read_model(find_checkpoint(folder, fold, checkpoint))
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(device=device)
     load_folds(predictor, folder, (fold,), checkpoint)
@@ -124,15 +120,14 @@ def open_model(
     return TrainedModel(
         network=network.to(device).eval(),
         labels=labels_of(predictor.label_manager),
-        trainer_name=trainer_name,
-        configuration=origin["configuration"],
+        trainer_name=content["trainer_name"],
+        configuration=content["init_args"]["configuration"],
         plans_manager=predictor.plans_manager,
         configuration_manager=predictor.configuration_manager,
         label_manager=predictor.label_manager,
         dataset_json=predictor.dataset_json,
         folder=folder,
         fold=fold,
-        mirroring_axes=predictor.allowed_mirroring_axes,
         mapo=content.get("mapo", {}).get("config"),
     )
 
@@ -154,12 +149,6 @@ def load_folds(
     predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | str], checkpoint: str
 ) -> None:
     """Give nnU-Net's predictor a model whose checkpoints are there.
-
-    Args:
-        predictor: Without a model.
-        folder: Of the model.
-        folds: Numbers or `"all"`.
-        checkpoint: File name of each fold's checkpoint.
 
     Raises:
         ModelError: The model's `dataset.json` or `plans.json` is missing or damaged, or its trainer
@@ -183,20 +172,8 @@ def load_folds(
             raise ModelError(message) from error
 
 
-class Cases(NamedTuple):
-    """nnU-Net's datasets of a fold.
-
-    Attributes:
-        training: Cases that the fold is trained on.
-        validation: Cases that it is validated on.
-    """
-
-    training: Any
-    validation: Any
-
-
-def open_cases(model: TrainedModel) -> Cases:
-    """Cases of the model's fold by nnU-Net's own split.
+def open_training_cases(model: TrainedModel) -> Any:
+    """nnU-Net's dataset of the cases that the model's fold is trained on, by nnU-Net's own split.
 
     Raises:
         InputError: The data set is not preprocessed, or the split is of other cases.
@@ -211,16 +188,11 @@ def open_cases(model: TrainedModel) -> Cases:
     folder = base / model.configuration_manager.data_identifier
     check_preprocessed(folder, dataset, model.configuration)
     dataset_class = infer_dataset_class(str(folder))
-    previous_stage = _require_previous_stage(model)
-    training, validation = _split(model, dataset_class, base, folder, previous_stage)
+    previous = _require_previous_stage(model)
+    training, validation = _split(model, dataset_class, base, folder, previous)
     available = dataset_class.get_identifiers(str(folder))
     check_split(training, validation, available, base / "splits_final.json")
-    return Cases(
-        *(
-            dataset_class(str(folder), cases, folder_with_segs_from_previous_stage=previous_stage)
-            for cases in (training, validation)
-        )
-    )
+    return dataset_class(str(folder), training, folder_with_segs_from_previous_stage=previous)
 
 
 def _split(
@@ -273,10 +245,7 @@ def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
     Raises:
         ModelError: The model, the fold or the checkpoint is missing.
     """
-    if not folder.is_dir():
-        message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
-        raise ModelError(message)
-    path = folder / f"fold_{fold}" / checkpoint
+    path = _require_model(folder) / f"fold_{fold}" / checkpoint
     if not path.parent.is_dir():
         message = f"Fold {fold} is not in {folder}. {_list(folder, 'fold_*')}"
         raise ModelError(message)
@@ -284,6 +253,13 @@ def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
         message = f"{path} is missing. {_list(path.parent, 'checkpoint_*.pth')}"
         raise ModelError(message)
     return path
+
+
+def _require_model(folder: Path) -> Path:
+    if not folder.is_dir():
+        message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
+        raise ModelError(message)
+    return folder
 
 
 def _list(folder: Path, pattern: str) -> str:

@@ -29,12 +29,7 @@ _TEMPLATES = Environment(
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
-    """Fill a template and write the page.
-
-    Args:
-        path: HTML file; it appears complete or not at all.
-        template: File in `templates/`, which extends `page.html`.
-        content: What the template names; text is escaped, `Markup` is not.
+    """Fill a template that extends `page.html`; the page appears complete or not at all.
 
     Raises:
         WriteError: The disk is full, or the folder cannot be written to.
@@ -43,21 +38,12 @@ def write_page(path: Path, template: str, **content: Any) -> None:
 
 
 def render_part(template: str, **content: Any) -> Markup:
-    """Fill a template, such as a part that several pages have.
-
-    Args:
-        template: File in `templates/`.
-        content: What the template names; text is escaped, `Markup` is not.
-    """
+    """Fill a template in `templates/`; text in its content is escaped, `Markup` is not."""
     return Markup(_TEMPLATES.get_template(template).render(**content))  # escaped there
 
 
 def figure_to_svg(figure: Figure) -> Markup:
-    """Figure as SVG to stand in a page; what is black takes the page's text colour.
-
-    Args:
-        figure: Made with matplotlib's default colours of text and axes, which are black.
-    """
+    """Figure as SVG to stand in a page; text and axes, black in it, take the page's colour."""
     import matplotlib as mpl
 
     svg = io.StringIO()
@@ -71,13 +57,12 @@ def figure_to_svg(figure: Figure) -> Markup:
 
 
 def image_to_uri(pixels: NDArray[np.uint8]) -> str:
-    """Image as the `src` of an `img` element.
-
-    Args:
-        pixels: Shape `(y, x, 3)`, red, green and blue.
-    """
+    """Image, shape `(y, x, 3)`, as the `src` of an `img` element."""
     from PIL import Image
 
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+
+
+_TEMPLATES.filters.update(svg=figure_to_svg, png=image_to_uri)

@@ -127,10 +127,9 @@ def test_folder_that_cannot_be_made_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["1", "2d", "five"], "argument FOLD: 'five' is not valid: 0, 1, 2 ... or all"),
-        (["1", "2d", "0", "--cases", "0"], "argument --cases: '0' is not valid"),
-        (["1", "2d", "0", "-device", "tpu"], "invalid choice: 'tpu'"),
-        (["1", "2d"], "the following arguments are required: FOLD"),
+        (["model", "-f", "five"], "argument -f: 'five' is not valid: 0, 1, 2 ... or all"),
+        (["model", "--cases", "0"], "argument --cases: '0' is not valid"),
+        (["model", "-device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
 def test_preview_refuses_what_it_does_not_know(arguments, message, capsys):
@@ -142,15 +141,25 @@ def test_preview_refuses_what_it_does_not_know(arguments, message, capsys):
 
 def test_preview_refuses_rates_that_mapo_would_refuse(capsys):
     for rates in (["0"], ["0", "1"], ["0.1", "0.2"], ["0", "0.2", "0.1"]):
-        assert main(["preview", "1", "2d", "0", "--rates", *rates]) == 1
+        assert main(["preview", "model", "--rates", *rates]) == 1
         assert "increasing rates from 0 to below 1 are needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["preview", "report"])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["-d", "4"], ["-c", "2d"], ["model", "-d", "4"], ["model", "-d", "4", "-c", "2d"]],
+)
+def test_a_model_is_named_once_and_not_by_halves(command, arguments, capsys):
+    assert main([command, *arguments]) == 1
+    assert "either by its MODEL_FOLDER, or with -d and -c" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model"], "the following arguments are required: OUTPUT"),
-        (["model", "model.zip", "-f", "five"], "argument -f: 'five' is not valid: 0, 1, 2"),
+        (["model"], "the following arguments are required: -o"),
+        (["model", "-o", "model.zip", "-f", "five"], "argument -f: 'five' is not valid: 0, 1, 2"),
     ],
 )
 def test_export_refuses_what_it_does_not_know(arguments, message, capsys):

@@ -85,7 +85,7 @@ def test_segmentations_of_an_offline_stock_nnunet_are_those_of_the_trained_model
 ) -> None:
     model = train(make_trainer, num_folds=2)
     predict_by_nnunet(model, (0, 1), images, tmp_path / "expected")
-    assert main(["export", "-device", "cpu", str(model), str(tmp_path / "model.zip")]) == 0
+    assert main(["export", "-device", "cpu", str(model), "-o", str(tmp_path / "model.zip")]) == 0
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "installed"))
     install_model_from_zip_file(str(tmp_path / "model.zip"))
 

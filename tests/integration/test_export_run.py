@@ -67,7 +67,7 @@ def fail(capsys: pytest.CaptureFixture[str], output: Path, *arguments: Any) -> s
     """Message of an export that fails, and leaves nothing beside its output."""
     before = sorted(output.parent.iterdir())
     capsys.readouterr()
-    assert run(*arguments, output) == 1
+    assert run(*arguments, "-o", output) == 1
     assert sorted(output.parent.iterdir()) == before
     return capsys.readouterr().err
 
@@ -119,7 +119,7 @@ def test_a_trained_model_is_installed_and_predicts_the_same_without_this_package
             (folder / f"crossval_results_folds_{folds}" / name).touch()
     archive = tmp_path / "a new one/model.zip"
     capsys.readouterr()
-    assert run(folder, archive) == 0
+    assert run(folder, "-o", archive) == 0
     assert [path.name for path in archive.parent.iterdir()] == ["model.zip"]
 
     shown, model = capsys.readouterr().out, f"{DATASET}/nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -136,17 +136,14 @@ def test_a_trained_model_is_installed_and_predicts_the_same_without_this_package
     files = {str(p.relative_to(installed / model)) for p in installed.rglob("*") if p.is_file()}
     crossval = {"postprocessing.pkl", "postprocessing.json", "summary.json"}
     assert files == {
-        "plans.json", "dataset.json", "dataset_fingerprint.json", "mapo_export.json",
+        "plans.json", "dataset.json", "dataset_fingerprint.json",
         *(f"crossval_results_folds_0_1/{name}" for name in crossval),
         f"fold_0/{FINAL}", "fold_0/progress.png", "fold_0/validation/summary.json",
         f"fold_1/{FINAL}", "fold_1/progress.png", "fold_1/validation/summary.json",
     }  # fmt: skip
-    check_names(archive, model, tmp_path)
+    check_names(archive, tmp_path)
     summary = json.loads((installed / model / "fold_0/validation/summary.json").read_text())
     assert set(summary) == {"foreground_mean", "mean"}
-    record = json.loads((installed / model / "mapo_export.json").read_text())
-    assert [record["folds"][fold]["mapo"]["num_rounds"] for fold in ("0", "1")] == [2, 2]
-    assert {about["trainer"] for about in record["folds"].values()} == {MAPO}
     for fold in (0, 1):
         plain = torch.load(installed / model / f"fold_{fold}" / FINAL, weights_only=False)
         source = torch.load(folder / f"fold_{fold}" / FINAL, weights_only=False)
@@ -162,11 +159,11 @@ def test_a_trained_model_is_installed_and_predicts_the_same_without_this_package
     assert len(np.unique(expected)) > 1
 
 
-def check_names(archive: Path, model: str, root: Path) -> None:
-    """Only the record is named after MAPO, and no file holds a case's name or a path."""
+def check_names(archive: Path, root: Path) -> None:
+    """No file is named after MAPO, and none holds a case's name or a path."""
     with zipfile.ZipFile(archive) as opened:
         contents = {name: opened.read(name) for name in opened.namelist()}
-    assert [n for n in contents if "mapo" in n.lower()] == [f"{model}/mapo_export.json"]
+    assert not [name for name in contents if "mapo" in name.lower()]
     for name, content in contents.items():
         assert b"case_" not in content, name
         assert str(root).encode() not in content, name
@@ -189,7 +186,7 @@ def test_a_2d_model_of_all_cases_keeps_its_trainer_of_nnunet_and_needs_no_data(
     folder = make_model("nnUNetTrainerBN_MAPO_tiny", "2d", folds=["all"])
     monkeypatch.delenv("nnUNet_preprocessed")
     monkeypatch.delenv("nnUNet_raw")
-    assert run(folder, tmp_path / "model.zip") == 0
+    assert run(folder, "-o", tmp_path / "model.zip") == 0
     shown = capsys.readouterr().out
     assert "-c 2d -tr nnUNetTrainerBN -p nnUNetPlans -f all" in shown
     names = zipfile.ZipFile(tmp_path / "model.zip").namelist()
@@ -199,7 +196,7 @@ def test_a_2d_model_of_all_cases_keeps_its_trainer_of_nnunet_and_needs_no_data(
 def test_a_network_of_a_third_party_keeps_its_trainer(
     make_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(make_model(OWN), tmp_path / "model.zip") == 0
+    assert run(make_model(OWN), "-o", tmp_path / "model.zip") == 0
     shown = capsys.readouterr().out
     assert "-tr nnUNetTrainerOwnNetwork -p" in shown
     assert "If nnUNetTrainerOwnNetwork does not come with that nnU-Net, install it there" in shown
@@ -215,7 +212,7 @@ def test_a_trainer_with_another_network_is_noticed_by_its_logits(
     monkeypatch.setattr(export, "find_plain_trainer", lambda _: "nnUNetTrainer")
     error = fail(capsys, tmp_path / "model.zip", folder)
     assert re.search(
-        rf"Fold 0 of {DATASET}/nnUNetTrainer__nnUNetPlans__3d_fullres does not compute in nnU-Net "
+        r"Fold 0 of nnUNetTrainer__nnUNetPlans__3d_fullres does not compute in nnU-Net "
         r"alone what the source computes: \d+ of 6144 logits differ",  # 3 heads x 8 x 16 x 16
         error,
     )
@@ -256,9 +253,9 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_left(
     output.parent.mkdir()
     stock = make_model("nnUNetTrainerTiny")
     assert "nnUNetTrainerTiny trains without MAPO" in fail(capsys, output, stock)
-    assert "is no model folder" in fail(capsys, output, folder.parent)
-    assert "There is: fold_0, fold_1." in fail(capsys, output, "-f", "3", "--", folder)
-    error = fail(capsys, output, "-chk", "checkpoint_best.pth", folder)
+    assert "Fold all is not in" in fail(capsys, output, folder.parent)
+    assert "There is: fold_0, fold_1." in fail(capsys, output, folder, "-f", 3)
+    error = fail(capsys, output, folder, "-chk", "checkpoint_best.pth", "-f", 0)
     assert f"fold_0/checkpoint_best.pth is missing. There is: {FINAL}." in error
     with full_disk(2000):
         error = fail(capsys, output, folder)
@@ -266,7 +263,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_left(
 
     shutil.copytree(folder / "fold_0", folder / "fold_2")
     (folder / "fold_2" / FINAL).rename(folder / "fold_2/checkpoint_latest.pth")
-    error = fail(capsys, output, folder)
+    error = fail(capsys, output, folder, "-f", 0, 2)
     assert f"fold_2/{FINAL} is missing. There is: checkpoint_latest.pth." in error
     (folder / "fold_2" / FINAL).write_bytes((folder / "fold_0" / FINAL).read_bytes()[:5000])
     assert f"fold_2/{FINAL} is damaged" in fail(capsys, output, folder)
@@ -276,5 +273,5 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_left(
     assert "model.zip exists. Delete it, or name another" in fail(capsys, output, folder)
     assert output.read_text() == "mine"
     (tmp_path / "file").touch()
-    assert run(folder, tmp_path / "file/model.zip") == 1
+    assert run(folder, "-o", tmp_path / "file/model.zip") == 1
     assert "file/model.zip could not be written" in capsys.readouterr().err

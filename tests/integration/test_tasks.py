@@ -14,7 +14,7 @@ from prepare import draw_boxes, prepare, write_dataset
 from nnunetv2_mapo import trainer as mapo
 from nnunetv2_mapo.method.cases import load_case
 from nnunetv2_mapo.method.store import Round
-from nnunetv2_mapo.tools.models import ModelError, open_cases, open_model
+from nnunetv2_mapo.tools.models import ModelError, open_model, open_training_cases
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -154,13 +154,13 @@ def test_both_stages_of_a_cascade_are_trained_with_mapo(
 def check_opened_cascade(folder: Path, inputs: dict[str, torch.Tensor]) -> None:
     """A model opened afterwards sees what mining saw, or says that the previous stage is gone."""
     model = open_model(folder, 0, "checkpoint_final.pth", torch.device("cpu"))
-    cases = open_cases(model).training
+    cases = open_training_cases(model)
     for identifier, image in inputs.items():
         assert torch.equal(load_case(cases, model.label_manager, identifier)[0], image)
     [predicted] = folder.parent.glob("*3d_lowres/predicted_next_stage")
     predicted.rename(predicted.with_name("moved"))
     with pytest.raises(ModelError, match="3d_cascade_fullres needs the segmentations of 3d_lowres"):
-        open_cases(model)
+        open_training_cases(model)
 
 
 # Whatever else ------------------------------------------------------------------------------------

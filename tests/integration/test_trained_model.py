@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.support.errors import InputError
-from nnunetv2_mapo.tools.models import ModelError, open_cases, open_model
-from nnunetv2_mapo.tools.preview.run import look_at, space_evenly
+from nnunetv2_mapo.tools.models import ModelError, open_model, open_training_cases
+from nnunetv2_mapo.tools.preview import look_at, space_evenly
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -46,47 +45,43 @@ def test_candidates_are_those_that_the_first_round_mined(
     # the reference's weights are those that the first round mines with
     weights = torch.load(folder / "fold_0/reference.pth", weights_only=True)
     model.network.load_state_dict(weights)
-    cases = open_cases(model).training
+    cases = open_training_cases(model)
     samples = look_at(model, cases, cases.identifiers, (0.0, 0.2, 0.5), CPU)
     manifest = json.loads((folder / "fold_0/preferences/round_01/manifest.json").read_text())
-    assert len(samples) == (4 if configuration == "3d_fullres" else 4 * 12)
-    for sample in samples:
-        record = manifest["cases"][sample.case]["samples"][sample.number]
-        assert sample.dice.tolist() == pytest.approx(record["dice"], abs=1e-6)
-        if record["rejected"] is not None:
-            share = record["num_disagreeing"] / record["num_voxels"]
-            assert sample.disagreement[record["chosen"], record["rejected"]] == share
+    assert [len(slices) for slices in samples.values()] == [1 if "3d" in configuration else 12] * 4
+    for case, found in samples.items():
+        for sample, record in zip(found, manifest["cases"][case]["samples"], strict=True):
+            assert sample.dice == pytest.approx(record["dice"], abs=1e-6)
     assert contents(folder) == before
 
 
 @pytest.mark.parametrize("name", [STOCK, MAPO])
-def test_preview_prints_draws_and_leaves_results_and_data_as_they_are(
-    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any, name: str
+def test_preview_prints_and_leaves_results_and_data_as_they_are(
+    make_trainer: MakeTrainer, boxes: Path, capsys: Any, name: str
 ) -> None:
     folder = train(make_trainer, name)
     before = contents(folder.parent, boxes / "preprocessed")
     capsys.readouterr()
-    command = ["preview", "990", "3d_fullres", "0", "-tr", name, "--cases", "2", "-device", "cpu"]
-    assert main([*command, "--rates", "0", "0.2", "0.6", "-o", str(tmp_path / "new/out")]) == 0
+    for model in (["-d", "990", "-c", "3d_fullres", "-tr", name], [str(folder)]):
+        command = ["preview", *model, "--cases", "2", "--rates", "0", "0.2", "0.6"]
+        assert main([*command, "-device", "cpu"]) == 0
+        shown = capsys.readouterr().out
+        assert f"{DATASET}, 3d_fullres, fold 0, {name}, checkpoint_final.pth" in shown
+        assert "2 of 4 training cases: 2 samples with foreground\n" in shown
+        assert ("trained without MAPO's dropout" in shown) == (name == STOCK)
+        rates = re.findall(r"^([\d.]+) +0\.\d{3} ", shown, flags=re.MULTILINE)
+        # and the default's
+        assert rates == ["0", "0.05", "0.1", "0.15", "0.2", "0.25", "0.3", "0.6"]
+        assert re.search(
+            r"^With the default settings .* \d of 2 samples", shown, flags=re.MULTILINE
+        )
     assert contents(folder.parent, boxes / "preprocessed") == before
-    shown = capsys.readouterr().out
-    assert f"{DATASET}, 3d_fullres, fold 0, {name}, checkpoint_final.pth" in shown
-    assert "2 of 4 training cases: 2 samples with foreground\n" in shown
-    assert ("trained without MAPO's dropout" in shown) == (name == STOCK)
-    assert (tmp_path / "new/out/preview.png").stat().st_size > 10_000
-    written = json.loads((tmp_path / "new/out/preview.json").read_text())
-    assert written["rates"] == [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.6]  # and the default's
-    assert [sample["case"] for sample in written["samples"]] == ["case_0", "case_2"]
-    plain, *_ = (np.median([sample["dice"] for sample in written["samples"]], axis=0)).tolist()
-    assert re.search(rf"^0 +{plain:.3f} .* 100%$", shown, flags=re.MULTILINE)
-    default = written["settings"]["default"]
-    assert f" {default['num_pairs']} of 2 samples would have a pair" in shown
 
 
 def test_slices_without_foreground_are_left_out(make_trainer: MakeTrainer, capsys: Any) -> None:
     train(make_trainer, STOCK, "2d")
     # each case has 12 slices, 9 of them with a box
-    command = ["preview", DATASET, "2d", "0", "-tr", STOCK, "--cases", "3", "-device", "cpu"]
+    command = ["preview", "-d", DATASET, "-c", "2d", "-tr", STOCK, "--cases", "3", "-device", "cpu"]
     assert main([*command, "--rates", "0", "0.3"]) == 0
     assert (
         "27 samples with foreground (9 slices without any are left out)" in capsys.readouterr().out
@@ -97,7 +92,7 @@ def test_training_cases_are_the_trainers(make_trainer: MakeTrainer) -> None:
     model = open_model(train(make_trainer, STOCK), 0, FINAL, CPU)
     for fold in (0, 1, 7, "all"):  # 7: a random split, because there are two folds
         training, _ = make_trainer(STOCK, fold=fold).get_tr_and_val_datasets()
-        opened = open_cases(replace(model, fold=fold)).training
+        opened = open_training_cases(replace(model, fold=fold))
         assert opened.identifiers == list(training.identifiers)
 
 
@@ -116,21 +111,20 @@ def test_what_is_missing_or_damaged_is_named_before_anything_is_computed(
         assert "case/s" not in error
         return error
 
-    model = (DATASET, "3d_fullres", "0", "-tr", STOCK)
-    assert f"There is: {folder.name}." in explain(*model[:3])
-    assert "Could not find a dataset with the ID 123" in explain("123", *model[1:])
-    assert "did not start with 'Dataset'" in explain("Boxes", *model[1:])
-    assert "There is none at all." in explain("Dataset989_None", *model[1:])
-    assert re.search(
-        r"Fold 3 is not in .*\. There is: fold_0\.", explain(*model[:2], "3", *model[3:])
-    )
+    configuration = ("-c", "3d_fullres")
+    model = ("-d", DATASET, *configuration, "-tr", STOCK)
+    assert f"There is: {folder.name}." in explain("-d", DATASET, *configuration)
+    assert f"There is: {folder.name}." in explain(str(folder.parent / "A__B__C"))
+    assert "Could not find a dataset with the ID 123" in explain("-d", "123", *configuration)
+    assert "did not start with 'Dataset'" in explain("-d", "Boxes", *configuration)
+    assert "There is none at all." in explain("-d", "Dataset989_None", *configuration)
+    assert re.search(r"Fold 3 is not in .*\. There is: fold_0\.", explain(*model, "-f", "3"))
     best = explain(*model, "-chk", "checkpoint_worst.pth")
     assert "checkpoint_worst.pth is missing. There is: checkpoint_best.pth" in best
     for name in ("half", "foreign"):
         damaged = explain(*model, "-chk", f"checkpoint_{name}.pth")
         assert "Name another checkpoint with -chk." in damaged
     assert "increasing rates from 0 to below 1 are needed" in explain(*model, "--rates", "0.1")
-    assert "Name another folder with -o" in explain(*model, "-o", str(folder / "plans.json"))
     monkeypatch.setenv("nnUNet_preprocessed", str(boxes / "nowhere"))
     assert f"{DATASET} is not preprocessed for 3d_fullres" in explain(*model)
     monkeypatch.delenv("nnUNet_preprocessed")
@@ -145,7 +139,7 @@ def test_damaged_files_of_the_model_folder_are_named(
     content = (folder / name).read_text()
     for damaged in (content[: len(content) // 2], "{}", "[]", "null"):
         (folder / name).write_text(damaged)
-        assert main(["preview", DATASET, "3d_fullres", "0", "-tr", STOCK, "-device", "cpu"]) == 1
+        assert main(["preview", str(folder), "-device", "cpu"]) == 1
         error = capsys.readouterr().err
         assert f"dataset.json or plans.json in {folder} is damaged" in error
         assert "Copy them anew from the data set's folder in nnUNet_preprocessed" in error
@@ -167,15 +161,15 @@ def test_a_missing_split_is_not_made_up(make_trainer: MakeTrainer, boxes: Path) 
     try:
         splits_file.unlink()
         with pytest.raises(ModelError, match=r"splits_final\.json is missing: .* fold 0"):
-            open_cases(model)
+            open_training_cases(model)
         assert not splits_file.exists()
         splits_file.write_text(json.dumps([{"train": ["case_9"], "val": ["case_0"]}]))
         with pytest.raises(InputError, match=r"not among the preprocessed cases: \['case_9'\]"):
-            open_cases(model)
+            open_training_cases(model)
         for damaged in (content[: len(content) // 2], "[{}]", "null"):
             splits_file.write_text(damaged)
             with pytest.raises(ModelError, match=r"splits_final\.json is damaged .* restore"):
-                open_cases(model)
+                open_training_cases(model)
     finally:
         splits_file.write_text(content)
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from prepare import draw_boxes, prepare, write_dataset
 
 from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.tools.uncertainty.dropout_statistics import sample_with
-from nnunetv2_mapo.tools.uncertainty.maps import make_maps
-from nnunetv2_mapo.tools.uncertainty.uncertainty import vote_variance
+from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.tools.uncertainty.maps import SCALE, make_maps, make_sampler
+from nnunetv2_mapo.tools.uncertainty.measures import vote_variance
+from nnunetv2_mapo.tools.uncertainty.run import find_cases
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # nnU-Net's pools
@@ -83,7 +85,7 @@ def write_images(root: Path, folder: Path, dataset: str = DATASET, number: int =
 def run(images: Path, output: Path, *options: Any, model: Path | None = None) -> int:
     arguments = ["uncertainty", "-i", images, "-o", output, "-device", "cpu", "-npp", 1, "-nps", 1]
     if model is not None:
-        arguments += ["-m", model, "-f", 0]
+        arguments += [model, "-f", 0]
     return main([*map(str, arguments), *map(str, options)])
 
 
@@ -95,11 +97,6 @@ def read(path: Path) -> np.ndarray:
 def read_maps(output: Path, case: str = "case_0") -> tuple[np.ndarray, np.ndarray]:
     folder = output / "uncertainty"
     return tuple(read(folder / f"{case}_{name}.nii.gz") for name in ("entropy", "variance"))
-
-
-def read_settings(output: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads((output / "uncertainty/uncertainty.json").read_text())
-    return settings
 
 
 def with_spacing(image: sitk.Image) -> sitk.Image:
@@ -156,7 +153,7 @@ def test_maps_are_the_same_again_whatever_other_cases_there_are(
 
 
 def test_a_higher_rate_has_a_higher_variance_and_rate_0_none_but_between_windows(
-    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path
 ) -> None:
     model = save_model(make_trainer)
     images = write_images(boxes, tmp_path / "in", number=1)
@@ -165,26 +162,26 @@ def test_a_higher_rate_has_a_higher_variance_and_rate_0_none_but_between_windows
         run(images, tmp_path / f"{rate}", "--samples", 20, "--rate", rate, model=model)
         means.append(read_maps(tmp_path / f"{rate}")[1].mean())
     assert means[0] < means[1] < means[2]
-    assert "rate 0 is the plain network" in capsys.readouterr().out
 
 
-def test_a_model_without_mapo_is_named_and_dropout_is_that_of_the_training(
-    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "rate", "said"),
+    [
+        (STOCK, 0.1, "NOTE: nothing in the checkpoint says that MAPO trained it"),
+        (MAPO, 0.6, "NOTE: MAPO trained this network with rates up to 0.5"),
+        (MAPO, 0.5, ""),
+        (STOCK, 0, ""),
+    ],
+)
+def test_a_network_that_does_not_know_such_dropout_is_named(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any, name: str, rate: float,
+    said: str,
+) -> None:  # fmt: skip
     images = write_images(boxes, tmp_path / "in", number=1)
-    notice = "NOTE: nothing in the checkpoint says"
-    stock = save_model(make_trainer, STOCK)
-    run(images, tmp_path / "stock", "--samples", 2, model=stock)
-    assert notice in capsys.readouterr().out
-    assert read_settings(tmp_path / "stock")["mapo"] is None
-    mapo = save_model(make_trainer)
-    run(images, tmp_path / "mapo", "--samples", 2, "--rate", 0.6, model=mapo)
+    model = save_model(make_trainer, name)
+    run(images, tmp_path / "out", "--samples", 2, "--rate", rate, model=model)
     output = capsys.readouterr().out
-    assert notice not in output
-    assert "trained with dropout rates up to 0.5" in output
-    settings = read_settings(tmp_path / "mapo")
-    assert (settings["rate"], settings["samples"], settings["model"]) == (0.6, 2, str(mapo))
-    assert settings["mapo"]["granularity"] == "element"
+    assert said in output if said else "NOTE" not in output
 
 
 @pytest.fixture(scope="module")
@@ -212,48 +209,6 @@ def test_regions_are_mapped_and_scored(
     assert table["ece"].between(0, 1, inclusive="neither").all()
 
 
-@pytest.fixture(scope="module")
-def cascade(nnunet_folder: Path) -> str:
-    name, labels = "Dataset998_UnsureCascade", {"background": 0, "large": 1, "small": 2}
-    rng = np.random.default_rng(0)
-    write_dataset(nnunet_folder, name, labels, [draw_boxes(rng) for _ in range(6)])
-
-    def add_stages(plans: dict[str, Any]) -> None:
-        plans["configurations"] |= {
-            "3d_lowres": {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"},
-            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
-        }
-
-    prepare(
-        nnunet_folder, name, {"3d_fullres": (8, 16, 16)}, num_training=4,
-        change_plans=add_stages, preprocess=["3d_fullres"],
-    )  # fmt: skip
-    return name
-
-
-def test_the_second_stage_of_a_cascade_sees_the_first(
-    make_trainer: MakeTrainer, boxes: Path, cascade: str, tmp_path: Path, capsys: Any
-) -> None:
-    model = save_model(make_trainer, STOCK, "3d_cascade_fullres", cascade)
-    images = write_images(boxes, tmp_path / "in", cascade, number=1)
-    assert run(images, tmp_path / "out", model=model) == 1
-    assert "previous stage is 3d_lowres: -prev_stage_predictions" in capsys.readouterr().err
-    stages = [tmp_path / "in/labels", tmp_path / "empty"]
-    image = sitk.ReadImage(stages[0] / "case_0.nii.gz")
-    stages[1].mkdir()
-    assert run(images, tmp_path / "out", "-prev_stage_predictions", stages[1], model=model) == 1
-    assert "There is no case_0.nii.gz in" in capsys.readouterr().err
-    assert not list((tmp_path / "out").rglob("*.*"))
-    sitk.WriteImage(image * 0, stages[1] / "case_0.nii.gz")
-    means = []
-    for stage in stages:
-        output = tmp_path / f"out_{stage.name}"
-        options = ("--rate", 0, "-prev_stage_predictions", stage)
-        assert run(images, output, *options, model=model) == 0
-        means.append(read_maps(output)[0].mean())
-    assert means[0] != pytest.approx(means[1], rel=1e-3)
-
-
 def test_with_a_ground_truth_the_table_says_whether_the_maps_tell_errors(
     make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -273,6 +228,12 @@ def test_with_a_ground_truth_the_table_says_whether_the_maps_tell_errors(
         assert row["aurc_random"] == pytest.approx((segmentation != truth).mean())
 
 
+def sample_plain(predictor: nnUNetPredictor, image: torch.Tensor) -> np.ndarray:
+    sampler = make_sampler(predictor, Labels(3), {}, torch.zeros(1))
+    statistics: np.ndarray = sampler.predict_logits_from_preprocessed_data(image).float().numpy()
+    return statistics / SCALE
+
+
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_rate_0_is_the_network_itself_up_to_the_corners_of_an_image(
     make_trainer: MakeTrainer, is_compiled: bool
@@ -284,8 +245,7 @@ def test_rate_0_is_the_network_itself_up_to_the_corners_of_an_image(
         plain = predictor.network.eval()(image[None])[0].softmax(0).numpy()
     if is_compiled:
         predictor.network = torch.compile(predictor.network)  # which is bypassed
-    with sample_with(predictor, Labels(3), {}, num_samples=1, rate=0.0) as sample:
-        statistics = sample(image)
+    statistics = sample_plain(predictor, image)
     assert np.abs(statistics[:3] - plain).max() < 0.002
     assert not vote_variance(statistics[3:]).any()
     assert np.array_equal(statistics[3:].argmax(0), plain.argmax(0))
@@ -301,8 +261,7 @@ def test_several_folds_are_averaged(make_trainer: MakeTrainer) -> None:
         predictor.network.load_state_dict(weights)
         with torch.inference_mode():
             plain.append(predictor.network.eval()(image[None])[0].softmax(0).numpy())
-    with sample_with(predictor, Labels(3), {}, num_samples=1, rate=0.0) as sample:
-        statistics = sample(image)
+    statistics = sample_plain(predictor, image)
     assert np.abs(plain[0] - plain[1]).max() > 0.1
     assert np.abs(statistics[:3] - (plain[0] + plain[1]) / 2).max() < 0.002
     votes = [each.argmax(0) for each in plain]
@@ -334,7 +293,8 @@ def test_maps_of_a_transposed_and_resampled_image_lie_where_nnunet_puts_its_own(
     p = rng.dirichlet(np.ones(3), data.shape[1:]).transpose(3, 0, 1, 2).astype(np.float32)
     # Two classes share the votes: their variance, q (1 - q), is resampled like a probability.
     q = rng.random(data.shape[1:], np.float32)
-    maps = make_maps(np.concatenate([p, [q, 1 - q, 0 * q]]), properties, predictor)
+    statistics = torch.from_numpy(np.concatenate([p, [q, 1 - q, 0 * q]]))
+    maps = make_maps(statistics * SCALE, properties, predictor)
     monkeypatch.setattr(predictor.label_manager, "apply_inference_nonlin", torch.as_tensor)
 
     def export(volumes: np.ndarray) -> np.ndarray:
@@ -368,7 +328,8 @@ def test_mean_probabilities_are_brought_back_as_nnunet_exports_its_own(
     p = rng.dirichlet(np.ones(3), data.shape[1:]).transpose(3, 0, 1, 2).astype(np.float32)
     votes = np.zeros_like(p)
     votes[0], votes[1] = 0.75, 0.25
-    maps = make_maps(np.concatenate([p, votes]), properties, predictor)
+    statistics = torch.from_numpy(np.concatenate([p, votes]))
+    maps = make_maps(statistics * SCALE, properties, predictor)
     # The softmax of ln p is p.
     _, exported = convert_predicted_logits_to_segmentation_with_correct_shape(
         torch.from_numpy(np.log(p)), predictor.plans_manager, predictor.configuration_manager,
@@ -396,31 +357,23 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
         shutil.copy(source, two_channels / f"{name}.nii.gz")
     shutil.copy(source, unnamed / "case_with_a_name.nii.gz")
     shutil.copy(labels / "case_0.nii.gz", partial)
-    by_name = ["-d", "990", "-c", "3d_fullres"]
+    by_name, halves = ["-d", "990", "-c", "3d_fullres"], "Name the model either by its MODEL_FOLDER"
     for arguments, said in (
-        ((images, output, "-m", model, "--rate", 1), "--rate 1.0 is not valid"),
-        ((images, output, "-m", model, "--rate", -0.1), "--rate -0.1 is not valid"),
-        ((images, output, "-m", model, "--samples", 1), "--samples 1 is not valid"),
-        ((images, output), "Name the model either with -d and -c"),
-        ((images, output, "-d", 990), "Name the model either with -d and -c"),
-        ((images, output, "-d", 990, "-m", model), "Name the model either with -d and -c"),
-        ((tmp_path / "no", output, "-m", model), "no is not a folder"),
-        ((images, images, "-m", model), "it would be overwritten"),
-        ((images, labels, "-m", model, "--labels", labels), "it would be overwritten"),
+        ((images, output, model, "--rate", 1), "--rate 1.0 is not valid"),
+        ((images, output, model, "--rate", -0.1), "--rate -0.1 is not valid"),
+        ((images, output), halves),
+        ((images, output, "-d", 990), halves),
+        ((images, output, "-d", 990, model), halves),
+        ((tmp_path / "no", output, model), "no is not a folder"),
+        ((images, images, model), "it would be overwritten"),
+        ((images, labels, model, "--labels", labels), "it would be overwritten"),
         ((images, output, *by_name, "-tr", "Other"), f"There is: {MAPO}__nnUNetPlans__3d_fullres"),
-        ((images, output, "-m", model), "Fold 1 is not in"),  # nnU-Net's default is all five
-        ((images, output, "-m", model, "-f", 0, "-chk", "x.pth"), "There is: checkpoint_final.pth"),
-        ((empty, output, "-m", model, "-f", 0), "has no file that ends in .nii.gz"),
-        ((two_channels, output, "-m", model, "-f", 0), "has 2 channels; the model needs 1: MRI"),
-        ((unnamed, output, "-m", model, "-f", 0), "one for each channel, with its number"),
-        (
-            (images, output, "-m", model, "-f", 0, "--labels", partial),
-            "There is no case_1.nii.gz in",
-        ),
-        (
-            (images, output, "-m", model, "-f", 0, "-prev_stage_predictions", partial),
-            "previous stage is none",
-        ),
+        ((images, output, model), "Fold 1 is not in"),  # nnU-Net's default is all five
+        ((images, output, model, "-f", 0, "-chk", "x.pth"), "There is: checkpoint_final.pth"),
+        ((empty, output, model, "-f", 0), "has no file that ends in .nii.gz"),
+        ((two_channels, output, model, "-f", 0), "2 images of case_0: the model needs one file"),
+        ((unnamed, output, model, "-f", 0), "one file for each of its channels (MRI), CASE_0000"),
+        ((images, output, model, "-f", 0, "--labels", partial), "There is no case_1.nii.gz in"),
     ):
         assert run(*arguments) == 1
         assert said in capsys.readouterr().err
@@ -430,10 +383,10 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda truth: truth * 0 + 7, "case_1.nii.gz has the values 7, which are no labels"),
-        (lambda truth: sitk.Cast(truth, sitk.sitkFloat32) * 0 + 0.9, "has the values 0.9,"),
-        (lambda truth: truth[1:], "case_1.nii.gz has (12, 20, 19)"),
-        (with_spacing, "name the ground truth of these very images with --labels"),
+        (lambda truth: truth * 0 + 7, "Unexpected labels found in file"),
+        (lambda truth: sitk.Cast(truth, sitk.sitkFloat32) * 0 + 0.9, "Unexpected labels found in"),
+        (lambda truth: truth[1:], "Shape mismatch"),
+        (with_spacing, "Spacing mismatch"),
     ],
     ids=["label", "fraction", "shape", "spacing"],
 )  # fmt: skip
@@ -450,7 +403,9 @@ def test_a_ground_truth_that_does_not_fit_is_named_before_anything_is_segmented(
     path = tmp_path / "in/labels/case_1.nii.gz"
     sitk.WriteImage(change(sitk.ReadImage(path)), path)
     assert run(images, tmp_path / "out", "--labels", path.parent, model=model) == 1
-    assert said in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert said in shown.out
+    assert "case_1.nii.gz is no ground truth of" in shown.err
     assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
 
 
@@ -472,32 +427,12 @@ def test_a_checkpoint_without_the_state_of_the_training_is_enough_and_another_is
     assert "Delete" not in error
 
 
-def test_a_run_into_the_folder_of_another_one_starts_anew(
-    make_trainer: MakeTrainer,
-    boxes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Any,
+def test_the_second_stage_of_a_cascade_is_refused(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path
 ) -> None:
     images = write_images(boxes, tmp_path / "in", number=1)
-    first, second = (save_model(make_trainer, name) for name in (STOCK, MAPO))
-    options = ("--samples", 2, "--labels", tmp_path / "in/labels")
-    assert run(images, tmp_path / "out", *options, model=first) == 0
-
-    def die(*_: Any, **__: Any) -> None:
-        message = "Background workers died. Look for the error message further up!"
-        raise RuntimeError(message)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(nnUNetPredictor, "predict_from_files", die)
-        assert run(images, tmp_path / "out", *options, model=second) == 1
-    assert "use fewer processes (-npp, -nps)" in capsys.readouterr().err
-    assert not list((tmp_path / "out").rglob("*.nii.gz"))
-    assert not list((tmp_path / "out/uncertainty").iterdir())
-    assert run(images, tmp_path / "out", *options, model=second) == 0
-    assert run(images, tmp_path / "fresh", *options, model=second) == 0
-    files = [path.relative_to(tmp_path / "fresh") for path in (tmp_path / "fresh").rglob("*.*")]
-    results = [file for file in files if file.name.endswith((".nii.gz", ".csv"))]
-    assert len(results) == 4  # segmentation, two maps, table
-    for name in results:
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(save_model(make_trainer)), (0,))
+    predictor.configuration_manager.configuration["previous_stage"] = "3d_lowres"
+    with pytest.raises(CommandError, match="Second stages of cascades have no maps"):
+        find_cases(Namespace(input=images, labels=None), predictor)

@@ -9,7 +9,6 @@ from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.selection import (
     Pair,
     candidate_dice,
-    candidate_disagreement,
     select_pair,
 )
 
@@ -145,18 +144,6 @@ def test_all_voxels_ignored_is_dice_one():
     candidates = torch.tensor([[1, 2], [0, 0]])
     valid = torch.zeros(2, dtype=torch.bool)
     assert candidate_dice(candidates, torch.tensor([1, 1]), FOUR, valid).tolist() == [1, 1]
-
-
-# Disagreement -------------------------------------------------------------------------------------
-
-
-def test_disagreement_of_each_two_candidates_by_hand():
-    candidates = torch.tensor([[[0, 0], [1, 2]], [[0, 0], [1, 1]], [[1, 1], [1, 2]]])
-    expected = [[0, 1 / 4, 2 / 4], [1 / 4, 0, 3 / 4], [2 / 4, 3 / 4, 0]]
-    assert candidate_disagreement(candidates).tolist() == expected
-    valid = torch.tensor([[True, False], [True, True]])  # of all four voxels all the same
-    expected = [[0, 1 / 4, 1 / 4], [1 / 4, 0, 2 / 4], [1 / 4, 2 / 4, 0]]
-    assert candidate_disagreement(candidates, valid).tolist() == expected
 
 
 def test_tau_zero_takes_any_gap_but_no_tie():

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 from matplotlib.colors import to_hex
 
 from nnunetv2_mapo.method.progress import PANELS, Panel
@@ -11,8 +10,6 @@ from nnunetv2_mapo.method.schedule import Stage
 from nnunetv2_mapo.tools.figures import (
     draw_curves,
     draw_dice_of_candidates,
-    draw_disagreement,
-    draw_gaps,
     draw_paired_dots,
 )
 
@@ -43,25 +40,6 @@ def test_each_rate_has_a_box_with_its_median():
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "0.05"]
     medians = [line.get_ydata()[0] for line in axis.lines if line.get_color() == "#d55e00"]
     assert medians == [0.8, 0.4]
-
-
-def test_every_gap_is_counted_and_tau_is_marked():
-    (axis,) = draw_gaps([0.0, 0.05, 0.4], tau=0.1).axes
-    assert sum(bar.get_height() for bar in axis.patches) == 3
-    assert axis.lines[0].get_xdata()[0] == 0.1
-
-
-def test_gaps_below_tau_still_show_tau():
-    (axis,) = draw_gaps([0.0, 0.01], tau=0.3).axes
-    assert axis.get_xlim()[1] > 0.3
-
-
-@pytest.mark.parametrize("shares", [[0.02], [0.0, 1.0]])
-def test_disagreement_is_in_percent(shares):
-    (axis,) = draw_disagreement(shares).axes
-    assert sum(bar.get_height() for bar in axis.patches) == len(shares)
-    right = max(bar.get_x() + bar.get_width() for bar in axis.patches)
-    assert right >= 100 * max(shares)
 
 
 def test_each_case_is_a_line_coloured_by_the_outcome():

@@ -35,8 +35,10 @@ def hide_package() -> None:
     importlib.import_module = import_or_miss
 
 
-def write_logits(model: str, checkpoint: str, device: str, output_folder: str, *folds: str) -> None:
-    """Write `FOLD.npy`, the logits of one patch of noise, shape `(heads, z, y, x)`, float16."""
+def write_logits(
+    mode: str, model: str, checkpoint: str, device: str, output_folder: str, *folds: str
+) -> None:
+    """Write `MODE_FOLD.npy`: logits of one patch of noise, shape `(heads, z, y, x)`, float16."""
     import numpy as np
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -56,13 +58,10 @@ def write_logits(model: str, checkpoint: str, device: str, output_folder: str, *
         # nnU-Net lets cudnn choose the fastest algorithm, which need not be the same one twice
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             logits = predictor.predict_logits_from_preprocessed_data(noise)
-        np.save(Path(output_folder, f"{fold}.npy"), logits.numpy())
+        np.save(Path(output_folder, f"{mode}_{fold}.npy"), logits.numpy())
 
 
 if __name__ == "__main__":
-    # Python puts a script's folder first: our modules would stand in front of others of their name.
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [place for place in sys.path if Path(place).resolve() != here]
     if sys.argv[1] == "without":
         hide_package()
-    write_logits(*sys.argv[2:])
+    write_logits(*sys.argv[1:])

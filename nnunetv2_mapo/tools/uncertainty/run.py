@@ -1,42 +1,26 @@
-"""The steps of `uncertainty`: segment as nnU-Net does, sample, write maps, rank the cases."""
+"""The steps of `uncertainty`: segment as nnU-Net does, map and score each case, rank the cases."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import re
 from argparse import Namespace
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases, verify_labels
 from nnunetv2.inference.data_iterators import preprocessing_iterator_fromfiles
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from numpy.typing import NDArray
+from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
 
-from nnunetv2_mapo import __version__
-from nnunetv2_mapo.method.cases import labels_of
-from nnunetv2_mapo.support.device import choose_device, is_out_of_memory, seeded
-from nnunetv2_mapo.support.errors import CommandError, InputError
-from nnunetv2_mapo.support.files import WriteError, write_atomically
-from nnunetv2_mapo.tools import models
-from nnunetv2_mapo.tools.evaluate.case_metrics import EvaluationError, read_segmentation
+from nnunetv2_mapo.method.cases import channels_of, labels_of
+from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device, seeded
+from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.tools.models import find_checkpoint, load_folds, model_folder, read_model
 from nnunetv2_mapo.tools.uncertainty import FOLDER
-from nnunetv2_mapo.tools.uncertainty.dropout_statistics import TOO_LITTLE_MEMORY, sample_with
-from nnunetv2_mapo.tools.uncertainty.inputs import find_cases
-from nnunetv2_mapo.tools.uncertainty.maps import make_maps, write_map
-from nnunetv2_mapo.tools.uncertainty.scores import Scores, area_of_order, rank, score_case
-
-_TABLE, _SETTINGS = "uncertainty.csv", "uncertainty.json"
-_NOT_ASKED = ("run", "print_completion")  # arguments that are not of this sub-command
-_NUM_SHOWN = 5  # most uncertain cases
-_NOT_MAPO = (
-    "NOTE: nothing in the checkpoint says that MAPO trained this network. Unless it was trained "
-    "with dropout, the maps show how fragile it is, not which segmentations it holds for possible."
-)
+from nnunetv2_mapo.tools.uncertainty.maps import make_maps, make_sampler, write_map
+from nnunetv2_mapo.tools.uncertainty.measures import describe, rank, score_case
 
 
 def run_uncertainty(arguments: Namespace) -> None:
@@ -45,69 +29,77 @@ def run_uncertainty(arguments: Namespace) -> None:
     Raises:
         CommandError: The model or the images cannot be used, or memory or disk do not suffice.
     """
-    folder = arguments.output / FOLDER
+    path = arguments.output / FOLDER / "uncertainty.csv"
     try:
         predictor, mapo = open_model(arguments)
-        cases, ending = find_cases(arguments, predictor), predictor.dataset_json["file_ending"]
-        print_notes(arguments.rate, mapo, len(predictor.configuration_manager.patch_size))
-        delete_earlier(folder, [arguments.output / f"{name}{ending}" for name in cases])
-        table = rank(map_cases(arguments, cases, predictor, mapo or {}))
-        asked = {name: value for name, value in vars(arguments).items() if name not in _NOT_ASKED}
-        settings = {"nnunetv2_mapo": __version__, **asked, "mapo": mapo}
-        write_atomically(folder / _SETTINGS, json.dumps(settings, indent=1, default=str).encode())
-        write_atomically(folder / _TABLE, table.to_csv(index_label="case").encode())
-    except (models.ModelError, InputError, EvaluationError, WriteError, OSError) as error:
+        cases = find_cases(arguments, predictor)
+        path.unlink(missing_ok=True)  # an earlier run's, in case this one does not come to its end
+        table = rank(map_cases(arguments, cases, predictor, mapo))
+        table.to_csv(path, index_label="case")
+    except (OutOfMemoryError, OSError) as error:
         raise CommandError(str(error)) from error
-    except RuntimeError as error:
-        text = str(error)
-        if not (is_out_of_memory(error) or re.search(f"{TOO_LITTLE_MEMORY}|worker.* died", text)):
-            raise
-        message = f"{text} Free memory, use fewer processes (-npp, -nps) or take -device cpu."
-        raise CommandError(message) from error
-    print(f"\n{describe(table)}\nWritten: {_TABLE} and the maps in {folder}")
+    print(f"\n{describe(table)}\nWritten: {path}, and the maps beside it")
 
 
-def open_model(arguments: Namespace) -> tuple[nnUNetPredictor, dict[str, Any] | None]:
-    """Open the model as nnUNetv2_predict does.
+def open_model(arguments: Namespace) -> tuple[nnUNetPredictor, dict[str, Any]]:
+    """Open the model as nnUNetv2_predict does, and say what a reader of its maps must know.
 
     Returns:
-        nnU-Net's predictor, and the settings of MAPO if all folds were trained with it.
-
-    Raises:
-        ModelError: The model, a fold or a checkpoint is missing or damaged.
-        CommandError: PyTorch does not see the device.
+        nnU-Net's predictor; the settings of MAPO, none unless all folds were trained with it.
     """
-    folder, name = arguments.model, arguments.checkpoint
-    if folder is None:
-        folder = models.find_model_folder(
-            arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration
-        )
-    paths = [models.find_checkpoint(folder, fold, name) for fold in arguments.folds]
-    settings = [models.read_model(path).get("mapo", {}).get("config") for path in paths]
+    folder, name = model_folder(arguments), arguments.checkpoint
+    paths = [find_checkpoint(folder, fold, name) for fold in arguments.folds]
+    settings = [read_model(path).get("mapo", {}).get("config", {}) for path in paths]
+    mapo = settings[0] if all(settings) else {}
     device = choose_device(arguments.device)
     # As nnUNetv2_predict: the last bits of a convolution depend on the number of threads.
     torch.set_num_threads(multiprocessing.cpu_count() if device.type == "cpu" else 1)
     predictor = nnUNetPredictor(use_mirroring=not arguments.disable_tta, device=device)
-    models.load_folds(predictor, folder, arguments.folds, name)
-    return predictor, settings[0] if all(settings) else None
+    load_folds(predictor, folder, arguments.folds, name)
+    rates = mapo.get(f"rates_{len(predictor.configuration_manager.patch_size)}d", [0])
+    if arguments.rate > max(rates):
+        known = f"MAPO trained this network with rates up to {max(rates)}"
+        print(
+            f"NOTE: {known if mapo else 'nothing in the checkpoint says that MAPO trained it'}. "
+            f"Unless it knows dropout at rate {arguments.rate}, the maps show how fragile it is, "
+            "not which segmentations it holds for possible."
+        )
+    return predictor, mapo
 
 
-def print_notes(rate: float, mapo: dict[str, Any] | None, num_dimensions: int) -> None:
-    """Print what a reader of the maps must know of the samples."""
-    largest = max((mapo or {}).get(f"rates_{num_dimensions}d", ()), default=1.0)
-    if rate == 0:
-        print("NOTE: rate 0 is the plain network: one sample, the entropy of its softmax.")
-    elif mapo is None:
-        print(_NOT_MAPO)
-    elif rate > largest:
-        print(f"NOTE: the model was trained with dropout rates up to {largest}, not {rate}.")
+def find_cases(arguments: Namespace, predictor: nnUNetPredictor) -> dict[str, list[str]]:
+    """Images of each case by its name, sorted: one file a channel, or one with all channels.
 
-
-def delete_earlier(folder: Path, segmentations: Iterable[Path]) -> None:
-    """Delete what an earlier run has left, so that nothing there is of another model or rate."""
-    maps = [path for name in ("entropy", "variance") for path in folder.glob(f"*_{name}.nii.gz")]
-    for path in (*segmentations, *maps, folder / _TABLE, folder / _SETTINGS):
-        path.unlink(missing_ok=True)
+    Raises:
+        CommandError: A file is missing or, by nnU-Net's own checks, which print why, does not fit.
+    """
+    folder, ending = str(arguments.input), predictor.dataset_json["file_ending"]
+    files = sorted(path.name for path in arguments.input.glob(f"*{ending}"))
+    names = map(str, get_identifiers_from_splitted_dataset_folder(folder, ending))
+    cases = {name: create_paths_fn(folder, files, ending, name) for name in names}
+    channels, manager = channels_of(predictor.dataset_json), predictor.label_manager
+    reader = predictor.plans_manager.image_reader_writer_class
+    known = [*manager.all_labels, *[manager.ignore_label] * manager.has_ignore_label]
+    message = "" if cases else f"{folder} has no file that ends in {ending}, as dataset.json says."
+    if predictor.configuration_manager.previous_stage_name:
+        message = "Second stages of cascades have no maps: take a model of another configuration."
+    for name, images in cases.items():
+        if len(images) not in (1, len(channels)):
+            message = (
+                f"{folder} has {len(images)} images of {name}: the model needs one file for each "
+                f"of its channels ({', '.join(channels)}), CASE_0000{ending}, CASE_0001{ending} …"
+            )
+        if arguments.labels and not (arguments.labels / f"{name}{ending}").is_file():
+            message = f"There is no {name}{ending} in {arguments.labels}."
+    if message:
+        raise CommandError(message)
+    for name, images in cases.items() if arguments.labels else ():
+        truth = f"{arguments.labels}/{name}{ending}"
+        fits = check_cases(images, truth, len(channels), reader)
+        if not (fits and verify_labels(truth, reader, known)):
+            message = f"{truth} is no ground truth of {images[0]} for this model: see above."
+            raise CommandError(message)
+    return cases
 
 
 def map_cases(
@@ -115,53 +107,34 @@ def map_cases(
     cases: dict[str, list[str]],
     predictor: nnUNetPredictor,
     mapo: dict[str, Any],
-) -> dict[str, Scores]:
+) -> pd.DataFrame:
     """Segment cases as nnUNetv2_predict does, then sample each, write its maps and score it."""
     ending, plans = predictor.dataset_json["file_ending"], predictor.plans_manager
     labels, reader = labels_of(predictor.label_manager), plans.image_reader_writer_class
-    output, stage = arguments.output, arguments.prev_stage_predictions
+    output = arguments.output
     predictor.predict_from_files(
         str(arguments.input), str(output), num_processes_preprocessing=arguments.npp,
         num_processes_segmentation_export=arguments.nps,
-        folder_with_segs_from_prev_stage=stage and str(stage),
     )  # fmt: skip
     preprocessed = preprocessing_iterator_fromfiles(
-        [*cases.values()], [str(stage / f"{name}{ending}") for name in cases] if stage else None,
-        None, plans, predictor.dataset_json, predictor.configuration_manager, arguments.npp,
-        predictor.device.type == "cuda",
+        [*cases.values()], None, None, plans, predictor.dataset_json,
+        predictor.configuration_manager, arguments.npp, predictor.device.type == "cuda",
     )  # fmt: skip
-    rate, num_samples = arguments.rate, arguments.samples if arguments.rate else 1
-    scores = {}
-    with sample_with(predictor, labels, mapo, num_samples=num_samples, rate=rate) as sample:
-        for name, item in zip(cases, preprocessed, strict=True):
-            print(f"\nMaps of {name}:", flush=True)
-            # By the case alone: its maps do not depend on which cases there are and their order.
-            with seeded(f"uncertainty/{name}", predictor.device):
-                statistics = sample(item["data"])
-            maps = make_maps(statistics, item["data_properties"], predictor)
-            for kind, volume in (("entropy", maps.entropy), ("variance", maps.variance)):
-                path = output / FOLDER / f"{name}_{kind}.nii.gz"
-                write_map(volume, item["data_properties"], reader, path)
-            segmentation = read_labels(output / f"{name}{ending}", reader)
-            truth = arguments.labels and read_labels(arguments.labels / f"{name}{ending}", reader)
-            scores[name] = score_case(maps, segmentation, truth, labels)
-    return scores
-
-
-def read_labels(path: Path, reader: Any) -> NDArray[np.int16]:
-    """Labels of a file by nnU-Net's reader, shape `(z, y, x)`."""
-    return read_segmentation(str(path), reader).labels.astype(np.int16)
-
-
-def describe(table: pd.DataFrame) -> str:
-    """The first cases of a ranked table, the mean of all, and what the order is worth."""
-    mean = table.mean()
-    shown = pd.concat([table.head(_NUM_SHOWN), mean.to_frame(f"mean of {len(table)}").T])
-    shown = shown.astype({"num_segmented": int})
-    text = f"Most uncertain cases:\n{shown.to_string(float_format='{:.4f}'.format)}"
-    if "dice" not in table:
-        return text
-    return (
-        f"{text}\nAURC of the cases by mean entropy, risk = 1 - Dice: {area_of_order(table):.4f} "
-        f"(random order: {1 - mean['dice']:.4f})"
-    )
+    rates = torch.full((arguments.samples if arguments.rate else 1,), arguments.rate)
+    sampler = make_sampler(predictor, labels, mapo, rates)
+    rows = {}
+    for name, item in zip(cases, preprocessed, strict=True):
+        print(f"\nMaps of {name}:", flush=True)
+        # By the case alone: its maps do not depend on which cases there are and their order.
+        with seeded(f"uncertainty/{name}", predictor.device):
+            statistics = sampler.predict_logits_from_preprocessed_data(item["data"])
+        maps = make_maps(statistics, item["data_properties"], predictor)
+        for kind in ("entropy", "variance"):
+            path = output / FOLDER / f"{name}_{kind}.nii.gz"
+            write_map(getattr(maps, kind), item["data_properties"], reader, path)
+        segmentation, truth = (
+            folder and reader().read_seg(f"{folder}/{name}{ending}")[0][0].astype(np.int16)
+            for folder in (output, arguments.labels)
+        )
+        rows[name] = score_case(maps, segmentation, truth, labels)
+    return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,1 +1,0 @@
-"""Whether the candidates of a trained model would give preference pairs."""

@@ -1,1 +1,0 @@
-"""One HTML page that shows what a training did."""
