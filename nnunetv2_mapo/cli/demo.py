@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunetv2_mapo.cli.options import make_folder
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command `demo`."""
@@ -42,9 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: The folder cannot be used, or a command of nnU-Net failed.
     """
+    output = arguments.output.expanduser().absolute()
+    make_folder(output)
     print("Importing PyTorch ...", flush=True)
     from nnunetv2_mapo.tools.demo.run import Demo
 
-    demo = Demo(arguments.output.expanduser().absolute(), arguments.configuration)
+    demo = Demo(output, arguments.configuration)
     demo.prepare(overwrite=arguments.overwrite)
     demo.run()

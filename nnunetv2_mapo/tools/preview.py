@@ -20,7 +20,7 @@ from nnunetv2_mapo.method.mining import Miner, make_miner, mine_within_memory
 from nnunetv2_mapo.method.sampling import make_sampler
 from nnunetv2_mapo.method.store import SampleRecord
 from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
-from nnunetv2_mapo.support.errors import CommandError, InputError
+from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.table import format_table
 from nnunetv2_mapo.tools.models import TrainedModel, model_folder, open_model, open_training_cases
 from nnunetv2_mapo.tools.recommendation import (
@@ -52,8 +52,6 @@ def run_preview(arguments: argparse.Namespace) -> None:
         cases = open_training_cases(model)
         chosen = space_evenly(sorted(cases.identifiers), arguments.cases)
         mined = look_at(model, cases, chosen, rates, device)
-    except InputError as error:
-        raise CommandError(str(error)) from error
     except OutOfMemoryError as error:
         message = (
             f"{device} has too little memory for a single window of the image at {len(rates)} "

@@ -107,20 +107,16 @@ class Demo:
         self.nnunet = NNUNet(root)
 
     def prepare(self, *, overwrite: bool) -> None:
-        """Make the folder; it may exist if it is empty or, with `overwrite`, a demo's.
+        """Make the folders; `root` must be empty or, with `overwrite`, a demo's.
 
         Raises:
-            CommandError: The folder cannot be used.
+            CommandError: It is not.
         """
-        try:
-            if self.root.is_dir() and any(self.root.iterdir()):
-                self._clear(overwrite=overwrite)
-            for folder in (self.logs, self.pictures, self.predictions, self.trainers.parent):
-                folder.mkdir(parents=True, exist_ok=True)
-            self._write_record({})
-        except OSError as error:
-            message = f"Cannot write to {self.root} ({error}). Name another folder with -o."
-            raise CommandError(message) from error
+        if self.root.is_dir() and any(self.root.iterdir()):
+            self._clear(overwrite=overwrite)
+        for folder in (self.logs, self.pictures, self.predictions, self.trainers.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._write_record({})
 
     def _write_record(self, content: dict[str, Any]) -> None:
         self.record.write_text(json.dumps({"made_by": _MADE_BY, **content}, indent=1))

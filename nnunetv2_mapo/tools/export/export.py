@@ -27,7 +27,7 @@ from nnunetv2_mapo.guards.fine_tuning import find_base_trainer
 from nnunetv2_mapo.method.progress import register_keys
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.support.files import WriteError, complete_or_absent
+from nnunetv2_mapo.support.files import complete_or_absent
 from nnunetv2_mapo.tools.export import stock_logits
 from nnunetv2_mapo.tools.models import (
     ModelError,
@@ -77,8 +77,6 @@ def run_export(arguments: argparse.Namespace) -> None:
             shutil.unpack_archive(archive, installed, "zip")  # all that nnU-Net's own import does
             compare_logits(source, installed / target, folds, checkpoint, device, scratch)
             archive.replace(output)
-    except WriteError as error:
-        raise CommandError(str(error)) from error
     except OSError as error:
         message = f"{output} could not be written: {error}"
         raise CommandError(message) from error

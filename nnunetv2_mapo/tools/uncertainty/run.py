@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
 
 from nnunetv2_mapo.method.cases import channels_of, labels_of
-from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device, seeded
+from nnunetv2_mapo.support.device import choose_device, seeded
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.tools.models import find_checkpoint, load_folds, model_folder, read_model
 from nnunetv2_mapo.tools.uncertainty import FOLDER
@@ -36,7 +36,7 @@ def run_uncertainty(arguments: Namespace) -> None:
         path.unlink(missing_ok=True)  # an earlier run's, in case this one does not come to its end
         table = rank(map_cases(arguments, cases, predictor, mapo))
         table.to_csv(path, index_label="case")
-    except (OutOfMemoryError, OSError) as error:
+    except OSError as error:
         raise CommandError(str(error)) from error
     print(f"\n{describe(table)}\nWritten: {path}, and the maps beside it")
 
