@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunetv2_mapo.method.field_checks import check_rates
+from nnunetv2_mapo.method.config import RATES
 from nnunetv2_mapo.support.errors import CommandError
 
 DEVICES = ("cpu", "cuda", "mps")
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: The rates, the folder for the results, the model or its data cannot be used.
     """
-    if arguments.rates and (problems := check_rates("--rates", arguments.rates)):
+    if arguments.rates and (problems := RATES.check("--rates", arguments.rates)):
         raise CommandError(*problems)
     if arguments.output:
         try:

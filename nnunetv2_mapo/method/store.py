@@ -19,8 +19,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from numpy.typing import NDArray
 
-from nnunetv2_mapo.method.candidates import Candidates
-from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.config import Candidates, MAPOConfig
 from nnunetv2_mapo.support.files import hash_file, read_sealed, write_atomically, write_sealed
 
 PREFERENCES = "preferences"  # folder of the rounds in nnU-Net's fold folder

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunetv2_mapo.method.candidates import Candidates
-from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.config import Candidates, MAPOConfig
 from nnunetv2_mapo.method.store import MinedRound, SampleRecord
 from nnunetv2_mapo.support.table import format_table
 

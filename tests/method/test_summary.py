@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nnunetv2_mapo.method.candidates import Candidates
+from nnunetv2_mapo.method.config import Candidates
 from nnunetv2_mapo.method.store import SampleRecord
 from nnunetv2_mapo.method.summary import (
     CandidateSummary,

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunetv2_mapo.method.candidates import RATES_2D, RATES_3D
 from nnunetv2_mapo.method.cases import load_case
-from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.config import RATES_2D, RATES_3D, MAPOConfig
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.selection import candidate_disagreement
 from nnunetv2_mapo.support.errors import CommandError, InputError
