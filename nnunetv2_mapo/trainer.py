@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,10 +46,15 @@ from nnunetv2_mapo.method.progress import (
 )
 from nnunetv2_mapo.method.rates import find_rates, with_rates
 from nnunetv2_mapo.method.reference import REFERENCE, update_average, write_reference
-from nnunetv2_mapo.method.rounds import mine_round, with_values
+from nnunetv2_mapo.method.rounds import (
+    RoundSummary,
+    explain_no_pairs,
+    mine_round,
+    settle_values,
+    tabulate_round,
+)
 from nnunetv2_mapo.method.sampling import full_resolution, make_sampler
 from nnunetv2_mapo.method.store import Round
-from nnunetv2_mapo.method.summary import RoundSummary, explain_no_pairs, tabulate_round
 from nnunetv2_mapo.support.files import WriteError
 from nnunetv2_mapo.support.randomness import untouched
 from nnunetv2_mapo.support.weights import hash_weights
@@ -238,16 +242,11 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
                     find_rates, miner, read, dataset.identifiers, log=self._log,
                     dice_fall=self.mapo.rates_dice_fall, seed=f"{self.mapo.seed}/{number}",
                 )  # fmt: skip
-                mined = with_values(mined, find)
-                candidates = candidates._replace(values=mined.values)
-                miner = with_rates(miner, mined.values)
-            mined = replace(mined, values=candidates.values)
-            self._summary = mine_round(
-                miner, read, dataset.identifiers, mined, self.mapo.seed, self._log,
-                tau_quantile=self.mapo.tau_quantile,
-            )  # fmt: skip
-        table = tabulate_round(self._summary, candidates)
-        self._log(f"round {number}: {self._summary}\n{table}")
+                candidates = candidates._replace(values=settle_values(mined, find))
+                miner = with_rates(miner, candidates.values)
+            mining = mine_round(miner, read, dataset.identifiers, mined, self._log)
+        self._summary = mining.summary
+        self._log(f"round {number}: {mining}\n{tabulate_round(self._summary, candidates)}")
         if self._summary.num_pairs == 0:
             self.print_to_log_file(explain_no_pairs(self._summary, candidates, self.mapo.pair))
         return mined

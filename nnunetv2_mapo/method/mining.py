@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.region_pairs import pair_regions
-from nnunetv2_mapo.method.sampling import Sampler, fit_windows_per_forward
+from nnunetv2_mapo.method.sampling import CandidateSampler, fit_windows_per_forward
 from nnunetv2_mapo.method.selection import candidate_dice, select_pair
 from nnunetv2_mapo.method.store import WEIGHT_ONE, SampleRecord
 from nnunetv2_mapo.method.windows import Index, find_units, find_windows, vote
@@ -26,8 +26,8 @@ from nnunetv2_mapo.support.randomness import seeded
 T = TypeVar("T")
 
 
-class Sample(NamedTuple):
-    """One training sample (a case, a slice or the cell of a window) with its candidates.
+class TrainingSample(NamedTuple):
+    """A part of a case with a preference pair of its own: the case, a slice or a window's cell.
 
     Attributes:
         place: Index of the sample in the case.
@@ -56,18 +56,6 @@ class MinedCase(NamedTuple):
     preferences: NDArray[np.int16]
     records: list[SampleRecord]
 
-    @property
-    def chosen(self) -> NDArray[np.int16]:
-        """Label map, shape `(*spatial)`."""
-        chosen: NDArray[np.int16] = self.preferences[0]
-        return chosen
-
-    @property
-    def rejected(self) -> NDArray[np.int16]:
-        """The same."""
-        rejected: NDArray[np.int16] = self.preferences[1]
-        return rejected
-
 
 @dataclass(frozen=True)
 class Miner:
@@ -77,29 +65,19 @@ class Miner:
         network: The policy, not compiled, in evaluation mode.
         sampler: Makes its candidates.
         labels: Meaning of its heads.
-        tau: Least Dice gap of a pair; 0: any. Of region pairs see `region_pairs.pair_regions`.
+        config: Settings; of these, those of mining are used.
         patch_size: Patch of the configuration in voxels, 2 or 3 entries.
         windows_per_forward: Windows in one forward pass, each with all its candidates.
         device: Where the network lies.
-        unit: What a training sample is: `"case"`, `"slice"` or `"window"`.
-        tile_step_size: Distance of the sliding windows as a share of the patch.
-        pair: `"case"` or `"region"`, see `MAPOConfig`.
-        tau_max: Largest Dice gap of a pair.
-        agree: Whether voxels in which chosen is wrong are left out.
     """
 
     network: nn.Module
-    sampler: Sampler
+    sampler: CandidateSampler
     labels: Labels
-    tau: float
+    config: MAPOConfig
     patch_size: Sequence[int]
     windows_per_forward: int
     device: torch.device
-    unit: str
-    tile_step_size: float = 1.0
-    pair: str = "case"
-    tau_max: float = 1.0
-    agree: bool = False
 
     def mine(self, image: Tensor, segmentation: Tensor) -> MinedCase:
         """Mine one case.
@@ -113,16 +91,16 @@ class Miner:
         Returns:
             Its pairs.
         """
-        num_channels = 3 if self.pair == "region" else 2
-        preferences = np.zeros((num_channels, *image.shape[1:]), np.int16)
+        has_parts = self.config.pair == "region"
+        preferences = np.zeros((3 if has_parts else 2, *image.shape[1:]), np.int16)
         records = []
-        select = self._select_regions if self.pair == "region" else self._select_candidates
+        select = self._select_regions if has_parts else self._select_candidates
         for sample in self.find_samples(image, segmentation):
             preferences[(slice(None), *sample.place)], record = select(sample)
             records.append(record)
         return MinedCase(preferences, records)
 
-    def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[Sample]:
+    def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[TrainingSample]:
         """Training samples of a case with their candidates, arguments as of `mine`."""
         candidates = self.segment(image)
         for place in self.find_units(segmentation.shape):
@@ -130,11 +108,12 @@ class Miner:
             ignored, target = self.labels.is_ignored(truth), self.labels.target_map(truth)
             valid = None if self.labels.ignore_label is None else ~ignored
             dice = candidate_dice(found, target, self.labels, valid)
-            yield Sample(place, found, target, ignored, dice.tolist())
+            yield TrainingSample(place, found, target, ignored, dice.tolist())
 
     def find_units(self, shape: Sequence[int]) -> list[Index]:
         """Place of each training sample in a case of this shape."""
-        return find_units(shape, self.patch_size, self.unit, self.tile_step_size)
+        unit = self.config.selection_unit(len(self.patch_size))
+        return find_units(shape, self.patch_size, unit, self.config.tile_step_size)
 
     @torch.inference_mode()
     def segment(self, image: Tensor) -> Tensor:
@@ -156,7 +135,7 @@ class Miner:
         candidates = torch.zeros(shape, dtype=self.labels.dtype)  # a large case fills a GPU
         lead = torch.zeros(shape, dtype=torch.float16)
         weight = compute_gaussian(tuple(self.patch_size), dtype=lead.dtype, device=lead.device)
-        windows = find_windows(padded.shape[1:], self.patch_size, self.tile_step_size)
+        windows = find_windows(padded.shape[1:], self.patch_size, self.config.tile_step_size)
         every = (slice(None),)  # channel, or candidate
         for start in range(0, len(windows), self.windows_per_forward):
             batch = windows[start : start + self.windows_per_forward]
@@ -168,16 +147,18 @@ class Miner:
                 vote(candidates[place], lead[place], label_map.cpu(), weight)
         return candidates[every + inside[1:]]
 
-    def _select_candidates(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
+    def _select_candidates(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
         """Channels [chosen, rejected] and record of a sample whose pair is two candidates."""
-        pair = select_pair(sample.dice, self.tau, self.tau_max)
+        # every gap is stored where τ is only known when the round is complete
+        tau = self.config.tau if self.config.tau_quantile is None else 0.0
+        pair = select_pair(sample.dice, tau, self.config.tau_max)
         if pair.rejected is None:
             # Any two equal maps do; constant ones cost the augmentation nothing.
             chosen = rejected = torch.zeros_like(sample.target)
         else:
             chosen = sample.candidates[pair.chosen]
             is_unused = sample.ignored
-            if self.agree:
+            if self.config.agree:
                 is_unused = is_unused | (chosen != sample.target)
             rejected = torch.where(is_unused, chosen, sample.candidates[pair.rejected])
         record = replace(
@@ -188,13 +169,13 @@ class Miner:
         )
         return torch.stack((chosen, rejected)).short().numpy(), record
 
-    def _select_regions(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
+    def _select_regions(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
         """Channels [chosen, rejected, weight] and record of a sample with a region pair."""
         target, ignored = sample.target.numpy(), sample.ignored.numpy()
         candidates = sample.candidates.numpy()
-        pair = pair_regions(candidates, target, self.labels, self.tau, ~ignored)
+        pair = pair_regions(candidates, target, self.labels, self.config.tau, ~ignored)
         is_used = pair.weight > 0
-        if self.agree:
+        if self.config.agree:
             is_used &= pair.chosen == target
         weight = np.maximum(1, np.rint(pair.weight * WEIGHT_ONE)) * is_used
         rejected = np.where(is_used, pair.rejected, pair.chosen)
@@ -212,7 +193,7 @@ class Miner:
         return channels, record
 
 
-def _record(sample: Sample) -> SampleRecord:
+def _record(sample: TrainingSample) -> SampleRecord:
     """Record of a sample without a pair."""
     return SampleRecord(
         dice=[round(value, 6) for value in sample.dice],
@@ -227,36 +208,15 @@ def _record(sample: Sample) -> SampleRecord:
 def make_miner(
     config: MAPOConfig,
     network: nn.Module,
-    sampler: Sampler,
+    sampler: CandidateSampler,
     labels: Labels,
     plan: Any,
     device: torch.device,
 ) -> Miner:
-    """Miner by the settings.
-
-    Args:
-        config: Settings.
-        network: The policy, as of `Miner`, like the arguments that follow.
-        sampler: Makes its candidates.
-        labels: Meaning of its heads.
-        plan: nnU-Net's configuration manager.
-        device: Where the network lies.
-    """
-    return Miner(
-        network,
-        sampler,
-        labels,
-        config.tau if config.tau_quantile is None else 0.0,
-        plan.patch_size,
-        # nnU-Net's global batch size: the pairs must not depend on the number of ranks
-        fit_windows_per_forward(sampler.num_passes, plan.batch_size),
-        device,
-        config.selection_unit(len(plan.patch_size)),
-        config.tile_step_size,
-        config.pair,
-        config.tau_max,
-        config.agree,
-    )
+    """Miner for a configuration `plan` of nnU-Net; the other arguments as of `Miner`."""
+    # nnU-Net's global batch size: the pairs must not depend on the number of ranks
+    num_windows = fit_windows_per_forward(sampler.num_passes, plan.batch_size)
+    return Miner(network, sampler, labels, config, plan.patch_size, num_windows, device)
 
 
 def mine_within_memory(

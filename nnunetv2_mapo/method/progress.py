@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import distributed as dist
 
+from nnunetv2_mapo.method.rounds import RoundSummary
 from nnunetv2_mapo.method.schedule import Stage
-from nnunetv2_mapo.method.summary import RoundSummary
 from nnunetv2_mapo.support.files import write_atomically
 
 if TYPE_CHECKING:

@@ -1,24 +1,29 @@
-"""A round of mining: every training case -> preference pairs -> store, shared among the ranks."""
+"""A round of mining: every training case -> preference pairs -> store, and what that found."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
 
+from nnunetv2_mapo.method.config import Candidates, MAPOConfig
 from nnunetv2_mapo.method.mining import Miner, mine_within_memory
-from nnunetv2_mapo.method.store import Round, SampleRecord, StoreError, stack_preferences
-from nnunetv2_mapo.method.summary import RoundSummary, quantile_tau, summarize
+from nnunetv2_mapo.method.store import MinedRound, Round, SampleRecord, stack_preferences
+from nnunetv2_mapo.support.table import format_table
 
 LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
+Records = dict[str, list[SampleRecord]]  # of each case
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,20 +35,23 @@ class Ranks:
         size: How many there are.
     """
 
-    rank: int = 0
-    size: int = 1
+    rank: int
+    size: int
 
     @classmethod
     def find(cls) -> Ranks:
         """Those of torch.distributed; a single one without it."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
-        return cls()
+        return cls(0, 1)
 
-    def barrier(self) -> None:
-        """Wait until every one is here."""
-        if self.size > 1:
-            dist.barrier()
+    def gather(self, part: T) -> list[T]:
+        """What every rank has, known to all of them; it waits until every one is here."""
+        if self.size == 1:
+            return [part]
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, part)
+        return parts
 
     def meet(self, number: int, num_cases: int) -> None:
         """Wait at some of the cases, often enough for the backend's time never to be up.
@@ -53,15 +61,15 @@ class Ranks:
             num_cases: In all shares together.
         """
         if number % 20 == 0 and number < num_cases // self.size:
-            self.barrier()
+            self.gather(None)
 
     def share(self, identifiers: Sequence[str]) -> Sequence[str]:
         """Cases of this one."""
         return identifiers[self.rank :: self.size]
 
 
-def with_values(mined: Round, find: Callable[[], Sequence[float]]) -> Round:
-    """The round with what its candidates differ in: found once, by the first rank.
+def settle_values(mined: Round, find: Callable[[], Sequence[float]]) -> tuple[float, ...]:
+    """What a round's candidates differ in: found once, by the first rank, and then stored.
 
     Args:
         mined: The round.
@@ -70,8 +78,24 @@ def with_values(mined: Round, find: Callable[[], Sequence[float]]) -> Round:
     ranks = Ranks.find()
     if ranks.rank == 0 and not mined.read_values():
         mined.write_values(find())
-    ranks.barrier()
-    return replace(mined, values=mined.read_values())
+    return ranks.gather(mined.read_values() if ranks.rank == 0 else ())[0]
+
+
+class Mining(NamedTuple):
+    """What `mine_round` did.
+
+    Attributes:
+        summary: Of the whole round, the same on every rank.
+        num_mined: Cases that were mined now; the others were in the store.
+        seconds: Duration.
+    """
+
+    summary: RoundSummary
+    num_mined: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.summary}; {self.num_mined} cases mined in {self.seconds:.1f} s"
 
 
 def mine_round(
@@ -79,66 +103,52 @@ def mine_round(
     load_case: LoadCase,
     identifiers: Sequence[str],
     mined: Round,
-    seed: int,
     log: Callable[[str], None],
-    *,
-    tau_quantile: float | None = None,
-) -> RoundSummary:
+) -> Mining:
     """Mine the cases of a round that are not in its store yet, shared among all ranks.
 
     Args:
-        miner: What mines one case.
+        miner: What mines one case. The seed of its settings, the round's number and the case's
+            name decide the candidates, so they do not depend on the order of the cases, the number
+            of ranks or an interruption.
         load_case: Gives a case's network input, shape `(channels, *spatial)`, and its
             segmentation, shape `(1, *spatial)`.
         identifiers: Every training case.
         mined: The round; each case is stored as soon as it is done, the manifest last.
-        seed: With the round's number and the case's name it decides the candidates, so they do
-            not depend on the order of the cases, the number of ranks or an interruption.
         log: Takes what a user should know.
-        tau_quantile: Quantile of the round's Dice gaps below which no pair is kept; the miner's τ
-            is then to be 0.
-
-    Returns:
-        Summary of the whole round, the same on every rank.
 
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
-        StoreError: A case that was just written cannot be read.
         WriteError: The disk is full.
     """
     started = time.monotonic()
-    ranks = Ranks.find()
-    missing = _find_missing(identifiers, mined, log)
-    ranks.barrier()  # every rank has looked before the first case changes
+    ranks, config = Ranks.find(), miner.config
+    # Each rank reads the files of its share; all have before the first case changes.
+    finished = ranks.gather(mined.find_finished(ranks.share(identifiers)))
+    found = _merge([part.records for part in finished])
+    missing = [identifier for identifier in identifiers if identifier not in found]
+    if damaged := sorted(identifier for part in finished for identifier in part.damaged):
+        log(f"WARNING: files of {damaged} in {mined.folder} are damaged; they are mined again")
+    if missing and found:
+        log(f"{len(found)} of {len(identifiers)} cases are in {mined.folder} already")
     if missing and ranks.rank == 0:
         mined.forget_manifest()
-    _mine_cases(miner, load_case, missing, mined, seed, log, ranks)
-    ranks.barrier()
-    records, tau = _read_records(mined, identifiers), miner.tau
-    if tau_quantile is not None:
-        tau = quantile_tau(records, tau_quantile)
-        ranks.barrier()  # every rank has read the records before the first one changes
+    found |= _merge(ranks.gather(_mine_cases(miner, load_case, missing, mined, log, ranks)))
+    if config.tau_quantile is not None:
+        tau = quantile_tau(found, config.tau_quantile)
+        kept = {}
         for number, identifier in enumerate(ranks.share(identifiers)):
             ranks.meet(number, len(identifiers))
-            _drop_small_gaps(mined, identifier, records[identifier], miner, tau)
-        ranks.barrier()
-        records = _read_records(mined, identifiers)
+            kept[identifier] = _drop_small_gaps(mined, identifier, found[identifier], miner, tau)
+        found |= _merge(ranks.gather(kept))
+    records = {identifier: found[identifier] for identifier in identifiers}
     if ranks.rank == 0:
-        mined.write_manifest(records)
-    seconds = time.monotonic() - started
-    return summarize(records, tau=tau, num_mined=len(missing), seconds=seconds)
+        mined.write_manifest(records, miner.sampler.values)
+    return Mining(summarize(records, config), len(missing), time.monotonic() - started)
 
 
-def _find_missing(
-    identifiers: Sequence[str], mined: Round, log: Callable[[str], None]
-) -> list[str]:
-    finished, damaged = mined.find_finished(identifiers)
-    missing = [identifier for identifier in identifiers if identifier not in finished]
-    if damaged:
-        log(f"WARNING: files of {damaged} in {mined.folder} are damaged; they are mined again")
-    if missing and finished:
-        log(f"{len(finished)} of {len(identifiers)} cases are in {mined.folder} already")
-    return missing
+def _merge(parts: Sequence[Records]) -> Records:
+    return {identifier: records for part in parts for identifier, records in part.items()}
 
 
 def _mine_cases(
@@ -146,13 +156,12 @@ def _mine_cases(
     load_case: LoadCase,
     missing: Sequence[str],
     mined: Round,
-    seed: int,
     log: Callable[[str], None],
     ranks: Ranks,
-) -> None:
+) -> Records:
     """Mine and store this rank's share of the missing cases; arguments as of `mine_round`."""
-    num_pairs = 0
-    mine = ranks.share(missing)
+    found = {}
+    mine, num_pairs = ranks.share(missing), 0
     with tqdm(mine, desc="mining", unit="case", disable=ranks.rank > 0) as progress:
         for number, identifier in enumerate(progress):
             ranks.meet(number, len(missing))
@@ -160,34 +169,176 @@ def _mine_cases(
             truth = torch.from_numpy(segmentation[0])
             miner, case = mine_within_memory(
                 miner, partial(Miner.mine, image=image, segmentation=truth),
-                f"{seed}/{mined.origin['round']}/{identifier}", log,
+                f"{miner.config.seed}/{mined.origin['round']}/{identifier}", log,
             )  # fmt: skip
             stack = stack_preferences(segmentation, *case.preferences)
             mined.write_case(identifier, stack, case.records, miner.patch_size)
-            num_pairs += sum(record.rejected is not None for record in case.records)
+            found[identifier] = case.records
+            num_pairs += sum(record.has_pair for record in case.records)
             progress.set_postfix(pairs=num_pairs)
-
-
-def _read_records(mined: Round, identifiers: Sequence[str]) -> dict[str, list[SampleRecord]]:
-    records = mined.find_finished(identifiers).records
-    if lost := sorted(set(identifiers) - set(records)):
-        message = f"Cases were mined but cannot be read from {mined.folder}: {lost}."
-        raise StoreError(message)
-    return records
+    return found
 
 
 def _drop_small_gaps(
     mined: Round, identifier: str, records: list[SampleRecord], miner: Miner, tau: float
-) -> None:
+) -> list[SampleRecord]:
     """Take the pairs off a case whose gap is below τ; a case without any stays as it is."""
     kept = [
         replace(each, rejected=None, num_disagreeing=0) if each.gap < tau else each
         for each in records
     ]
-    if kept == records:
-        return
-    stack = mined.open_stack(identifier)[:]
-    for place, record in zip(miner.find_units(stack.shape[1:]), kept, strict=True):
-        if record.rejected is None:
-            stack[(slice(1, None), *place)] = 0  # chosen and rejected
-    mined.write_case(identifier, stack, kept, miner.patch_size)
+    if kept != records:
+        stack = mined.open_stack(identifier)[:]
+        for place, record in zip(miner.find_units(stack.shape[1:]), kept, strict=True):
+            if record.rejected is None:
+                stack[(slice(1, None), *place)] = 0  # chosen and rejected
+        mined.write_case(identifier, stack, kept, miner.patch_size)
+    return kept
+
+
+# What a round found -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """What a round of mining found, over all its training samples.
+
+    Attributes:
+        tau: Least Dice gap of a pair.
+        num_samples: Training samples: cases, slices or windows.
+        num_pairs: Those with a preference pair.
+        num_parts: Parts of region pairs, over all samples.
+        num_preferred: Those of them that are preferred to the plain prediction.
+        dice_plain: Mean Dice of the plain prediction, over all samples.
+        dice_chosen: Mean Dice of chosen over the pairs; NaN without pairs.
+        dice_rejected: The same of rejected.
+        disagreement: Mean share of disagreement voxels of the pairs; NaN without pairs.
+        gaps: Dice gap between best and worst candidate of each sample.
+        dice: Of each candidate in the sampler's order: mean, lower quartile, median and upper
+            quartile of its Dice over all samples.
+        num_chosen: Pairs of two candidates in which each one is chosen.
+        num_rejected: The same of rejected.
+    """
+
+    tau: float
+    num_samples: int
+    num_pairs: int
+    num_parts: int
+    num_preferred: int
+    dice_plain: float
+    dice_chosen: float
+    dice_rejected: float
+    disagreement: float
+    gaps: list[float]
+    dice: list[list[float]]
+    num_chosen: list[int]
+    num_rejected: list[int]
+
+    def __str__(self) -> str:
+        pairs = ""
+        if self.num_parts:
+            share = self.num_preferred / self.num_parts
+            pairs = f", {self.num_parts} parts of which {share:.1%} are preferred"
+        if self.num_pairs:
+            pairs += (
+                f", of the pairs chosen {self.dice_chosen:.4f}, rejected {self.dice_rejected:.4f}, "
+                f"disagreement {self.disagreement:.2%} of the voxels"
+            )
+        plain = f"Dice plain {self.dice_plain:.4f}"
+        return f"{self.num_pairs} pairs / {self.num_samples} samples, {plain}{pairs}"
+
+
+def summarize(cases: Mapping[str, Sequence[SampleRecord]], config: MAPOConfig) -> RoundSummary:
+    """Summarise a round from the records of every case and the settings that it was mined with."""
+    tau = config.tau
+    if config.tau_quantile is not None:
+        tau = quantile_tau(cases, config.tau_quantile)
+    records = [record for records in cases.values() for record in records]
+    names = ("has_pair", "num_parts", "num_preferred", "dice_chosen", "dice_rejected", "gap",
+             "chosen", "rejected", "num_disagreeing", "num_voxels")  # fmt: skip
+    samples = pd.DataFrame([[getattr(r, name) for name in names] for r in records], columns=names)
+    pairs = samples[samples.has_pair]
+    dice = pd.DataFrame([record.dice for record in records])
+    of_two = pairs[pairs.rejected.notna()]  # candidates
+    return RoundSummary(
+        tau=tau,
+        num_samples=len(samples),
+        num_pairs=len(pairs),
+        num_parts=int(samples.num_parts.sum()),
+        num_preferred=int(samples.num_preferred.sum()),
+        dice_plain=float(dice[0].mean()),
+        dice_chosen=float(pairs.dice_chosen.mean()),
+        dice_rejected=float(pairs.dice_rejected.mean()),
+        disagreement=float((pairs.num_disagreeing / pairs.num_voxels).mean()),
+        gaps=samples.gap.tolist(),
+        dice=dice.describe().loc[["mean", "25%", "50%", "75%"]].T.to_numpy().tolist(),
+        num_chosen=[int((of_two.chosen == index).sum()) for index in dice],
+        num_rejected=[int((of_two.rejected == index).sum()) for index in dice],
+    )
+
+
+def summarize_stored(mined: MinedRound) -> RoundSummary:
+    """Summarise a round that was mined before."""
+    return summarize(mined.cases, MAPOConfig.from_dict(mined.origin["settings"]))
+
+
+def quantile_tau(cases: Mapping[str, Sequence[SampleRecord]], quantile: float) -> float:
+    """τ at which the share 1 - `quantile` of a round's samples has a pair.
+
+    Samples without foreground do not count, where a single voxel may be a gap of 1, nor do those
+    whose candidates all have the same Dice.
+
+    Args:
+        cases: Records of the round.
+        quantile: In [0, 1).
+
+    Returns:
+        The Dice gap of one of the samples; 0 if none counts.
+    """
+    records = [record for records in cases.values() for record in records]
+    gaps = [each.gap for each in records if each.has_foreground and each.gap > 0]
+    return float(np.quantile(gaps, quantile, method="higher")) if gaps else 0.0
+
+
+def tabulate_round(summary: RoundSummary, candidates: Candidates) -> str:
+    """Table of a round's candidates, one line each, and what the pairs are like."""
+    header = [candidates.label, "mean Dice", "25 %", "median", "75 %"]
+    rows = [
+        [f"{value:g}", *(f"{each:.4f}" for each in dice)]
+        for value, dice in zip(candidates.values, summary.dice, strict=True)
+    ]
+    if not summary.num_parts:  # two of the candidates are the pair
+        header += ["chosen", "rejected"]
+        numbers = zip(summary.num_chosen, summary.num_rejected, strict=True)
+        rows = [[*row, *map(str, both)] for row, both in zip(rows, numbers, strict=True)]
+    share = summary.num_pairs / summary.num_samples
+    text = (
+        f"{format_table(header, rows)}\n"
+        f"Dice gap of a sample's best and worst candidate: median {np.median(summary.gaps):.4f}; "
+        f"{summary.num_pairs} of {summary.num_samples} samples have a pair ({share:.1%}, tau = "
+        f"{summary.tau:.4g})"
+    )
+    if summary.num_pairs:
+        text += f", which disagrees in {summary.disagreement:.2%} of the voxels"
+    return text
+
+
+def explain_no_pairs(summary: RoundSummary, candidates: Candidates, pair: str) -> str:
+    """Warning for a round without any pair: how far it was from one, and what to change."""
+    largest, median = max(summary.gaps), float(np.median(summary.gaps))
+    label, setting, values = candidates
+    advice = f"candidates that differ more ({setting}), or another length of the warm-up"
+    needed = "a candidate with a part that changes the Dice of the sample"
+    if pair == "case":
+        needed = f"a Dice gap of tau = {summary.tau:.4g}, and more than 0, between two candidates"
+        if largest > 0:
+            advice = (
+                f"a smaller tau (half of the samples would have a pair at {median:.3f}), a "
+                f"tau_quantile, {advice}"
+            )
+    return (
+        f"WARNING: this round has NO preference pair, so it trains with nnU-Net's own loss alone. "
+        f"A pair needs {needed}; the largest gap of any sample is {largest:.4f}, the median "
+        f"{median:.4f} ({label} from {min(values)} to {max(values)}, plain Dice "
+        f"{summary.dice_plain:.4f}). To get pairs, derive a trainer whose MAPOConfig has {advice}."
+    )

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +19,23 @@ from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
 
 
-class Sampler(Protocol):
-    """Where the candidates come from: dropout, thresholds, input noise.
+@dataclass(frozen=True)
+class CandidateSampler(ABC):
+    """Where the candidates come from: dropout, thresholds or input noise.
 
     Attributes:
         values: What tells the K candidates apart, such as their dropout rates; the first one gives
             the plain prediction.
-        num_passes: Forward passes that the candidates of one window take.
     """
 
-    @property
-    def values(self) -> tuple[float, ...]: ...  # noqa: D102  # above
+    values: tuple[float, ...]
 
     @property
-    def num_passes(self) -> int: ...  # noqa: D102  # above
+    def num_passes(self) -> int:
+        """Forward passes that the candidates of one window take."""
+        return len(self.values)
 
+    @abstractmethod
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
         """Candidates of each window, all windows in one forward pass.
 
@@ -44,23 +47,12 @@ class Sampler(Protocol):
         Returns:
             Label maps, shape `(W, K, *patch)`.
         """
-        ...
 
 
 def full_resolution(outputs: Any) -> Tensor:
     """Logits at full resolution, whether or not the network is deeply supervised."""
     logits: Tensor = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
     return logits
-
-
-def repeat_windows(windows: Tensor, num_candidates: int) -> Tensor:
-    """Each window K times in a row, shape `(W K, channels, *patch)`."""
-    return windows.repeat_interleave(num_candidates, 0)
-
-
-def group_candidates(label_maps: Tensor, num_candidates: int) -> Tensor:
-    """Undo `repeat_windows` on label maps: from `(W K, *patch)` to `(W, K, *patch)`."""
-    return label_maps.view(-1, num_candidates, *label_maps.shape[1:])
 
 
 def fit_windows_per_forward(num_passes: int, batch_size: int) -> int:
@@ -76,69 +68,52 @@ def fit_windows_per_forward(num_passes: int, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class DropoutSampler:
-    """Segments a window once for each dropout rate.
+class DropoutSampler(CandidateSampler):
+    """Segments a window once for each dropout rate, the first 0.
 
     Attributes:
-        values: Dropout rate of each candidate, the first 0.
         dropout: Dropout of the network.
     """
 
-    values: tuple[float, ...]
     dropout: StochasticDropout
 
-    @property
-    def num_passes(self) -> int:
-        """One for each candidate."""
-        return len(self.values)
-
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
-        """See `Sampler.segment`."""
+        """See `CandidateSampler.segment`."""
         rates = torch.tensor(self.values, device=windows.device)
         with self.dropout.at(rates.repeat(len(windows))):
-            outputs = network(repeat_windows(windows, len(rates)))
-        return group_candidates(labels.label_map(full_resolution(outputs)), len(rates))
+            outputs = network(windows.repeat_interleave(len(rates), 0))
+        label_maps = labels.label_map(full_resolution(outputs))
+        return label_maps.unflatten(0, (-1, len(rates)))
 
 
 @dataclass(frozen=True)
-class NoiseSampler:
-    """Segments a window once for each strength of noise.
+class NoiseSampler(CandidateSampler):
+    """Segments a window once for each strength of noise, the first 0.
+
+    A value is the standard deviation σ of the noise in units of the preprocessed intensities (most
+    of nnU-Net's normalisations are z-scores).
 
     Attributes:
-        values: Standard deviation σ of each candidate's noise in units of the preprocessed
-            intensities (most of nnU-Net's normalisations are z-scores), the first 0.
         num_image_channels: Channels that get noise; those behind are the segmentation of a
             cascade's previous stage.
     """
 
-    values: tuple[float, ...]
     num_image_channels: int
 
-    @property
-    def num_passes(self) -> int:
-        """One for each candidate."""
-        return len(self.values)
-
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
-        """See `Sampler.segment`."""
+        """See `CandidateSampler.segment`."""
         sigmas = torch.tensor(self.values, device=windows.device)
-        inputs = repeat_windows(windows, len(sigmas))
+        inputs = windows.repeat_interleave(len(sigmas), 0)
         image = inputs[:, : self.num_image_channels]
         strength = sigmas.repeat(len(windows)).view(-1, *[1] * (image.ndim - 1))
         image += strength * torch.randn_like(image)
         label_maps = labels.label_map(full_resolution(network(inputs)))
-        return group_candidates(label_maps, len(sigmas))
+        return label_maps.unflatten(0, (-1, len(sigmas)))
 
 
 @dataclass(frozen=True)
-class ThresholdSampler:
-    """Segments a window once and cuts the probabilities at each threshold.
-
-    Attributes:
-        values: Thresholds, the first 0.5.
-    """
-
-    values: tuple[float, ...]
+class ThresholdSampler(CandidateSampler):
+    """Segments a window once and cuts the probabilities at each threshold, the first 0.5."""
 
     @property
     def num_passes(self) -> int:
@@ -146,7 +121,7 @@ class ThresholdSampler:
         return 1
 
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
-        """See `Sampler.segment`."""
+        """See `CandidateSampler.segment`."""
         return cut(full_resolution(network(windows)).float(), self.values, labels)
 
 
@@ -177,7 +152,7 @@ def cut(logits: Tensor, thresholds: Sequence[float], labels: Labels) -> Tensor:
 
 def make_sampler(
     config: MAPOConfig, num_dimensions: int, dropout: StochasticDropout, num_image_channels: int
-) -> Sampler:
+) -> CandidateSampler:
     """Sampler that the settings name.
 
     Args:

@@ -1,8 +1,8 @@
 """Mined rounds on disk: the file and the record of each case, then a manifest.
 
-`preferences/round_01/CASE.b2nd` holds the int16 channels [segmentation, chosen, rejected] in the
-preprocessed geometry, `CASE.b2nd.json` what mining found out about the case and the checksum of
-that file. A case without both is not there. `manifest.json` is written when every case is.
+`preferences/round_01/CASE.b2nd` holds the channels of `stack_preferences` in the preprocessed
+geometry, `CASE.b2nd.json` what mining found out about the case and the checksum of that file. A
+case without both is not there. `manifest.json` is written when every case is.
 """
 
 from __future__ import annotations
@@ -102,12 +102,10 @@ class Round:
         folder: `fold_X/preferences/round_RR`.
         origin: What made it: configuration, plans, labels, data set … and the policy's
             fingerprint under `"policy"`. Cases of another origin are not read.
-        values: What the candidates differ in, such as their dropout rates; for the manifest.
     """
 
     folder: Path
     origin: dict[str, Any]
-    values: tuple[float, ...] = ()
 
     def path(self, identifier: str) -> Path:
         """File of a case."""
@@ -133,7 +131,7 @@ class Round:
 
         Args:
             identifier: Case identifier.
-            stack: Shape `(3 or 4, *spatial)`, int16, see `stack_preferences`.
+            stack: Shape `(3 or 4, *spatial)`, see `stack_preferences`.
             records: One of each training sample of the case.
             patch_size: Patch of the configuration, which decides the file's blocks and chunks.
 
@@ -158,7 +156,10 @@ class Round:
         write_sealed(self.record_path(identifier), record)
 
     def find_finished(self, identifiers: Iterable[str]) -> Finished:
-        """Records of the cases that can be trained on, by checksum, and which are damaged."""
+        """Records of the cases that can be trained on, and which are damaged.
+
+        It reads each case's file once, for its checksum, which takes long where they are many.
+        """
         found = Finished({}, [])
         for identifier in identifiers:
             record = read_sealed(self.record_path(identifier))
@@ -183,16 +184,13 @@ class Round:
             return ()
         return tuple(content["values"])
 
-    def write_manifest(self, cases: dict[str, list[SampleRecord]]) -> None:
-        """Write the manifest of a complete round."""
+    def write_manifest(self, cases: dict[str, list[SampleRecord]], values: Sequence[float]) -> None:
+        """Write the manifest of a complete round: records, and what the candidates differ in."""
         content = {
             "origin": self.origin,
-            "values": self.values,
+            "values": list(values),
             "cases": {
-                identifier: {
-                    "sha256": hash_file(self.path(identifier)),
-                    "samples": [asdict(record) for record in cases[identifier]],
-                }
+                identifier: {"samples": [asdict(record) for record in cases[identifier]]}
                 for identifier in sorted(cases)
             },
         }
@@ -225,20 +223,17 @@ def _complete(origin: dict[str, Any]) -> dict[str, Any]:
     return {**origin, "settings": MAPOConfig.from_dict(settings).to_dict()}
 
 
-class MinedRound(NamedTuple):
-    """What the manifest of a round says.
+@dataclass(frozen=True)
+class MinedRound(Round):
+    """A round with what its manifest says.
 
     Attributes:
-        folder: The round's folder.
-        origin: What made it, see `Round.origin`.
         cases: Records of each case.
         values: What the candidates differ in; empty in a store of version 0.1.
     """
 
-    folder: Path
-    origin: dict[str, Any]
     cases: dict[str, list[SampleRecord]]
-    values: tuple[float, ...] = ()
+    values: tuple[float, ...]
 
     def candidates(self, num_dimensions: int) -> Candidates:
         """What the candidates differ in, by the settings and what the round found itself."""

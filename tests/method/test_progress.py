@@ -15,8 +15,8 @@ from nnunetv2_mapo.method.progress import (
     round_values,
     step_means,
 )
+from nnunetv2_mapo.method.rounds import RoundSummary
 from nnunetv2_mapo.method.schedule import Stage
-from nnunetv2_mapo.method.summary import RoundSummary
 
 KEYS = (*STEP_KEYS, *MINING_KEYS)
 SUMMARY = RoundSummary(
@@ -30,9 +30,9 @@ SUMMARY = RoundSummary(
     dice_rejected=0.4,
     disagreement=0.02,
     gaps=[0.1],
-    candidates=[],
-    num_mined=5,
-    seconds=1.0,
+    dice=[],
+    num_chosen=[],
+    num_rejected=[],
 )
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunetv2_mapo.method.store import PREFERENCES, Round, SampleRecord, read_rounds
-from nnunetv2_mapo.method.summary import RoundSummary, summarize_stored
+from nnunetv2_mapo.method.rounds import RoundSummary, summarize_stored
+from nnunetv2_mapo.method.store import SampleRecord, read_rounds
 from nnunetv2_mapo.support.table import format_table
 from nnunetv2_mapo.tools.demo.phantom import LABELS, read_image
 
@@ -121,9 +121,9 @@ def pair_panels(raw: Path, fold: Path, predictions: Path, case: str, ending: str
         case: Case identifier.
         ending: File ending of the data set.
     """
-    folder = fold / PREFERENCES / "round_01"
-    record = read_rounds(fold)[0].cases[case][0]
-    _, chosen, rejected, *_ = np.asarray(Round(folder, {}).open_stack(case)[:])
+    mined = read_rounds(fold)[0]
+    record = mined.cases[case][0]
+    _, chosen, rejected, *_ = np.asarray(mined.open_stack(case)[:])
     image = read_image(raw / "imagesTr" / f"{case}_0000{ending}")
     truth = read_image(raw / "labelsTr" / f"{case}{ending}")
     final = read_image(predictions / f"{case}{ending}")

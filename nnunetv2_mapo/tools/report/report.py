@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.progress import PANELS, Panel
+from nnunetv2_mapo.method.rounds import summarize_stored
 from nnunetv2_mapo.method.store import MinedRound
-from nnunetv2_mapo.method.summary import summarize_stored
 from nnunetv2_mapo.tools.figures import (
     draw_curves,
     draw_dice_of_candidates,
