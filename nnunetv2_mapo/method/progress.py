@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from torch import distributed as dist
+import pandas as pd
 
-from nnunetv2_mapo.method.rounds import RoundSummary
+from nnunetv2_mapo.method.rounds import Ranks, RoundSummary
 from nnunetv2_mapo.method.schedule import Stage
 from nnunetv2_mapo.support.files import write_atomically
 
@@ -27,13 +27,10 @@ STEP_KEYS = (
     "rewards/margins",
     "rewards/accuracies",
 )
-MINING_KEYS = (
-    "mining/pairs",
-    "mining/dice_plain",
-    "mining/dice_chosen",
-    "mining/dice_rejected",
-    "mining/disagreement",
-)
+MINING_KEYS = {  # of a round's summary
+    f"mining/{name.removeprefix('num_')}": name
+    for name in ("num_pairs", "dice_plain", "dice_chosen", "dice_rejected", "disagreement")
+}
 PLOT = "progress_mapo.png"
 _SHADE = "#0b64b0"  # of a round
 
@@ -82,27 +79,17 @@ def step_means(outputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         NaN under a key that no step defines.
     """
     steps = [[output[key] for key in STEP_KEYS] for output in outputs]
-    if dist.is_available() and dist.is_initialized():
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, steps)
-        steps = [step for rank in gathered for step in rank]
-    values = np.array(steps, dtype=float)
-    defined = np.isfinite(values)
-    count = np.where(defined.any(0), defined.sum(0), np.nan)
-    means = np.where(defined, values, 0).sum(0) / count
-    return dict(zip(STEP_KEYS, means.tolist(), strict=True))
+    steps = [step for rank in Ranks.find().gather(steps) for step in rank]
+    values = pd.DataFrame(steps, columns=STEP_KEYS, dtype=float)
+    means: dict[str, float] = values.where(np.isfinite(values)).mean().to_dict()
+    return means
 
 
 def round_values(summary: RoundSummary | None) -> dict[str, float]:
     """Values of the current round under the keys `mining/…`; NaN in the warm-up."""
-    if summary is None:
-        return dict.fromkeys(MINING_KEYS, math.nan)
     return {
-        "mining/pairs": float(summary.num_pairs),
-        "mining/dice_plain": summary.dice_plain,
-        "mining/dice_chosen": summary.dice_chosen,
-        "mining/dice_rejected": summary.dice_rejected,
-        "mining/disagreement": summary.disagreement,
+        key: math.nan if summary is None else float(getattr(summary, name))
+        for key, name in MINING_KEYS.items()
     }
 
 

@@ -32,27 +32,31 @@ def read_reference(
 
     Returns:
         State dict on `device`; None if the file is missing, damaged or not the expected one.
+
+    Raises:
+        OSError: It is there but cannot be read.
     """
+    if not path.exists():
+        return None
+    content = io.BytesIO(path.read_bytes())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what a damaged header may look like
-            weights: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)
-        is_expected = hash_weights(weights) == expected_hash
-    except Exception:  # a damaged pickle may raise anything
+            weights = torch.load(content, map_location="cpu", weights_only=True)
+        if hash_weights(weights) != expected_hash:
+            return None
+    except Exception:  # the bytes are in memory: whatever torch raises, they are no weights
         return None
-    return weights if is_expected else None
+    return {name: tensor.to(device) for name, tensor in weights.items()}
 
 
 def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Frozen network with the reference's weights.
+    """Frozen copy of a network with the reference's weights, in evaluation mode.
 
     Args:
         policy: The network to copy: not compiled, not wrapped, its dropout off and its deep
             supervision off; the copy keeps both off for good.
-        weights: Its state dict.
-
-    Returns:
-        A copy in evaluation mode that needs no gradients.
+        weights: State dict of the reference.
     """
     reference = _copy(policy)
     reference.load_state_dict(weights)

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import cc3d
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.selection import Overlap, count_overlap, mean_dice
 
-Counts = NDArray[np.int64]
 _LEAST_VOXELS = 2  # of a part: a single voxel is noise more often than not
 
 
@@ -36,18 +37,6 @@ class RegionPair(NamedTuple):
     weight: NDArray[np.float32]
     num_parts: int
     num_preferred: int
-
-
-class _Overlap(NamedTuple):
-    """Voxels of each head; the shapes are `(C,)`, or `(P, C)` for P parts.
-
-    Attributes:
-        intersection: In the segmentation and in the target.
-        segmentation: In the segmentation.
-    """
-
-    intersection: Counts
-    segmentation: Counts
 
 
 def pair_regions(
@@ -112,15 +101,8 @@ def find_effects(
 ) -> Effects:
     """Change of the sample's Dice when one part of the plain prediction is the candidate's.
 
-    Args:
-        plain: Label map, shape `(*spatial)`.
-        candidate: The same, like the arguments that follow, see `pair_regions`.
-        target: Ground truth.
-        labels: Meaning of the label maps.
-        valid: Mask of the voxels that count.
-
-    Returns:
-        Exact for the whole sample: a part changes the voxel counts only within itself.
+    It is exact: a part changes the voxel counts only within itself. Arguments as of `pair_regions`,
+    with two label maps in the place of all candidates.
     """
     differs = plain != candidate
     if valid is not None:
@@ -129,14 +111,12 @@ def find_effects(
     # all neighbours, corners included
     parts = cc3d.connected_components(differs, connectivity=8 if plain.ndim == 2 else 26)
     where = parts[differs]
-    sizes = np.bincount(where, minlength=1)
-    before = _count(plain, target, labels)
+    before = count_overlap(*(torch.from_numpy(x.ravel()) for x in (plain, target)), labels)
     change = _count_by_part(plain[differs], candidate[differs], target[differs], where, labels)
-    num_target = np.array([mask.sum() for mask in _heads(target, labels)])
-    after = _Overlap(*(old + new for old, new in zip(before, change, strict=True)))
-    effects = _mean_dice(after, num_target) - _mean_dice(before, num_target)
-    effects[sizes < _LEAST_VOXELS] = 0
-    effects[0] = 0
+    after = Overlap(*(old + new for old, new in zip(before, change, strict=True)))
+    dice = mean_dice(after).numpy()
+    effects = dice - dice[0]  # number 0 is no part and changes nothing
+    effects[np.bincount(where, minlength=1) < _LEAST_VOXELS] = 0
     return Effects(parts, effects.astype(np.float32))
 
 
@@ -149,40 +129,24 @@ def _heads(label_map: NDArray[np.integer], labels: Labels) -> Iterator[NDArray[n
             yield label_map == head
 
 
-def _count(
-    segmentation: NDArray[np.integer], target: NDArray[np.integer], labels: Labels
-) -> _Overlap:
-    masks = zip(_heads(segmentation, labels), _heads(target, labels), strict=True)
-    counts = [((ours & true).sum(), ours.sum()) for ours, true in masks]
-    intersection, num_segmentation = np.array(counts).T
-    return _Overlap(intersection, num_segmentation)
-
-
 def _count_by_part(
     plain: NDArray[np.integer],
     candidate: NDArray[np.integer],
     target: NDArray[np.integer],
     parts: NDArray[np.integer],
     labels: Labels,
-) -> _Overlap:
+) -> Overlap:
     """Change of the counts by each part, shape `(P + 1, C)`; all arguments of shape `(n,)`."""
     length = int(parts.max(initial=0)) + 1
     heads = zip(
-        _heads(plain, labels), _heads(candidate, labels), _heads(target, labels), strict=True
+        *(_heads(label_map, labels) for label_map in (plain, candidate, target)), strict=True
     )
     changes = []
     for old, new, true in heads:
         gain = new.astype(np.int8) - old.astype(np.int8)
         changes.append([np.bincount(parts, weights, length) for weights in (gain * true, gain)])
-    intersection, num_segmentation = np.moveaxis(np.array(changes, np.int64), 0, -1)
-    return _Overlap(intersection, num_segmentation)
-
-
-def _mean_dice(overlap: _Overlap, num_target: Counts) -> NDArray[np.float64]:
-    """Mean Dice over the heads that are present, see `selection.candidate_dice`."""
-    total = overlap.segmentation + num_target
-    is_present = total > 0
-    dice = np.where(is_present, 2 * overlap.intersection / np.maximum(total, 1), 0).sum(-1)
-    num_present = is_present.sum(-1)
-    mean: NDArray[np.float64] = np.where(num_present > 0, dice / np.maximum(num_present, 1), 1.0)
-    return mean
+    # from (C, 2, P + 1)
+    intersection, total = (
+        torch.from_numpy(np.array(changes, np.int64)).permute(1, 2, 0).contiguous()
+    )
+    return Overlap(intersection, total)

@@ -60,13 +60,11 @@ def candidate_dice(
     Returns:
         Shape `(K,)`, float64.
     """
-    overlap = _region_overlap if labels.regions is not None else _class_overlap
     if valid is not None:
         candidates, target = candidates[:, valid], target[valid]
     candidates, target = candidates.flatten(1), target.flatten()
-    return torch.stack(
-        [_mean_dice(overlap(candidate, target, labels.num_heads)) for candidate in candidates]
-    )
+    overlaps = [count_overlap(candidate, target, labels) for candidate in candidates]
+    return mean_dice(Overlap(*(torch.stack(counts) for counts in zip(*overlaps, strict=True))))
 
 
 def candidate_disagreement(candidates: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -87,35 +85,41 @@ def candidate_disagreement(candidates: Tensor, valid: Tensor | None = None) -> T
     return differing.double() / num_voxels
 
 
-class _Overlap(NamedTuple):
-    """Voxel counts of each foreground class or region."""
+class Overlap(NamedTuple):
+    """Voxels of each of the C foreground classes or regions, shape `(…, C)`, int64.
+
+    Attributes:
+        intersection: In the segmentation and in the target.
+        total: In the segmentation plus in the target.
+    """
 
     intersection: Tensor
     total: Tensor
 
 
-def _class_overlap(candidate: Tensor, target: Tensor, num_heads: int) -> _Overlap:
-    confusion = torch.zeros(num_heads**2, dtype=torch.int64, device=candidate.device)
-    for start in range(0, len(candidate), _CHUNK):
+def count_overlap(segmentation: Tensor, target: Tensor, labels: Labels) -> Overlap:
+    """Overlap of two label maps of shape `(n,)`."""
+    if labels.regions is not None:
+        ours, true = ([(x >> r) & 1 == 1 for r in range(labels.num_heads)] for x in
+                      (segmentation, target))  # fmt: skip
+        both = list(zip(ours, true, strict=True))
+        return Overlap(
+            torch.stack([(a & b).sum() for a, b in both]),
+            torch.stack([a.sum() + b.sum() for a, b in both]),
+        )
+    size = labels.num_heads
+    confusion = torch.zeros(size**2, dtype=torch.int64, device=segmentation.device)
+    for start in range(0, len(segmentation), _CHUNK):
         part = slice(start, start + _CHUNK)
-        pairs = candidate[part].long() * num_heads + target[part]
-        confusion += torch.bincount(pairs, minlength=num_heads**2)
-    confusion = confusion.view(num_heads, num_heads)
-    total = confusion.sum(0) + confusion.sum(1)
-    return _Overlap(confusion.diagonal()[1:], total[1:])
+        pairs = segmentation[part].long() * size + target[part]
+        confusion += torch.bincount(pairs, minlength=size**2)
+    confusion = confusion.view(size, size)
+    return Overlap(confusion.diagonal()[1:], (confusion.sum(0) + confusion.sum(1))[1:])
 
 
-def _region_overlap(candidate: Tensor, target: Tensor, num_heads: int) -> _Overlap:
-    ours = [(candidate >> bit) & 1 == 1 for bit in range(num_heads)]
-    true = [(target >> bit) & 1 == 1 for bit in range(num_heads)]
-    return _Overlap(
-        torch.stack([(a & b).sum() for a, b in zip(ours, true, strict=True)]),
-        torch.stack([a.sum() + b.sum() for a, b in zip(ours, true, strict=True)]),
-    )
-
-
-def _mean_dice(overlap: _Overlap) -> Tensor:
+def mean_dice(overlap: Overlap) -> Tensor:
+    """Mean Dice over what is present, shape `(…)`, float64; 1 where nothing is."""
     is_present = overlap.total > 0
-    if not is_present.any():
-        return torch.ones((), dtype=torch.float64, device=is_present.device)
-    return (2 * overlap.intersection[is_present].double() / overlap.total[is_present]).mean()
+    dice = 2 * overlap.intersection.double() / overlap.total.clamp(min=1)
+    num_present = is_present.sum(-1)
+    return torch.where(num_present > 0, dice.sum(-1) / num_present.clamp(min=1), 1.0)

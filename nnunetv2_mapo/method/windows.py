@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
@@ -28,13 +28,6 @@ class Window(NamedTuple):
     cell: Index
 
 
-class _Step(NamedTuple):
-    """A window along one axis; attributes as those of `Window`."""
-
-    place: slice
-    cell: slice
-
-
 def find_windows(
     shape: Sequence[int], patch_size: Sequence[int], tile_step_size: float
 ) -> list[Window]:
@@ -48,27 +41,19 @@ def find_windows(
     """
     in_plane = tuple(shape[-len(patch_size) :])
     starts = compute_steps_for_sliding_window(in_plane, tuple(patch_size), tile_step_size)
-    axes = [_divide(*axis) for axis in zip(starts, patch_size, in_plane, strict=True)]
-    windows = [
-        Window(*(tuple(part) for part in zip(*steps, strict=True)))
-        for steps in itertools.product(*axes)
-    ]
-    if len(patch_size) == 3:
-        return windows
-    return [
-        Window((plane, *window.place), (plane, *window.cell))
-        for plane in range(shape[0])
-        for window in windows
-    ]
+    axes: list[Any] = [_divide(*axis) for axis in zip(starts, patch_size, in_plane, strict=True)]
+    if len(patch_size) == 2:
+        axes.insert(0, [(plane, plane) for plane in range(shape[0])])
+    return [Window(*zip(*steps, strict=True)) for steps in itertools.product(*axes)]
 
 
-def _divide(starts: Sequence[int], size: int, length: int) -> list[_Step]:
-    """Windows of one axis; the border of two neighbours is in the middle of their overlap."""
+def _divide(starts: Sequence[int], size: int, length: int) -> list[tuple[slice, slice]]:
+    """Place and cell of each window along one axis; cells meet in the middle of an overlap."""
     middles = [(low + size + high) // 2 for low, high in itertools.pairwise(starts)]
     cells = itertools.pairwise([0, *middles, length])
     return [
-        _Step(slice(start, start + size), slice(low, high))
-        for start, (low, high) in zip(starts, cells, strict=True)
+        (slice(start, start + size), slice(*cell))
+        for start, cell in zip(starts, cells, strict=True)
     ]
 
 
@@ -114,12 +99,13 @@ def find_units(
     patch = (*(1 for _ in shape[len(patch_size) :]), *patch_size)
     padded = [max(size, least) for size, least in zip(shape, patch, strict=True)]
     front = [(large - size) // 2 for large, size in zip(padded, shape, strict=True)]
+
+    def inside(axis: int | slice, before: int, size: int) -> int | slice:
+        if isinstance(axis, int):
+            return axis
+        return slice(max(axis.start - before, 0), min(axis.stop - before, size))
+
     return [
-        tuple(
-            axis
-            if isinstance(axis, int)
-            else slice(max(axis.start - before, 0), min(axis.stop - before, size))
-            for axis, before, size in zip(window.cell, front, shape, strict=True)
-        )
+        tuple(itertools.starmap(inside, zip(window.cell, front, shape, strict=True)))
         for window in find_windows(padded, patch_size, tile_step_size)
     ]
