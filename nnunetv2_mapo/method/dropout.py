@@ -21,8 +21,6 @@ from nnunetv2_mapo.method.dropout_sites import (
     find_dropout_sites,
 )
 
-_MAKE_THEIR_OUTPUT = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
-
 
 class Switch:
     """What all hooks of a network share, and all that a copy of the network takes along.
@@ -41,7 +39,12 @@ class Switch:
 
     @contextmanager
     def at(self, rates: Tensor) -> Iterator[None]:
-        """Switch dropout on inside a `with` block."""
+        """Switch dropout on inside a `with` block, also in evaluation mode.
+
+        Args:
+            rates: Dropout rate of each sample of the batch, each in [0, 1), shape `(B,)`, on the
+                network's device.
+        """
         self.rates, self.active = rates, True
         try:
             yield
@@ -58,6 +61,11 @@ class StochasticDropout:
         granularity: `"element"` (`nn.Dropout`) or `"channel"` (`nn.Dropout3d`).
         include: Patterns of further sites, see `find_dropout_sites`.
         exclude: Patterns of modules without dropout, see `find_dropout_sites`.
+
+    Attributes:
+        sites: Every layer, and whether it is dropped.
+        switch: Switches dropout on and off.
+        at: Its method, see `Switch.at`.
 
     Raises:
         ValueError: The network has no layer to drop out, or a pattern fits no module.
@@ -80,32 +88,12 @@ class StochasticDropout:
                 "dropout and needs at least one. dropout_include takes modules of any type."
             )
             raise ValueError(message)
-        self._switch = Switch(granularity)
+        self.switch = Switch(granularity)
+        self.at = self.switch.at
         self._handles = [
-            layer.module.register_forward_hook(SiteHook(layer, self._switch), prepend=True)
+            layer.module.register_forward_hook(SiteHook(layer, self.switch), prepend=True)
             for layer in self.sites.sites
         ]
-
-    @property
-    def granularity(self) -> str:
-        """What is dropped, `"element"` or `"channel"`."""
-        return self._switch.granularity
-
-    @property
-    def active(self) -> bool:
-        """Whether dropout is switched on."""
-        return self._switch.active
-
-    @contextmanager
-    def at(self, rates: Tensor) -> Iterator[None]:
-        """Switch dropout on inside a `with` block, also in evaluation mode.
-
-        Args:
-            rates: Dropout rate of each sample of the batch, each in [0, 1), shape `(B,)`, on the
-                network's device.
-        """
-        with self._switch.at(rates):
-            yield
 
     def remove(self) -> None:
         """Take every hook off the network."""
@@ -138,7 +126,8 @@ class SiteHook:
         self.is_attention = isinstance(layer.module, nn.MultiheadAttention)
         # Neither a convolution nor a linear layer needs its output for its gradient, and hooks of
         # the network come later. A derived class may have returned anything, also its input.
-        self.is_in_place = type(layer.module) in _MAKE_THEIR_OUTPUT and layer.batch_axis == 0
+        own = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
+        self.is_in_place = type(layer.module) in own and layer.batch_axis == 0
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Drop the output of one call (of attention: its features)."""
@@ -217,16 +206,7 @@ def _keep(rates: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def sample_rates(rates: Sequence[float], num_samples: int, device: torch.device) -> Tensor:
-    """Rate of each training sample, drawn from the candidate rates: the network knows them all.
-
-    Args:
-        rates: Candidate rates.
-        num_samples: Batch size B.
-        device: Where the result lies.
-
-    Returns:
-        Shape `(B,)`, float32.
-    """
+    """Rate of each of B training samples, drawn from the candidate rates, shape `(B,)`, float32."""
     drawn = torch.randint(len(rates), (num_samples,))
     return torch.tensor(rates)[drawn].to(device)
 

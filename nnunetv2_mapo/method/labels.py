@@ -36,14 +36,7 @@ class Labels:
         return torch.uint8 if num_values <= 256 else torch.int16
 
     def label_map(self, logits: Tensor) -> Tensor:
-        """Segmentation by the network's logits.
-
-        Args:
-            logits: Shape `(B, C, *spatial)`.
-
-        Returns:
-            Label map, shape `(B, *spatial)`, of type `dtype`.
-        """
+        """Segmentation by logits: from `(B, C, *spatial)` to `(B, *spatial)`, of type `dtype`."""
         if self.regions is None:
             return logits.max(1).indices.to(self.dtype)  # argmax is slower on a CPU
         bits = (2 ** torch.arange(self.num_heads, device=logits.device)).to(self.dtype)
@@ -51,13 +44,9 @@ class Labels:
         return (is_on * bits.view(-1, *[1] * (logits.ndim - 2))).sum(1, dtype=self.dtype)
 
     def target_map(self, segmentation: Tensor) -> Tensor:
-        """Label map of a ground truth in nnU-Net's labels; ignored and padded voxels become 0.
+        """Label map, of type `dtype`, of a ground truth in nnU-Net's labels of any shape.
 
-        Args:
-            segmentation: Integer labels, < 0 outside the image, any shape.
-
-        Returns:
-            Label map of the same shape, of type `dtype`.
+        Voxels that are ignored or outside the image (< 0) become 0.
         """
         segmentation = segmentation.clamp(min=0)
         if self.regions is None:
@@ -74,14 +63,9 @@ class Labels:
         return segmentation == self.ignore_label
 
     def head_difference(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Which heads are on in `chosen` minus which are on in `rejected`.
+        """Heads that are on in `chosen` minus those in `rejected`: from `(B, n)` to `(B, C, n)`.
 
-        Args:
-            chosen: Label map, shape `(B, n)`.
-            rejected: The same.
-
-        Returns:
-            -1, 0 or 1, shape `(B, C, n)`, int8.
+        The arguments are label maps, the result is -1, 0 or 1, int8.
         """
         heads = torch.arange(self.num_heads, device=chosen.device).view(1, -1, 1)
         chosen, rejected = chosen.unsqueeze(1), rejected.unsqueeze(1)

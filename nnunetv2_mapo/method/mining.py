@@ -87,9 +87,6 @@ class Miner:
                 spatial axes, float32.
             segmentation: Ground truth in nnU-Net's labels, shape `(*spatial)`, < 0 outside the
                 image.
-
-        Returns:
-            Its pairs.
         """
         has_parts = self.config.pair == "region"
         preferences = np.zeros((3 if has_parts else 2, *image.shape[1:]), np.int16)
@@ -117,16 +114,10 @@ class Miner:
 
     @torch.inference_mode()
     def segment(self, image: Tensor) -> Tensor:
-        """Candidates of a case from sliding windows, which vote where they overlap.
+        """Candidates `(K, *spatial)` of a case `(channels, *spatial)`, label maps on the CPU.
 
-        Votes weigh by nnU-Net's Gaussian, because a network is least sure at its patch's border.
-        Logits are never accumulated.
-
-        Args:
-            image: Shape `(channels, *spatial)`.
-
-        Returns:
-            Label maps, shape `(K, *spatial)`, on the CPU.
+        Sliding windows vote where they overlap, weighed by nnU-Net's Gaussian, because a network
+        is least sure at its patch's border. Logits are never accumulated.
         """
         padded, inside = pad_nd_image(
             image, self.patch_size, "constant", {"value": 0}, return_slicer=True

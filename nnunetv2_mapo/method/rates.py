@@ -23,14 +23,10 @@ LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
 
 
 def bisect_rate(fall_at: Callable[[float], float], most: float) -> float:
-    """Largest rate at which something falls by no more than a given amount.
+    """Largest rate at which something falls by at most so much, in (0, `LARGEST_RATE`].
 
-    Args:
-        fall_at: Fall at a rate, about increasing.
-        most: The amount.
-
-    Returns:
-        A rate in (0, `LARGEST_RATE`]; the smallest that bisection can tell from 0 if none will do.
+    The fall at a rate is to be about increasing. If no rate will do, it is the smallest one that
+    bisection can tell from 0.
     """
     if fall_at(LARGEST_RATE) <= most:
         return LARGEST_RATE

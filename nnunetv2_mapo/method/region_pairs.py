@@ -81,11 +81,9 @@ def pair_regions(
 
 
 class Effects(NamedTuple):
-    """Parts of a candidate and what each does.
+    """Number of each voxel's part, 0 for none, shape `(*spatial)`; ΔDice of each part alone.
 
-    Attributes:
-        parts: Number of the part of each voxel, 0 where there is none, shape `(*spatial)`.
-        effects: ΔDice of each part alone, shape `(P + 1,)`, float32; 0 for number 0.
+    The latter has the shape `(P + 1,)`, float32, and is 0 for number 0.
     """
 
     parts: NDArray[np.integer]

@@ -56,13 +56,10 @@ def full_resolution(outputs: Any) -> Tensor:
 
 
 def fit_windows_per_forward(num_passes: int, batch_size: int) -> int:
-    """Windows whose candidates fit into one forward pass, >= 1.
+    """Windows that fit into a forward pass, >= 1, each `num_passes` times for its candidates.
 
-    A forward pass without gradients needs about a quarter of a training step's memory per sample.
-
-    Args:
-        num_passes: Of the sampler, for each window.
-        batch_size: Batch size of training, which fits the device.
+    A forward pass without gradients needs about a quarter of the memory of a training step, whose
+    `batch_size` fits the device.
     """
     return max(1, 4 * batch_size // num_passes)
 
@@ -126,20 +123,12 @@ class ThresholdSampler(CandidateSampler):
 
 
 def cut(logits: Tensor, thresholds: Sequence[float], labels: Labels) -> Tensor:
-    """Segmentation of logits at each threshold.
+    """Label maps `(W, K, *patch)` of logits `(W, C, *patch)` at each of K thresholds in (0, 1).
 
     A region r is on where its probability is above the threshold θ, sigmoid(z_r) > θ. With classes
     a voxel is foreground where p_f / (p_f + p_0) > θ, and then of class f, its most probable
     foreground class; with two classes this is p_1 > θ, and θ = 0.5 is the usual argmax however many
     there are.
-
-    Args:
-        logits: Shape `(W, C, *patch)`, float32.
-        thresholds: Each in (0, 1).
-        labels: Meaning of the logits.
-
-    Returns:
-        Label maps, shape `(W, K, *patch)`.
     """
     # p_f / (p_f + p_0) = sigmoid(z_f - z_0): no softmax is needed.
     offsets = [math.log(threshold / (1 - threshold)) for threshold in thresholds]
@@ -159,8 +148,7 @@ def make_sampler(
         config: Settings.
         num_dimensions: Of the configuration, 2 or 3.
         dropout: Dropout of the network that is going to be sampled.
-        num_image_channels: Channels of the network's input that are image; in a cascade the
-            previous stage's segmentation comes behind them.
+        num_image_channels: As of `NoiseSampler`.
     """
     values = config.candidates(num_dimensions).values
     if config.sampler == "threshold":

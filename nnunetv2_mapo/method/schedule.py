@@ -7,13 +7,7 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """Stage of an epoch.
-
-    Attributes:
-        round: 0 in the warm-up, 1 … `num_rounds` in the preference stage.
-        first_epoch: First epoch of the warm-up or the round.
-        end_epoch: The epoch after its last.
-    """
+    """Round 1 … `num_rounds`, or 0 for the warm-up, with its first epoch and the one after it."""
 
     round: int
     first_epoch: int

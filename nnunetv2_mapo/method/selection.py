@@ -27,15 +27,10 @@ class Pair(NamedTuple):
 
 
 def select_pair(dice: Sequence[float], tau: float, tau_max: float = 1.0) -> Pair:
-    """Choose the preference pair of one training sample (eq. 3-5).
+    """Choose the preference pair of one training sample by the Dice of each candidate (eq. 3-5).
 
-    Args:
-        dice: Dice of each candidate, in [0, 1].
-        tau: Least Dice gap of a pair, in [0, 1]; equal candidates are none at 0 either.
-        tau_max: Largest Dice gap of a pair, in [0, 1].
-
-    Returns:
-        The pair; without a rejected candidate where no gap is between `tau` and `tau_max`.
+    It has no rejected candidate where no gap is between `tau` and `tau_max`, which are in [0, 1];
+    equal candidates are no pair at 0 either.
     """
     candidates = range(len(dice))
     chosen = max(candidates, key=lambda k: dice[k])
@@ -68,14 +63,9 @@ def candidate_dice(
 
 
 def candidate_disagreement(candidates: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Share of the voxels in which each two candidates differ.
+    """Share of all voxels in which each two candidates differ, shape `(K, K)`, float64.
 
-    Args:
-        candidates: Label maps, shape `(K, *spatial)`.
-        valid: Mask of the voxels that count as differing, shape `(*spatial)`; None: all do.
-
-    Returns:
-        Shape `(K, K)`, float64, in [0, 1].
+    Arguments as of `candidate_dice`; where `valid` is False they do not differ.
     """
     num_voxels = candidates[0].numel()
     if valid is not None:
@@ -86,11 +76,9 @@ def candidate_disagreement(candidates: Tensor, valid: Tensor | None = None) -> T
 
 
 class Overlap(NamedTuple):
-    """Voxels of each of the C foreground classes or regions, shape `(…, C)`, int64.
+    """Voxels of each foreground class or region in both maps, and in the one plus in the other.
 
-    Attributes:
-        intersection: In the segmentation and in the target.
-        total: In the segmentation plus in the target.
+    Shape `(…, C)`, int64.
     """
 
     intersection: Tensor

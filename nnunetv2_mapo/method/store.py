@@ -83,12 +83,7 @@ class SampleRecord:
 
 
 class Finished(NamedTuple):
-    """Cases of a round.
-
-    Attributes:
-        records: Records of each case that can be trained on.
-        damaged: Cases that were finished once, but whose files have changed since.
-    """
+    """Records of the cases that can be trained on; cases whose files have changed since."""
 
     records: dict[str, list[SampleRecord]]
     damaged: list[str]
@@ -131,7 +126,7 @@ class Round:
 
         Args:
             identifier: Case identifier.
-            stack: Shape `(3 or 4, *spatial)`, see `stack_preferences`.
+            stack: Channels of `stack_preferences`.
             records: One of each training sample of the case.
             patch_size: Patch of the configuration, which decides the file's blocks and chunks.
 
@@ -166,7 +161,7 @@ class Round:
             if record and _complete(record["origin"]) != _complete(self.origin):
                 continue
             if record and record["sha256"] == hash_file(self.path(identifier)):
-                found.records[identifier] = [SampleRecord(**each) for each in record["samples"]]
+                found.records[identifier] = _to_records(record["samples"])
             elif self.record_path(identifier).exists():
                 found.damaged.append(identifier)
         return found
@@ -197,10 +192,7 @@ class Round:
         write_sealed(self.folder / MANIFEST, content)
 
     def find_foreign(self) -> list[str]:
-        """Differences of the store's origin to this one's, the policy left out, one line each.
-
-        Empty where nothing is stored that can be read.
-        """
+        """Differences of the store's origin to this one's, the policy left out, one line each."""
         ours = theirs = _complete(self.origin)
         for path in (self.folder / MANIFEST, *sorted(self.folder.glob("*.json"))):
             if content := read_sealed(path):
@@ -215,6 +207,10 @@ class Round:
     def forget_manifest(self) -> None:
         """Delete the manifest, because cases are about to change."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _to_records(samples: Iterable[dict[str, Any]]) -> list[SampleRecord]:
+    return [SampleRecord(**each) for each in samples]
 
 
 def _complete(origin: dict[str, Any]) -> dict[str, Any]:
@@ -243,10 +239,7 @@ class MinedRound(Round):
 
 
 def read_rounds(fold: Path) -> list[MinedRound]:
-    """Mined rounds of a fold in their order, those that are not complete left out.
-
-    Args:
-        fold: nnU-Net's folder of the fold.
+    """Mined rounds of nnU-Net's folder of a fold in their order; incomplete ones are left out.
 
     Raises:
         StoreError: A manifest is damaged.
@@ -257,10 +250,7 @@ def read_rounds(fold: Path) -> list[MinedRound]:
         if content is None:
             message = f"{path} is damaged. Delete it: its round is then left out."
             raise StoreError(message)
-        cases = {
-            case: [SampleRecord(**sample) for sample in each["samples"]]
-            for case, each in content["cases"].items()
-        }
+        cases = {case: _to_records(each["samples"]) for case, each in content["cases"].items()}
         values = tuple(content.get("values", ()))
         rounds.append(MinedRound(path.parent, content["origin"], cases, values))
     return rounds

@@ -14,14 +14,10 @@ Index = tuple[int | slice, ...]
 
 
 class Window(NamedTuple):
-    """One sliding window.
+    """Index of a sliding window for the three spatial axes, and of the voxels that belong to it.
 
     The cells of all windows are disjoint and cover the case: a voxel belongs to the window whose
-    centre is nearest along each axis.
-
-    Attributes:
-        place: Index of the window for the three spatial axes; in 2D its first entry is the slice.
-        cell: Index of the voxels that belong to it, likewise.
+    centre is nearest along each axis. In 2D the first entry of both is the slice.
     """
 
     place: Index
@@ -31,10 +27,10 @@ class Window(NamedTuple):
 def find_windows(
     shape: Sequence[int], patch_size: Sequence[int], tile_step_size: float
 ) -> list[Window]:
-    """Windows that cover a case.
+    """Windows that cover a case of three spatial axes, at least as large as the patch.
 
     Args:
-        shape: Three spatial axes, at least as large as the patch.
+        shape: In voxels.
         patch_size: In voxels; with two entries the windows lie in single slices.
         tile_step_size: Largest distance of two windows as a share of the patch, in (0, 1]; at 1
             they overlap only where they must.
@@ -60,15 +56,12 @@ def _divide(starts: Sequence[int], size: int, length: int) -> list[tuple[slice, 
 def vote(labels: Tensor, lead: Tensor, ballot: Tensor, weight: Tensor) -> None:
     """Let one more window vote on the label of its voxels (Boyer and Moore's majority vote).
 
+    `labels` and `lead`, the label that leads and by how much (0 at first), are changed in place;
+    `ballot` is the window's label of each voxel, `weight` > 0 that of its vote.
+
     Of two labels the one with the larger sum of weights leads; of more, the one that has more than
     half of the weights, if there is one. It takes no sum for each label, of which a large case has
     no room.
-
-    Args:
-        labels: Label that leads so far, changed in place.
-        lead: Its lead, 0 at first, same shape, floating point; changed in place.
-        ballot: Label that the window votes for, same shape.
-        weight: Weight of its vote, > 0, broadcast to that shape.
     """
     is_same = labels == ballot
     after = torch.where(is_same, lead + weight, lead - weight)
@@ -81,15 +74,8 @@ def find_units(
 ) -> list[Index]:
     """Parts of a case that have a preference pair each; disjoint, and together the case.
 
-    Args:
-        shape: Three spatial axes.
-        patch_size: In voxels, 2 or 3 entries.
-        unit: `"case"`, `"slice"` (along the first axis) or `"window"` (the cells of
-            `find_windows`).
-        tile_step_size: As of `find_windows`.
-
-    Returns:
-        Index of each unit for the three spatial axes.
+    A `unit` is a `"case"`, a `"slice"` along the first axis or a `"window"`, the cells of
+    `find_windows`, whose arguments the others are; the case may be smaller than the patch.
     """
     if unit == "case":
         return [(slice(None),) * 3]

@@ -124,7 +124,7 @@ def test_a_stock_checkpoint_is_continued_with_mapo(make_trainer: MakeTrainer) ->
 def test_dropout_is_off_outside_training_steps(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     stop_in_epoch(trainer, epoch=1)
-    assert not trainer.dropout.active
+    assert not trainer.dropout.switch.active
     trainer.network.eval()
     data = torch.randn(1, 1, 8, 16, 16)
     assert torch.equal(trainer.network(data)[0], trainer.network(data)[0])

@@ -43,7 +43,7 @@ def model() -> TrainedModel:
 def test_candidates_have_the_seed_of_the_case_in_the_round_and_no_other(model):
     segment = partial(Miner.segment, image=IMAGE)
     with mine_like(model, SETTINGS, CPU, number=2) as remining:
-        assert remining.miner.sampler.dropout.granularity == "channel"
+        assert remining.miner.sampler.dropout.switch.granularity == "channel"
         with seeded("7/2/case_0", CPU):
             expected = segment(remining.miner)
         first, other = (remining.do(segment, case) for case in ("case_0", "case_1"))
