@@ -46,13 +46,7 @@ from nnunetv2_mapo.method.progress import (
 )
 from nnunetv2_mapo.method.rates import find_rates, with_rates
 from nnunetv2_mapo.method.reference import REFERENCE, update_average, write_reference
-from nnunetv2_mapo.method.rounds import (
-    RoundSummary,
-    explain_no_pairs,
-    mine_round,
-    settle_values,
-    tabulate_round,
-)
+from nnunetv2_mapo.method.rounds import RoundSummary, mine_round, settle_values
 from nnunetv2_mapo.method.sampling import full_resolution, make_sampler
 from nnunetv2_mapo.method.store import Round
 from nnunetv2_mapo.support.files import WriteError
@@ -231,7 +225,6 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         """Mine the cases of a round that are not mined yet, shared among the ranks."""
         dataset, _ = super().get_tr_and_val_datasets()
         read = partial(load_case, dataset, self.label_manager)
-        candidates = self.mapo.candidates(self.num_dimensions)
         self._log(f"mining round {number}")
         with self._single_output() as network:
             plan = self.configuration_manager
@@ -242,13 +235,8 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
                     find_rates, miner, read, dataset.identifiers, log=self._log,
                     dice_fall=self.mapo.rates_dice_fall, seed=f"{self.mapo.seed}/{number}",
                 )  # fmt: skip
-                candidates = candidates._replace(values=settle_values(mined, find))
-                miner = with_rates(miner, candidates.values)
-            mining = mine_round(miner, read, dataset.identifiers, mined, self._log)
-        self._summary = mining.summary
-        self._log(f"round {number}: {mining}\n{tabulate_round(self._summary, candidates)}")
-        if self._summary.num_pairs == 0:
-            self.print_to_log_file(explain_no_pairs(self._summary, candidates, self.mapo.pair))
+                miner = with_rates(miner, settle_values(mined, find))
+            self._summary = mine_round(miner, read, dataset.identifiers, mined, self._log)
         return mined
 
     def _log(self, message: str) -> None:

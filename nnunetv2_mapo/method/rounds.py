@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,6 @@ from tqdm import tqdm
 from nnunetv2_mapo.method.config import Candidates, MAPOConfig
 from nnunetv2_mapo.method.mining import Miner, mine_within_memory
 from nnunetv2_mapo.method.store import MinedRound, Round, SampleRecord, stack_preferences
-from nnunetv2_mapo.support.table import format_table
 
 LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
 Records = dict[str, list[SampleRecord]]  # of each case
@@ -53,14 +52,9 @@ class Ranks:
         dist.all_gather_object(parts, part)
         return parts
 
-    def meet(self, number: int, num_cases: int) -> None:
-        """Wait at some of the cases, often enough for the backend's time never to be up.
-
-        Args:
-            number: Of the case in this rank's share.
-            num_cases: In all shares together.
-        """
-        if number % 20 == 0 and number < num_cases // self.size:
+    def meet(self, place: int, num_cases: int) -> None:
+        """Wait at some cases of this rank's share, so often that the backend's time is never up."""
+        if place % 20 == 0 and place < num_cases // self.size:
             self.gather(None)
 
     def share(self, identifiers: Sequence[str]) -> Sequence[str]:
@@ -69,33 +63,11 @@ class Ranks:
 
 
 def settle_values(mined: Round, find: Callable[[], Sequence[float]]) -> tuple[float, ...]:
-    """What a round's candidates differ in: found once, by the first rank, and then stored.
-
-    Args:
-        mined: The round.
-        find: Finds the values; called where none are stored yet.
-    """
+    """What a round's candidates differ in: found by the first rank if it is not stored yet."""
     ranks = Ranks.find()
     if ranks.rank == 0 and not mined.read_values():
         mined.write_values(find())
     return ranks.gather(mined.read_values() if ranks.rank == 0 else ())[0]
-
-
-class Mining(NamedTuple):
-    """What `mine_round` did.
-
-    Attributes:
-        summary: Of the whole round, the same on every rank.
-        num_mined: Cases that were mined now; the others were in the store.
-        seconds: Duration.
-    """
-
-    summary: RoundSummary
-    num_mined: int
-    seconds: float
-
-    def __str__(self) -> str:
-        return f"{self.summary}; {self.num_mined} cases mined in {self.seconds:.1f} s"
 
 
 def mine_round(
@@ -104,7 +76,7 @@ def mine_round(
     identifiers: Sequence[str],
     mined: Round,
     log: Callable[[str], None],
-) -> Mining:
+) -> RoundSummary:
     """Mine the cases of a round that are not in its store yet, shared among all ranks.
 
     Args:
@@ -117,12 +89,15 @@ def mine_round(
         mined: The round; each case is stored as soon as it is done, the manifest last.
         log: Takes what a user should know.
 
+    Returns:
+        Summary of the whole round, the same on every rank.
+
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
         WriteError: The disk is full.
     """
     started = time.monotonic()
-    ranks, config = Ranks.find(), miner.config
+    ranks, config, number = Ranks.find(), miner.config, mined.origin["round"]
     # Each rank reads the files of its share; all have before the first case changes.
     finished = ranks.gather(mined.find_finished(ranks.share(identifiers)))
     found = _merge([part.records for part in finished])
@@ -137,14 +112,23 @@ def mine_round(
     if config.tau_quantile is not None:
         tau = quantile_tau(found, config.tau_quantile)
         kept = {}
-        for number, identifier in enumerate(ranks.share(identifiers)):
-            ranks.meet(number, len(identifiers))
+        for place, identifier in enumerate(ranks.share(identifiers)):
+            ranks.meet(place, len(identifiers))
             kept[identifier] = _drop_small_gaps(mined, identifier, found[identifier], miner, tau)
         found |= _merge(ranks.gather(kept))
     records = {identifier: found[identifier] for identifier in identifiers}
     if ranks.rank == 0:
         mined.write_manifest(records, miner.sampler.values)
-    return Mining(summarize(records, config), len(missing), time.monotonic() - started)
+    summary, seconds = summarize(records, config), time.monotonic() - started
+    candidates = config.candidates(len(miner.patch_size))._replace(values=miner.sampler.values)
+    table = tabulate_round(records, candidates)
+    log(
+        f"round {number}: {summary}; {len(missing)} cases mined in {seconds:.1f} s\n{table}\n"
+        f"{summary.describe_gaps()}"
+    )
+    if summary.num_pairs == 0:
+        log(explain_no_pairs(summary, candidates, config.pair))
+    return summary
 
 
 def _merge(parts: Sequence[Records]) -> Records:
@@ -163,8 +147,8 @@ def _mine_cases(
     found = {}
     mine, num_pairs = ranks.share(missing), 0
     with tqdm(mine, desc="mining", unit="case", disable=ranks.rank > 0) as progress:
-        for number, identifier in enumerate(progress):
-            ranks.meet(number, len(missing))
+        for place, identifier in enumerate(progress):
+            ranks.meet(place, len(missing))
             image, segmentation = load_case(identifier)
             truth = torch.from_numpy(segmentation[0])
             miner, case = mine_within_memory(
@@ -214,10 +198,6 @@ class RoundSummary:
         dice_rejected: The same of rejected.
         disagreement: Mean share of disagreement voxels of the pairs; NaN without pairs.
         gaps: Dice gap between best and worst candidate of each sample.
-        dice: Of each candidate in the sampler's order: mean, lower quartile, median and upper
-            quartile of its Dice over all samples.
-        num_chosen: Pairs of two candidates in which each one is chosen.
-        num_rejected: The same of rejected.
     """
 
     tau: float
@@ -230,9 +210,6 @@ class RoundSummary:
     dice_rejected: float
     disagreement: float
     gaps: list[float]
-    dice: list[list[float]]
-    num_chosen: list[int]
-    num_rejected: list[int]
 
     def __str__(self) -> str:
         pairs = ""
@@ -247,6 +224,14 @@ class RoundSummary:
         plain = f"Dice plain {self.dice_plain:.4f}"
         return f"{self.num_pairs} pairs / {self.num_samples} samples, {plain}{pairs}"
 
+    def describe_gaps(self) -> str:
+        """How much the candidates of a sample differ, and how many samples have a pair."""
+        return (
+            f"Dice gap of a sample's best and worst candidate: median {np.median(self.gaps):.4f}; "
+            f"{self.num_pairs} of {self.num_samples} samples have a pair "
+            f"({self.num_pairs / self.num_samples:.1%}, tau = {self.tau:.4g})"
+        )
+
 
 def summarize(cases: Mapping[str, Sequence[SampleRecord]], config: MAPOConfig) -> RoundSummary:
     """Summarise a round from the records of every case and the settings that it was mined with."""
@@ -255,25 +240,20 @@ def summarize(cases: Mapping[str, Sequence[SampleRecord]], config: MAPOConfig) -
         tau = quantile_tau(cases, config.tau_quantile)
     records = [record for records in cases.values() for record in records]
     names = ("has_pair", "num_parts", "num_preferred", "dice_chosen", "dice_rejected", "gap",
-             "chosen", "rejected", "num_disagreeing", "num_voxels")  # fmt: skip
+             "num_disagreeing", "num_voxels")  # fmt: skip
     samples = pd.DataFrame([[getattr(r, name) for name in names] for r in records], columns=names)
     pairs = samples[samples.has_pair]
-    dice = pd.DataFrame([record.dice for record in records])
-    of_two = pairs[pairs.rejected.notna()]  # candidates
     return RoundSummary(
         tau=tau,
         num_samples=len(samples),
         num_pairs=len(pairs),
         num_parts=int(samples.num_parts.sum()),
         num_preferred=int(samples.num_preferred.sum()),
-        dice_plain=float(dice[0].mean()),
+        dice_plain=float(np.mean([record.dice[0] for record in records])),
         dice_chosen=float(pairs.dice_chosen.mean()),
         dice_rejected=float(pairs.dice_rejected.mean()),
         disagreement=float((pairs.num_disagreeing / pairs.num_voxels).mean()),
         gaps=samples.gap.tolist(),
-        dice=dice.describe().loc[["mean", "25%", "50%", "75%"]].T.to_numpy().tolist(),
-        num_chosen=[int((of_two.chosen == index).sum()) for index in dice],
-        num_rejected=[int((of_two.rejected == index).sum()) for index in dice],
     )
 
 
@@ -283,43 +263,32 @@ def summarize_stored(mined: MinedRound) -> RoundSummary:
 
 
 def quantile_tau(cases: Mapping[str, Sequence[SampleRecord]], quantile: float) -> float:
-    """τ at which the share 1 - `quantile` of a round's samples has a pair.
+    """τ at which the share 1 - `quantile` of a round's samples has a pair, `quantile` in [0, 1).
 
-    Samples without foreground do not count, where a single voxel may be a gap of 1, nor do those
-    whose candidates all have the same Dice.
-
-    Args:
-        cases: Records of the round.
-        quantile: In [0, 1).
-
-    Returns:
-        The Dice gap of one of the samples; 0 if none counts.
+    It is the Dice gap of one of the samples. Those without foreground do not count, where a single
+    voxel may be a gap of 1, nor do those whose candidates all have the same Dice; 0 if none counts.
     """
     records = [record for records in cases.values() for record in records]
     gaps = [each.gap for each in records if each.has_foreground and each.gap > 0]
     return float(np.quantile(gaps, quantile, method="higher")) if gaps else 0.0
 
 
-def tabulate_round(summary: RoundSummary, candidates: Candidates) -> str:
-    """Table of a round's candidates, one line each, and what the pairs are like."""
-    header = [candidates.label, "mean Dice", "25 %", "median", "75 %"]
-    rows = [
-        [f"{value:g}", *(f"{each:.4f}" for each in dice)]
-        for value, dice in zip(candidates.values, summary.dice, strict=True)
-    ]
-    if not summary.num_parts:  # two of the candidates are the pair
-        header += ["chosen", "rejected"]
-        numbers = zip(summary.num_chosen, summary.num_rejected, strict=True)
-        rows = [[*row, *map(str, both)] for row, both in zip(rows, numbers, strict=True)]
-    share = summary.num_pairs / summary.num_samples
-    text = (
-        f"{format_table(header, rows)}\n"
-        f"Dice gap of a sample's best and worst candidate: median {np.median(summary.gaps):.4f}; "
-        f"{summary.num_pairs} of {summary.num_samples} samples have a pair ({share:.1%}, tau = "
-        f"{summary.tau:.4g})"
+def tabulate_round(cases: Mapping[str, Sequence[SampleRecord]], candidates: Candidates) -> str:
+    """Table of a round's candidates, one line each; how often each is chosen or rejected."""
+    records = [record for records in cases.values() for record in records]
+    dice = pd.DataFrame([r.dice for r in records], columns=[f"{v:g}" for v in candidates.values])
+    table = dice.describe().T[["mean", "25%", "50%", "75%"]]
+    table = table.rename(columns={"mean": "mean Dice", "50%": "median"})
+    if not any(record.num_parts for record in records):  # two of the candidates are the pair
+        pairs = [record for record in records if record.rejected is not None]
+        for role in ("chosen", "rejected"):
+            numbers = np.array([getattr(record, role) for record in pairs], int)
+            table[role] = np.bincount(numbers, minlength=len(table))
+    text: str = (
+        table.rename_axis(candidates.label)
+        .reset_index()
+        .to_string(index=False, float_format="{:.4f}".format)
     )
-    if summary.num_pairs:
-        text += f", which disagrees in {summary.disagreement:.2%} of the voxels"
     return text
 
 

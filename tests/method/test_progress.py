@@ -30,9 +30,6 @@ SUMMARY = RoundSummary(
     dice_rejected=0.4,
     disagreement=0.02,
     gaps=[0.1],
-    dice=[],
-    num_chosen=[],
-    num_rejected=[],
 )
 
 

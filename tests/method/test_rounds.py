@@ -6,7 +6,6 @@ import pytest
 
 from nnunetv2_mapo.method.config import Candidates, MAPOConfig
 from nnunetv2_mapo.method.rounds import (
-    Mining,
     explain_no_pairs,
     quantile_tau,
     summarize,
@@ -34,38 +33,26 @@ def test_summary_by_hand():
     assert summary.dice_rejected == pytest.approx((0.5 + 0.0) / 2)
     assert summary.disagreement == pytest.approx((0.1 + 0.3) / 2)
     assert summary.gaps == [0.5, 0.0, 0.5]
-    assert str(Mining(summary, 1, 2.5)) == (
+    assert str(summary) == (
         "2 pairs / 3 samples, Dice plain 0.5000, of the pairs chosen 0.7500, rejected 0.2500, "
-        "disagreement 20.00% of the voxels; 1 cases mined in 2.5 s"
+        "disagreement 20.00% of the voxels"
     )
 
 
-def test_candidates_of_each_rate_by_hand():
+def test_table_of_a_round_has_a_line_for_each_rate():
     # Dice of the three samples, sorted: 0.25 0.5 0.75; 0 0.25 1; 0.25 0.25 0.5. With three values
     # the quartiles lie halfway between the middle one and its neighbours.
-    summary = summarize(RECORDS, MAPOConfig(tau=0.5))
-    assert summary.dice == [
-        pytest.approx([0.5, 0.375, 0.5, 0.625]),
-        pytest.approx([1.25 / 3, 0.125, 0.25, 0.625]),
-        pytest.approx([1.0 / 3, 0.25, 0.25, 0.375]),
+    table = tabulate_round(RECORDS, Candidates("rate", "rates_2d", (0.0, 0.125, 0.25)))
+    assert table.splitlines() == [
+        " rate  mean Dice    25%  median    75%  chosen  rejected",
+        "    0     0.5000 0.3750  0.5000 0.6250       1         0",
+        "0.125     0.4167 0.1250  0.2500 0.6250       1         1",
+        " 0.25     0.3333 0.2500  0.2500 0.3750       0         1",
     ]
-    assert summary.num_chosen == [1, 1, 0]
-    assert summary.num_rejected == [0, 1, 1]
-
-
-def test_table_of_a_round_has_a_line_for_each_rate_and_one_for_the_pairs():
-    summary = summarize(RECORDS, MAPOConfig(tau=0.5))
-    assert tabulate_round(
-        summary, Candidates("rate", "rates_2d", (0.0, 0.125, 0.25))
-    ).splitlines() == [
-        "rate   mean Dice    25 %  median    75 %  chosen  rejected",
-        "-----  ---------  ------  ------  ------  ------  --------",
-        "0         0.5000  0.3750  0.5000  0.6250       1         0",
-        "0.125     0.4167  0.1250  0.2500  0.6250       1         1",
-        "0.25      0.3333  0.2500  0.2500  0.3750       0         1",
+    assert summarize(RECORDS, MAPOConfig(tau=0.5)).describe_gaps() == (
         "Dice gap of a sample's best and worst candidate: median 0.5000; 2 of 3 samples have a "
-        "pair (66.7%, tau = 0.5), which disagrees in 20.00% of the voxels",
-    ]
+        "pair (66.7%, tau = 0.5)"
+    )
 
 
 def test_region_pairs_are_summarised_by_their_parts():
@@ -86,15 +73,14 @@ def test_region_pairs_are_summarised_by_their_parts():
     assert summary.dice_chosen == pytest.approx((0.75 + 1.0) / 2)
     assert summary.dice_rejected == pytest.approx((0.25 + 0.5) / 2)
     assert "4 parts of which 25.0% are preferred" in str(summary)
-    table = tabulate_round(summary, Candidates("rate", "rates_2d", (0.0, 0.125)))
-    assert table.splitlines()[0].split() == ["rate", "mean", "Dice", "25", "%", "median", "75", "%"]
+    table = tabulate_round({"a": samples}, Candidates("rate", "rates_2d", (0.0, 0.125)))
+    assert table.splitlines()[0].split() == ["rate", "mean", "Dice", "25%", "median", "75%"]
 
 
-def test_table_of_a_round_without_pairs_says_nothing_of_their_voxels():
-    summary = summarize({"a": RECORDS["a"][1:]}, MAPOConfig(tau=0.1))
-    table = tabulate_round(summary, Candidates("rate", "rates_2d", (0.0, 0.1, 0.2)))
-    assert table.endswith("0 of 1 samples have a pair (0.0%, tau = 0.1)")
-    assert [line.split()[-2:] for line in table.splitlines()[2:5]] == [["0", "0"]] * 3
+def test_table_of_a_round_without_pairs_has_zeros():
+    candidates = Candidates("rate", "rates_2d", (0.0, 0.1, 0.2))
+    table = tabulate_round({"a": RECORDS["a"][1:]}, candidates)
+    assert [line.split()[-2:] for line in table.splitlines()[1:]] == [["0", "0"]] * 3
 
 
 def test_summary_without_pairs_has_nan_for_what_only_pairs_have():
