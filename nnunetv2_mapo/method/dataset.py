@@ -31,12 +31,7 @@ _KEY = "preferences"
 
 
 class PreferenceDataset:
-    """nnU-Net's training cases with the stack of the store as segmentation.
-
-    Args:
-        dataset: nnU-Net's dataset of any kind.
-        mined: Round that holds every case of `dataset`.
-    """
+    """The training cases of a dataset of nnU-Net's with a mined round's stacks as segmentation."""
 
     def __init__(self, dataset: Any, mined: Round) -> None:
         self.dataset = dataset
@@ -217,17 +212,11 @@ def _dilate(mask: Tensor) -> Tensor:
 
 
 class Preferences(NamedTuple):
-    """Preferences of a batch.
+    """Preferences of a batch, shape `(B, *patch)`."""
 
-    Attributes:
-        chosen: Label maps, shape `(B, *patch)`, int16.
-        rejected: The same.
-        weights: Weight of each voxel in [0, 1], the same shape, float32; None: 1 everywhere.
-    """
-
-    chosen: Tensor
+    chosen: Tensor  # label maps, int16
     rejected: Tensor
-    weights: Tensor | None
+    weights: Tensor | None  # of each voxel in [0, 1], float32; None: 1 everywhere
 
     @classmethod
     def of(cls, channels: Tensor) -> Preferences:
@@ -244,15 +233,10 @@ class Split(NamedTuple):
 
 
 def split_preferences(target: Any, *, num_scales: int | None) -> Split:
-    """Undo `PutBack` on a batch.
+    """Undo `put_back` on a batch's target as nnU-Net's loader gives it.
 
-    Args:
-        target: Target of a batch as nnU-Net's loader gives it.
-        num_scales: Number of deep supervision scales; None without deep supervision.
-
-    Returns:
-        nnU-Net's target, and the preferences, shape `(B, 2 or 3, *patch)`; None if the batch comes
-        from elsewhere (a benchmark's dummy batch).
+    The preferences have the shape `(B, 2 or 3, *patch)`; there are none if the batch comes from
+    elsewhere (a benchmark's dummy batch). `num_scales` is None without deep supervision.
     """
     num_targets = num_scales or 1
     if not isinstance(target, list) or len(target) != num_targets + 1:

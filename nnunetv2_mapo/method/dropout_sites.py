@@ -35,20 +35,15 @@ _TRANSFORMERS = (
 class Layer:
     """A layer of a network and whether its output is dropped.
 
-    Attributes:
-        name: Dotted name, the first one if the module is registered under several.
-        module: The layer.
-        is_site: Whether its output is dropped.
-        reason: Why, or why not.
-        batch_axis: Axis of its output that holds the batch: 1 in torch's own attention and
-            transformer layers without `batch_first`, else 0.
+    The batch lies on axis 1 of what torch's own attention and transformer layers put out without
+    `batch_first`, else on axis 0.
     """
 
-    name: str
+    name: str  # dotted, the first one if the module is registered under several
     module: nn.Module
-    is_site: bool
-    reason: str
-    batch_axis: int = 0
+    is_site: bool  # whether its output is dropped
+    reason: str  # why, or why not
+    batch_axis: int
 
 
 class DropoutSites(dict[str, nn.Module]):

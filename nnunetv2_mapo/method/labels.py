@@ -13,16 +13,11 @@ class Labels:
     """Meaning of the segmentation heads of a network.
 
     A *label map* holds class indices, or with regions bit masks in which bit r is region r.
-
-    Attributes:
-        num_heads: Number of segmentation heads C: classes with background, or regions.
-        regions: Labels of each region, one tuple a head; None for classes.
-        ignore_label: Label whose voxels count nowhere; None if there is none.
     """
 
-    num_heads: int
-    regions: tuple[tuple[int, ...], ...] | None = None
-    ignore_label: int | None = None
+    num_heads: int  # segmentation heads C: classes with background, or regions
+    regions: tuple[tuple[int, ...], ...] | None = None  # labels of each one; None for classes
+    ignore_label: int | None = None  # label whose voxels count nowhere, if there is one
 
     def __post_init__(self) -> None:
         if self.regions is not None and len(self.regions) > 15:

@@ -27,24 +27,16 @@ LEAST_DISAGREEMENT_SHARE = 0.001
 class Disagreement:
     """Where and how chosen and rejected differ in each patch of a batch.
 
-    Attributes:
-        voxels: Flat index of each disagreement voxel in its patch, padded to the batch's largest
-            number n, shape `(B, n)`, int64.
-        heads: +1 for a head that is on in chosen only, -1 in rejected only; 0 in the padding;
-            shape `(B, C, n)`, int8.
-        weights: Weight w of each disagreement voxel, in [0, 1], 0 in the padding; shape `(B, n)`,
-            float32.
-        num_voxels: Number N that the log-likelihood is averaged over, shape `(B,)`, float32.
-        num_disagreeing: Number of disagreement voxels, shape `(B,)`, int64.
-        num_image_voxels: Voxels |Ω| of a patch.
+    The n of each shape is the largest number of disagreement voxels of any patch; patches with less
+    of them are padded.
     """
 
-    voxels: Tensor
-    heads: Tensor
-    weights: Tensor
-    num_voxels: Tensor
-    num_disagreeing: Tensor
-    num_image_voxels: int
+    voxels: Tensor  # flat index of each disagreement voxel in its patch, `(B, n)`, int64
+    heads: Tensor  # +1: on in chosen only, -1: in rejected only; 0 in padding; `(B, C, n)`, int8
+    weights: Tensor  # w of each disagreement voxel in [0, 1]; 0 in padding; `(B, n)`, float32
+    num_voxels: Tensor  # N that the log-likelihood is averaged over, `(B,)`, float32
+    num_disagreeing: Tensor  # number of disagreement voxels, `(B,)`, int64
+    num_image_voxels: int  # |Ω|, of a patch
 
     @property
     def has_pair(self) -> Tensor:
@@ -111,12 +103,8 @@ def find_disagreement(
 def voxel_margins(logits: Tensor, disagreement: Disagreement) -> Tensor:
     """Log-likelihood of chosen minus that of rejected at each disagreement voxel.
 
-    Args:
-        logits: Logits at the disagreement voxels, see `Disagreement.gather`, shape `(B, C, n)`.
-        disagreement: Of the same batch.
-
-    Returns:
-        Shape `(B, n)`, float32; 0 in the padding.
+    From logits at these voxels, see `Disagreement.gather`, `(B, C, n)`, to `(B, n)`, float32; 0 in
+    the padding.
     """
     return (disagreement.heads * logits).sum(1)
 
@@ -171,18 +159,9 @@ def preference_loss(
 def voxel_loss(losses: Tensor, disagreement: Disagreement, *, beta: float, kappa: float) -> Tensor:
     """Loss of a pair of which each voxel saturates on its own: 2 κ / (β |Ω|) Σ_{i ∈ D} w_i ℓ(δ_i).
 
-    With DPO's ℓ(δ) = -log σ(β δ) a voxel of weight 1 pulls with κ / |Ω| where policy and reference
-    agree; cross-entropy pulls with at most 1 / |Ω|.
-
-    Args:
-        losses: ℓ(δ) of each disagreement voxel, shape `(B, n)`; δ is the policy's margin minus the
-            reference's.
-        disagreement: Of the same batch.
-        beta: β, > 0.
-        kappa: κ, > 0.
-
-    Returns:
-        Shape `(B,)`.
+    From ℓ(δ) of each disagreement voxel, `(B, n)`, to `(B,)`; δ is the policy's margin minus the
+    reference's. With DPO's ℓ(δ) = -log σ(β δ) a voxel of weight 1 pulls with κ / |Ω| where policy
+    and reference agree; cross-entropy pulls with at most 1 / |Ω|.
     """
     scale = 2 * kappa / (beta * disagreement.num_image_voxels)
     return scale * (disagreement.weights * losses).sum(1)
@@ -203,19 +182,11 @@ def chosen_log_likelihood(logits: Tensor, disagreement: Disagreement, labels: La
 
 @dataclass(frozen=True)
 class PreferenceTarget:
-    """What `MAPOLoss` needs besides the output: nnU-Net's target, and the preferences.
+    """What `MAPOLoss` needs besides the output; nnU-Net moves a batch's target with `to`."""
 
-    nnU-Net moves a batch's target with `to`.
-
-    Attributes:
-        target: nnU-Net's own target: a tensor, or a list with deep supervision.
-        disagreement: Where chosen and rejected differ.
-        reference_logits: The reference's logits at the disagreement voxels, shape `(B, C, n)`.
-    """
-
-    target: Any
+    target: Any  # nnU-Net's own: a tensor, or a list with deep supervision
     disagreement: Disagreement
-    reference_logits: Tensor
+    reference_logits: Tensor  # at the disagreement voxels, shape `(B, C, n)`
 
     def to(self, device: torch.device, non_blocking: bool = False) -> PreferenceTarget:
         """The same with nnU-Net's target on `device`; the rest is made there."""
@@ -234,8 +205,7 @@ class MAPOLoss(nn.Module):
         lambda_supervised: λ of eq. 7.
         loss_type: Loss of a pair, see `preference_loss`.
         label_smoothing: Of that loss.
-        kappa: κ of `voxel_loss`, which takes the place of the loss of the averaged margin; None:
-            it does not.
+        kappa: κ of `voxel_loss`; None: the loss is of the averaged margin.
 
     Attributes:
         supervised: Base loss of the last forward pass, without λ, a scalar tensor.

@@ -27,57 +27,37 @@ T = TypeVar("T")
 
 
 class TrainingSample(NamedTuple):
-    """A part of a case with a preference pair of its own: the case, a slice or a window's cell.
+    """A part of a case with a preference pair of its own: the case, a slice or a window's cell."""
 
-    Attributes:
-        place: Index of the sample in the case.
-        candidates: Label maps, shape `(K, *spatial)`.
-        target: Ground truth as a label map, shape `(*spatial)`.
-        ignored: Mask of the voxels with the ignore label, same shape.
-        dice: Dice of each candidate.
-    """
-
-    place: Index
-    candidates: Tensor
-    target: Tensor
-    ignored: Tensor
-    dice: list[float]
+    place: Index  # of the sample in the case
+    candidates: Tensor  # label maps, shape `(K, *spatial)`
+    target: Tensor  # ground truth as a label map, shape `(*spatial)`
+    ignored: Tensor  # mask of the voxels with the ignore label, same shape
+    dice: list[float]  # of each candidate
 
 
 class MinedCase(NamedTuple):
     """Preference pairs of a case.
 
-    Attributes:
-        preferences: Channels [chosen, rejected] or [chosen, rejected, weight], as of
-            `store.stack_preferences`, shape `(2 or 3, *spatial)`, int16; 0 in samples without pair.
-        records: One of each training sample, in the order of `find_units`.
+    The channels are [chosen, rejected] or [chosen, rejected, weight], as of
+    `store.stack_preferences`, shape `(2 or 3, *spatial)`; 0 in samples without a pair.
     """
 
     preferences: NDArray[np.int16]
-    records: list[SampleRecord]
+    records: list[SampleRecord]  # one of each training sample, in the order of `find_units`
 
 
 @dataclass(frozen=True)
 class Miner:
-    """Finds the preference pairs of a case with the current policy.
+    """Finds the preference pairs of a case with the current policy."""
 
-    Attributes:
-        network: The policy, not compiled, in evaluation mode.
-        sampler: Makes its candidates.
-        labels: Meaning of its heads.
-        config: Settings; of these, those of mining are used.
-        patch_size: Patch of the configuration in voxels, 2 or 3 entries.
-        windows_per_forward: Windows in one forward pass, each with all its candidates.
-        device: Where the network lies.
-    """
-
-    network: nn.Module
-    sampler: CandidateSampler
-    labels: Labels
+    network: nn.Module  # the policy, not compiled, in evaluation mode
+    sampler: CandidateSampler  # makes its candidates
+    labels: Labels  # meaning of its heads
     config: MAPOConfig
-    patch_size: Sequence[int]
-    windows_per_forward: int
-    device: torch.device
+    patch_size: Sequence[int]  # of the configuration in voxels, 2 or 3 entries
+    windows_per_forward: int  # windows in one forward pass, each with all its candidates
+    device: torch.device  # where the network lies
 
     def mine(self, image: Tensor, segmentation: Tensor) -> MinedCase:
         """Mine one case.

@@ -36,12 +36,7 @@ _SHADE = "#0b64b0"  # of a round
 
 
 class Panel(NamedTuple):
-    """Logged values that are drawn together.
-
-    Attributes:
-        label: Of the vertical axis.
-        keys: Of the logged values.
-    """
+    """Logged values that are drawn together: label of the vertical axis, and their keys."""
 
     label: str
     keys: tuple[str, ...]

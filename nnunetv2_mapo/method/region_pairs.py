@@ -22,21 +22,13 @@ _LEAST_VOXELS = 2  # of a part: a single voxel is noise more often than not
 
 
 class RegionPair(NamedTuple):
-    """Preferences of one training sample.
+    """Preferences of one training sample; all arrays of the shape `(*spatial)`."""
 
-    Attributes:
-        chosen: Label map, shape `(*spatial)`.
-        rejected: The same; equal to `chosen` where nothing is preferred.
-        weight: Weight of each voxel in [0, 1], same shape, float32; 0 where nothing is preferred.
-        num_parts: Parts with an effect on the Dice.
-        num_preferred: Those of them that are preferred to the plain prediction.
-    """
-
-    chosen: NDArray[np.integer]
-    rejected: NDArray[np.integer]
-    weight: NDArray[np.float32]
-    num_parts: int
-    num_preferred: int
+    chosen: NDArray[np.integer]  # label map
+    rejected: NDArray[np.integer]  # label map, equal to `chosen` where nothing is preferred
+    weight: NDArray[np.float32]  # of each voxel in [0, 1]; 0 where nothing is preferred
+    num_parts: int  # with an effect on the Dice
+    num_preferred: int  # parts that are preferred to the plain prediction
 
 
 def pair_regions(
@@ -81,13 +73,10 @@ def pair_regions(
 
 
 class Effects(NamedTuple):
-    """Number of each voxel's part, 0 for none, shape `(*spatial)`; ΔDice of each part alone.
+    """Parts of a candidate and what each of these P does."""
 
-    The latter has the shape `(P + 1,)`, float32, and is 0 for number 0.
-    """
-
-    parts: NDArray[np.integer]
-    effects: NDArray[np.float32]
+    parts: NDArray[np.integer]  # number of the part of each voxel, 0 for none, `(*spatial)`
+    effects: NDArray[np.float32]  # ΔDice of each part alone, `(P + 1,)`; 0 for number 0
 
 
 def find_effects(

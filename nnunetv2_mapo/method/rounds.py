@@ -27,12 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that share the work.
-
-    Attributes:
-        rank: Number of this one.
-        size: How many there are.
-    """
+    """The processes that share the work: the number of this one, and how many there are."""
 
     rank: int
     size: int
@@ -185,31 +180,18 @@ def _drop_small_gaps(
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """What a round of mining found, over all its training samples.
+    """What a round of mining found, over all its training samples: cases, slices or windows."""
 
-    Attributes:
-        tau: Least Dice gap of a pair.
-        num_samples: Training samples: cases, slices or windows.
-        num_pairs: Those with a preference pair.
-        num_parts: Parts of region pairs, over all samples.
-        num_preferred: Those of them that are preferred to the plain prediction.
-        dice_plain: Mean Dice of the plain prediction, over all samples.
-        dice_chosen: Mean Dice of chosen over the pairs; NaN without pairs.
-        dice_rejected: The same of rejected.
-        disagreement: Mean share of disagreement voxels of the pairs; NaN without pairs.
-        gaps: Dice gap between best and worst candidate of each sample.
-    """
-
-    tau: float
+    tau: float  # least Dice gap of a pair
     num_samples: int
-    num_pairs: int
-    num_parts: int
-    num_preferred: int
-    dice_plain: float
-    dice_chosen: float
+    num_pairs: int  # samples with a preference pair
+    num_parts: int  # of region pairs
+    num_preferred: int  # parts that are preferred to the plain prediction
+    dice_plain: float  # mean Dice of the plain prediction
+    dice_chosen: float  # the same of chosen over the pairs; NaN without pairs
     dice_rejected: float
-    disagreement: float
-    gaps: list[float]
+    disagreement: float  # mean share of disagreement voxels of the pairs; NaN without pairs
+    gaps: list[float]  # Dice gap between best and worst candidate of each sample
 
     def __str__(self) -> str:
         pairs = ""

@@ -21,14 +21,9 @@ from nnunetv2_mapo.method.labels import Labels
 
 @dataclass(frozen=True)
 class CandidateSampler(ABC):
-    """Where the candidates come from: dropout, thresholds or input noise.
+    """Where the candidates come from: dropout, thresholds or input noise."""
 
-    Attributes:
-        values: What tells the K candidates apart, such as their dropout rates; the first one gives
-            the plain prediction.
-    """
-
-    values: tuple[float, ...]
+    values: tuple[float, ...]  # what tells the K candidates apart; the first gives the plain one
 
     @property
     def num_passes(self) -> int:
@@ -66,13 +61,9 @@ def fit_windows_per_forward(num_passes: int, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class DropoutSampler(CandidateSampler):
-    """Segments a window once for each dropout rate, the first 0.
+    """Segments a window once for each dropout rate, the first 0."""
 
-    Attributes:
-        dropout: Dropout of the network.
-    """
-
-    dropout: StochasticDropout
+    dropout: StochasticDropout  # of the network
 
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
         """See `CandidateSampler.segment`."""
@@ -89,13 +80,9 @@ class NoiseSampler(CandidateSampler):
 
     A value is the standard deviation σ of the noise in units of the preprocessed intensities (most
     of nnU-Net's normalisations are z-scores).
-
-    Attributes:
-        num_image_channels: Channels that get noise; those behind are the segmentation of a
-            cascade's previous stage.
     """
 
-    num_image_channels: int
+    num_image_channels: int  # that get noise; behind them is a cascade's previous stage
 
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
         """See `CandidateSampler.segment`."""

@@ -14,16 +14,10 @@ _CHUNK = 2**24  # voxels that are counted at a time, in 64-bit integers
 
 
 class Pair(NamedTuple):
-    """Candidates of a preference pair.
+    """Candidates of a preference pair by their index; the first one of a tie."""
 
-    Attributes:
-        chosen: Index of the candidate with the highest Dice (eq. 3); the first one of a tie.
-        rejected: Index of the one with the lowest Dice whose gap is at least τ (eq. 5); the first
-            one of a tie; None if there is none.
-    """
-
-    chosen: int
-    rejected: int | None
+    chosen: int  # the highest Dice (eq. 3)
+    rejected: int | None  # the lowest Dice whose gap is at least τ (eq. 5), if there is one
 
 
 def select_pair(dice: Sequence[float], tau: float, tau_max: float = 1.0) -> Pair:

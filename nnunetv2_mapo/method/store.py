@@ -35,29 +35,17 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """What mining found out about one training sample (a case, a slice or a window's cell).
+    """What mining found out about one training sample (a case, a slice or a window's cell)."""
 
-    Attributes:
-        dice: Dice of each candidate, in the sampler's order; the first is the plain one.
-        chosen: Index of the chosen candidate; of a region pair 0, the plain prediction.
-        rejected: Index of the rejected one; None without a pair and of a region pair.
-        num_disagreeing: Voxels in which chosen and rejected differ.
-        num_voxels: Voxels of the sample.
-        has_foreground: Whether its ground truth has any.
-        num_parts: Parts of all candidates with an effect on the Dice, of a region pair.
-        num_preferred: Those of them that are preferred to the plain prediction.
-        pair_dice: Dice of chosen and of rejected, which are put together from these parts.
-    """
-
-    dice: list[float]
-    chosen: int
-    rejected: int | None
-    num_disagreeing: int
-    num_voxels: int
-    has_foreground: bool = True
-    num_parts: int = 0
-    num_preferred: int = 0
-    pair_dice: list[float] | None = None
+    dice: list[float]  # of each candidate in the sampler's order; the first is the plain one
+    chosen: int  # index of the chosen candidate; of a region pair 0, the plain prediction
+    rejected: int | None  # index of the rejected one; None without a pair and of a region pair
+    num_disagreeing: int  # voxels in which chosen and rejected differ
+    num_voxels: int  # of the sample
+    has_foreground: bool = True  # in its ground truth
+    num_parts: int = 0  # of all candidates, with an effect on the Dice; of a region pair
+    num_preferred: int = 0  # of these, preferred to the plain prediction
+    pair_dice: list[float] | None = None  # of chosen and rejected, put together from these parts
 
     @property
     def has_pair(self) -> bool:
@@ -91,12 +79,10 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """One round's folder.
+    """One round's folder `fold_X/preferences/round_RR`.
 
-    Attributes:
-        folder: `fold_X/preferences/round_RR`.
-        origin: What made it: configuration, plans, labels, data set … and the policy's
-            fingerprint under `"policy"`. Cases of another origin are not read.
+    Its origin is what made it: configuration, plans, labels, data set … and the policy's
+    fingerprint under `"policy"`. Cases of another origin are not read.
     """
 
     folder: Path
@@ -221,15 +207,10 @@ def _complete(origin: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MinedRound(Round):
-    """A round with what its manifest says.
-
-    Attributes:
-        cases: Records of each case.
-        values: What the candidates differ in; empty in a store of version 0.1.
-    """
+    """A round with what its manifest says."""
 
     cases: dict[str, list[SampleRecord]]
-    values: tuple[float, ...]
+    values: tuple[float, ...]  # what the candidates differ in; empty in a store of version 0.1
 
     def candidates(self, num_dimensions: int) -> Candidates:
         """What the candidates differ in, by the settings and what the round found itself."""

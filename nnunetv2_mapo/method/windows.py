@@ -14,14 +14,14 @@ Index = tuple[int | slice, ...]
 
 
 class Window(NamedTuple):
-    """Index of a sliding window for the three spatial axes, and of the voxels that belong to it.
+    """A sliding window, as indices for the three spatial axes; in 2D the first is the slice.
 
     The cells of all windows are disjoint and cover the case: a voxel belongs to the window whose
-    centre is nearest along each axis. In 2D the first entry of both is the slice.
+    centre is nearest along each axis.
     """
 
-    place: Index
-    cell: Index
+    place: Index  # of the window
+    cell: Index  # of the voxels that belong to it
 
 
 def find_windows(
