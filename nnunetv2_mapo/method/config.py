@@ -338,7 +338,8 @@ class MAPOConfig:
             before = _BEFORE["preference_dropout"]
             settings["preference_dropout"] = before if settings["preference_dropout"] else "off"
         known = {each.name: settings[each.name] for each in fields(cls) if each.name in settings}
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in known.items()})
+        values: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in known.items()}
+        return cls(**values)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Fields in which `other`, a `to_dict` of an earlier training, differs, one line each."""

@@ -50,7 +50,7 @@ class Disagreement:
 
     def of(self, samples: Tensor) -> Disagreement:
         """The same of some samples of the batch, by mask, shape `(B,)`."""
-        parts = {name: v[samples] for name, v in vars(self).items() if isinstance(v, Tensor)}
+        parts: Any = {n: v[samples] for n, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **parts)
 
 

@@ -53,25 +53,16 @@ PANELS = (
 
 
 def register_keys(logged: dict[str, list[Any]], num_epochs_done: int) -> None:
-    """Make nnU-Net's local logger know our keys, with NaN for the epochs before.
-
-    Args:
-        logged: The logger's lists, one value for each epoch.
-        num_epochs_done: Epochs that are logged already.
-    """
+    """Make nnU-Net's local logger know our keys, with NaN for the epochs that are done already."""
     for key in (*STEP_KEYS, *MINING_KEYS):
         values = logged.setdefault(key, [])
         values.extend([math.nan] * (num_epochs_done - len(values)))
 
 
 def step_means(outputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each value over the steps of an epoch, of all ranks, in which it is defined.
+    """Mean of each value over the steps of an epoch, of all ranks, in which it is defined, or NaN.
 
-    Args:
-        outputs: What the training step returned, with `STEP_KEYS`, one of each step.
-
-    Returns:
-        NaN under a key that no step defines.
+    A step's output is what the training step returned, with `STEP_KEYS`.
     """
     steps = [[output[key] for key in STEP_KEYS] for output in outputs]
     steps = [step for rank in Ranks.find().gather(steps) for step in rank]
@@ -89,13 +80,7 @@ def round_values(summary: RoundSummary | None) -> dict[str, float]:
 
 
 def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: list[Stage]) -> None:
-    """Draw losses, rewards, pairs and Dice over the epochs, the stages shaded.
-
-    Args:
-        folder: Where `progress_mapo.png` is written.
-        logged: Logged values by key, one for each epoch.
-        stages: Warm-up and rounds.
-    """
+    """Draw losses, rewards, pairs and Dice over the epochs, the stages shaded, into a folder."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -119,11 +104,7 @@ def draw_panel(
 ) -> None:
     """Draw the values of a panel over the epochs, the rounds shaded.
 
-    Args:
-        axis: To draw on.
-        panel: Which values; keys that are not logged, as by a stock trainer, are left out.
-        logged: Logged values by key, one for each epoch.
-        stages: Warm-up and rounds.
+    Keys that are not logged, as by a stock trainer, are left out.
     """
     for stage in stages[1:]:
         opacity = (0.16, 0.08)[stage.round % 2]  # transparent: the page behind may be dark

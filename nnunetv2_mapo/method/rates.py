@@ -68,7 +68,10 @@ def find_rates(
     seed: str,
     log: Callable[[str], None],
 ) -> tuple[float, ...]:
-    """Rates of a round, found on a handful of its cases.
+    """Rates of a round, found on a handful of its cases: increasing from 0.
+
+    They are the same at each call with the same weights on the same device; the miner's own where
+    the median Dice is 0, which says nothing about any rate.
 
     Args:
         miner: Mines with dropout; of its rates only the number matters.
@@ -77,10 +80,6 @@ def find_rates(
         dice_fall: Share of the median Dice of the samples with foreground that may be lost.
         seed: Decides what is dropped; the same at each rate, so that they compare.
         log: Takes what a user should know.
-
-    Returns:
-        Increasing rates from 0, the same at each call with the same weights on the same device;
-        the miner's own where the median Dice is 0, which says nothing about any rate.
     """
     ordered = sorted(identifiers)
     step = max(1, len(ordered) / NUM_CASES)

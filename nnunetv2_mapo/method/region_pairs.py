@@ -98,7 +98,9 @@ def find_effects(
     # all neighbours, corners included
     parts = cc3d.connected_components(differs, connectivity=8 if plain.ndim == 2 else 26)
     where = parts[differs]
-    before = count_overlap(*(torch.from_numpy(x.ravel()) for x in (plain, target)), labels)
+    before = count_overlap(
+        torch.from_numpy(plain.ravel()), torch.from_numpy(target.ravel()), labels
+    )
     change = _count_by_part(plain[differs], candidate[differs], target[differs], where, labels)
     after = Overlap(*(old + new for old, new in zip(before, change, strict=True)))
     dice = mean_dice(after).numpy()

@@ -71,7 +71,7 @@ class DropoutSampler(CandidateSampler):
         with self.dropout.at(rates.repeat(len(windows))):
             outputs = network(windows.repeat_interleave(len(rates), 0))
         label_maps = labels.label_map(full_resolution(outputs))
-        return label_maps.unflatten(0, (-1, len(rates)))
+        return label_maps.view(-1, len(rates), *label_maps.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class NoiseSampler(CandidateSampler):
         strength = sigmas.repeat(len(windows)).view(-1, *[1] * (image.ndim - 1))
         image += strength * torch.randn_like(image)
         label_maps = labels.label_map(full_resolution(network(inputs)))
-        return label_maps.unflatten(0, (-1, len(sigmas)))
+        return label_maps.view(-1, len(sigmas), *label_maps.shape[1:])
 
 
 @dataclass(frozen=True)
