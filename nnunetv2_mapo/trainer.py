@@ -231,10 +231,7 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
             miner = make_miner(self.mapo, network, self.sampler, self.labels, plan, self.device)
             mined = self._round(number)
             if self.mapo.finds_rates:
-                find = partial(
-                    find_rates, miner, read, dataset.identifiers, log=self._log,
-                    dice_fall=self.mapo.rates_dice_fall, seed=f"{self.mapo.seed}/{number}",
-                )  # fmt: skip
+                find = partial(find_rates, miner, read, dataset.identifiers, number, self._log)
                 miner = with_rates(miner, settle_values(mined, find))
             self._summary = mine_round(miner, read, dataset.identifiers, mined, self._log)
         return mined

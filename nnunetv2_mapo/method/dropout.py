@@ -23,27 +23,20 @@ from nnunetv2_mapo.method.dropout_sites import (
 
 
 class Switch:
-    """What all hooks of a network share, and all that a copy of the network takes along.
-
-    Attributes:
-        granularity: `"element"` or `"channel"`.
-        active: Whether anything is dropped.
-        rates: Dropout rate of each sample, shape `(B,)`.
-    """
+    """What all hooks of a network share, and all that a copy of the network takes along."""
 
     def __init__(self, granularity: str) -> None:
-        self.granularity = granularity
-        self.active = False
-        # A tensor, so that torch.compile sees an input and does not compile anew for each rate.
+        self.granularity = granularity  # `"element"` or `"channel"`
+        self.active = False  # whether anything is dropped
+        # Rate of each sample, shape `(B,)`: a tensor, so that torch.compile sees an input and does
+        # not compile anew for each rate.
         self.rates = torch.zeros(1)
 
     @contextmanager
     def at(self, rates: Tensor) -> Iterator[None]:
         """Switch dropout on inside a `with` block, also in evaluation mode.
 
-        Args:
-            rates: Dropout rate of each sample of the batch, each in [0, 1), shape `(B,)`, on the
-                network's device.
+        The rate of each sample of the batch is in [0, 1); shape `(B,)`, on the network's device.
         """
         self.rates, self.active = rates, True
         try:
@@ -61,11 +54,6 @@ class StochasticDropout:
         granularity: `"element"` (`nn.Dropout`) or `"channel"` (`nn.Dropout3d`).
         include: Patterns of further sites, see `find_dropout_sites`.
         exclude: Patterns of modules without dropout, see `find_dropout_sites`.
-
-    Attributes:
-        sites: Every layer, and whether it is dropped.
-        switch: Switches dropout on and off.
-        at: Its method, see `Switch.at`.
 
     Raises:
         ValueError: The network has no layer to drop out, or a pattern fits no module.
@@ -89,7 +77,7 @@ class StochasticDropout:
             )
             raise ValueError(message)
         self.switch = Switch(granularity)
-        self.at = self.switch.at
+        self.at = self.switch.at  # `with dropout.at(rates)`
         self._handles = [
             layer.module.register_forward_hook(SiteHook(layer, self.switch), prepend=True)
             for layer in self.sites.sites
@@ -108,12 +96,7 @@ def find_switch(network: nn.Module) -> Switch:
 
 
 class SiteHook:
-    """Forward hook that drops what one site puts out: a tensor, or those in lists, tuples, dicts.
-
-    Args:
-        layer: The site.
-        switch: Whether and at which rates to drop.
-    """
+    """Forward hook that drops what one site puts out: a tensor, or those in lists, tuples, dicts."""
 
     # No reference to the module or its network: a copy of one block must not copy all others.
     def __init__(self, layer: Layer, switch: Switch) -> None:
@@ -163,29 +146,20 @@ class SiteHook:
             features = features.transpose(0, self.batch_axis)
         shape = list(features.shape)
         if self.switch.granularity == "channel":
-            channels = self._find_channels(features) % features.ndim
+            # of an included module the last axis of tokens, else axis 1
+            channels = (self.channel_axis or (-1 if features.ndim == 3 else 1)) % features.ndim
             shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(shape)]
         multiplier = dropout_multiplier(rates, shape).to(features.dtype)
         if self.is_in_place:
             return features.mul_(multiplier)
         return (features * multiplier).transpose(0, self.batch_axis)
 
-    def _find_channels(self, features: Tensor) -> int:
-        """Axis of the channels: of an included module the last one of tokens, else axis 1."""
-        if self.channel_axis is not None:
-            return self.channel_axis
-        return -1 if features.ndim == 3 else 1
-
 
 def dropout_multiplier(rates: Tensor, shape: Sequence[int]) -> Tensor:
     """Random factors of inverted dropout: 0 with probability p, else 1 / (1 - p).
 
-    Args:
-        rates: Dropout rate p of each sample, shape `(B,)`.
-        shape: Shape of the result, the batch first.
-
-    Returns:
-        Independent factors, float32; exactly 1 everywhere in samples of rate 0.
+    They are independent, float32, of a shape with the batch first, whose samples have the rates p,
+    shape `(B,)`; exactly 1 everywhere in samples of rate 0.
     """
     rates = rates.float().view(-1, *[1] * (len(shape) - 1))
     return _keep(rates, shape).mul_(1 / (1 - rates))
@@ -212,16 +186,13 @@ def sample_rates(rates: Sequence[float], num_samples: int, device: torch.device)
 
 
 def preference_rates(rates: Tensor, has_pair: Tensor, preference_dropout: str) -> Tensor:
-    """Rates of a batch of the preference stage, at which policy and reference are comparable.
+    """Rates `(B,)` of the preference stage, at which policy and reference are comparable.
 
     Args:
         rates: Rates as drawn for the warm-up, shape `(B,)`.
         has_pair: Which samples have a preference, shape `(B,)`.
         preference_dropout: `"off"`: 0 for all; `"without pair"`: 0 where there is a preference,
             because the reference drops nothing; `"same masks"`: as drawn, for both networks.
-
-    Returns:
-        Shape `(B,)`.
     """
     if preference_dropout == "off":
         return torch.zeros_like(rates)

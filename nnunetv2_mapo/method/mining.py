@@ -24,6 +24,8 @@ from nnunetv2_mapo.support.memory import within_memory
 from nnunetv2_mapo.support.randomness import seeded
 
 T = TypeVar("T")
+# Network input `(channels, *spatial)` and segmentation `(1, *spatial)` of a case by its identifier.
+LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
 
 
 class TrainingSample(NamedTuple):

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
 
 from nnunetv2_mapo.method.config import Candidates, MAPOConfig
-from nnunetv2_mapo.method.mining import Miner, mine_within_memory
+from nnunetv2_mapo.method.mining import LoadCase, Miner, mine_within_memory
 from nnunetv2_mapo.method.store import MinedRound, Round, SampleRecord, stack_preferences
 
-LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
 Records = dict[str, list[SampleRecord]]  # of each case
 T = TypeVar("T")
 
@@ -78,8 +76,7 @@ def mine_round(
         miner: What mines one case. The seed of its settings, the round's number and the case's
             name decide the candidates, so they do not depend on the order of the cases, the number
             of ranks or an interruption.
-        load_case: Gives a case's network input, shape `(channels, *spatial)`, and its
-            segmentation, shape `(1, *spatial)`.
+        load_case: Reads a case.
         identifiers: Every training case.
         mined: The round; each case is stored as soon as it is done, the manifest last.
         log: Takes what a user should know.
@@ -215,12 +212,12 @@ class RoundSummary:
         )
 
 
-def summarize(cases: Mapping[str, Sequence[SampleRecord]], config: MAPOConfig) -> RoundSummary:
+def summarize(cases: Records, config: MAPOConfig) -> RoundSummary:
     """Summarise a round from the records of every case and the settings that it was mined with."""
     tau = config.tau
     if config.tau_quantile is not None:
         tau = quantile_tau(cases, config.tau_quantile)
-    records = [record for records in cases.values() for record in records]
+    records = list(chain.from_iterable(cases.values()))
     names = ("has_pair", "num_parts", "num_preferred", "dice_chosen", "dice_rejected", "gap",
              "num_disagreeing", "num_voxels")  # fmt: skip
     samples = pd.DataFrame([[getattr(r, name) for name in names] for r in records], columns=names)
@@ -244,20 +241,20 @@ def summarize_stored(mined: MinedRound) -> RoundSummary:
     return summarize(mined.cases, MAPOConfig.from_dict(mined.origin["settings"]))
 
 
-def quantile_tau(cases: Mapping[str, Sequence[SampleRecord]], quantile: float) -> float:
+def quantile_tau(cases: Records, quantile: float) -> float:
     """τ at which the share 1 - `quantile` of a round's samples has a pair, `quantile` in [0, 1).
 
     It is the Dice gap of one of the samples. Those without foreground do not count, where a single
     voxel may be a gap of 1, nor do those whose candidates all have the same Dice; 0 if none counts.
     """
-    records = [record for records in cases.values() for record in records]
+    records = list(chain.from_iterable(cases.values()))
     gaps = [each.gap for each in records if each.has_foreground and each.gap > 0]
     return float(np.quantile(gaps, quantile, method="higher")) if gaps else 0.0
 
 
-def tabulate_round(cases: Mapping[str, Sequence[SampleRecord]], candidates: Candidates) -> str:
+def tabulate_round(cases: Records, candidates: Candidates) -> str:
     """Table of a round's candidates, one line each; how often each is chosen or rejected."""
-    records = [record for records in cases.values() for record in records]
+    records = list(chain.from_iterable(cases.values()))
     dice = pd.DataFrame([r.dice for r in records], columns=[f"{v:g}" for v in candidates.values])
     table = dice.describe().T[["mean", "25%", "50%", "75%"]]
     table = table.rename(columns={"mean": "mean Dice", "50%": "median"})

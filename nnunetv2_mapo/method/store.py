@@ -144,7 +144,7 @@ class Round:
         found = Finished({}, [])
         for identifier in identifiers:
             record = read_sealed(self.record_path(identifier))
-            if record and _complete(record["origin"]) != _complete(self.origin):
+            if record and not self._has_made(record):
                 continue
             if record and record["sha256"] == hash_file(self.path(identifier)):
                 found.records[identifier] = _to_records(record["samples"])
@@ -155,15 +155,15 @@ class Round:
     def write_values(self, values: Sequence[float]) -> None:
         """Write what the candidates differ in, so that a round is continued with the same."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"origin": self.origin, "values": list(values)}
-        write_sealed(self.folder / CANDIDATES, content)
+        write_sealed(self.folder / CANDIDATES, {"origin": self.origin, "values": list(values)})
 
     def read_values(self) -> tuple[float, ...]:
         """Undo `write_values`; empty if nothing was written, or by another policy."""
         content = read_sealed(self.folder / CANDIDATES)
-        if content is None or _complete(content["origin"]) != _complete(self.origin):
-            return ()
-        return tuple(content["values"])
+        return tuple(content["values"]) if content and self._has_made(content) else ()
+
+    def _has_made(self, content: dict[str, Any]) -> bool:
+        return _complete(content["origin"]) == _complete(self.origin)
 
     def write_manifest(self, cases: dict[str, list[SampleRecord]], values: Sequence[float]) -> None:
         """Write the manifest of a complete round: records, and what the candidates differ in."""
@@ -246,15 +246,12 @@ def _file_stem(identifier: str) -> str:
 
 
 def stack_preferences(segmentation: NDArray[Any], *preferences: NDArray[Any]) -> NDArray[np.int16]:
-    """Stack as the store holds it.
+    """Channels [segmentation, chosen, rejected] or [segmentation, chosen, rejected, weight].
 
     Args:
         segmentation: Ground truth in nnU-Net's labels, shape `(1, *spatial)`.
         *preferences: Label maps of chosen and of rejected, and of region pairs the weight of each
             voxel in hundredths, each of shape `(*spatial)`.
-
-    Returns:
-        Channels [segmentation, chosen, rejected] or [segmentation, chosen, rejected, weight].
     """
     stack: NDArray[np.int16] = np.concatenate(
         (segmentation, np.stack(preferences)), dtype=np.int16, casting="unsafe"
