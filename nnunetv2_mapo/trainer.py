@@ -122,15 +122,7 @@ class MAPOTrainer(Checked, Continuable, FineTunable):
         return optimizer, scheduler
 
     def _build_loss(self) -> MAPOLoss:
-        return MAPOLoss(
-            super()._build_loss(),
-            self.labels,
-            beta=self.mapo.beta,
-            lambda_supervised=self.mapo.lambda_supervised,
-            loss_type=self.mapo.loss_type,
-            label_smoothing=self.mapo.label_smoothing,
-            kappa=self.mapo.kappa if self.mapo.likelihood == "voxel" else None,
-        )
+        return MAPOLoss(super()._build_loss(), self.labels, self.mapo)
 
     def on_train_start(self) -> None:
         """Check the data and what is continued, then start as the base trainer does."""

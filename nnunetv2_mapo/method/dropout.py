@@ -96,7 +96,7 @@ def find_switch(network: nn.Module) -> Switch:
 
 
 class SiteHook:
-    """Forward hook that drops what one site puts out: a tensor, or those in lists, tuples, dicts."""
+    """Forward hook that drops what a site puts out: a tensor, or those in lists, tuples, dicts."""
 
     # No reference to the module or its network: a copy of one block must not copy all others.
     def __init__(self, layer: Layer, switch: Switch) -> None:

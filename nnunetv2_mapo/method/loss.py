@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 
 # A patch that only grazes the disagreement must not get an organ's weight.
@@ -61,7 +62,7 @@ def find_disagreement(
     likelihood: str,
     weights: Tensor | None = None,
 ) -> Disagreement:
-    """Find the disagreement voxels of each patch.
+    """Find the disagreement voxels of each patch; n = 0 where no patch has any.
 
     Args:
         chosen: Label maps, shape `(B, *spatial)`.
@@ -70,9 +71,6 @@ def find_disagreement(
         likelihood: `"image"`: N is the number of voxels (eq. 6); else the sum of the weights of the
             disagreement voxels, at least `LEAST_DISAGREEMENT_SHARE` of all voxels.
         weights: Weight of each voxel, shape `(B, *spatial)`; None: 1 everywhere.
-
-    Returns:
-        Disagreement of the batch; n = 0 where no patch has any.
     """
     chosen, rejected = chosen.flatten(1), rejected.flatten(1)
     differs = chosen != rejected
@@ -134,14 +132,8 @@ def preference_loss(
     - `"ipo"`: (Δ - 1 / (2 β))² (arXiv:2310.12036, eq. 17, where β is τ): Δ has a finite aim.
     - `"hinge"`: max(0, 1 - β Δ) (SLiC, arXiv:2305.10425, on DPO's rewards as TRL does it).
 
-    Args:
-        delta: Δ of each pair or voxel, any shape.
-        beta: Sensitivity to preference differences β, > 0.
-        loss_type: One of the names above.
-        label_smoothing: ε, in [0, 0.5), above 0 for `"robust"`.
-
-    Returns:
-        The same shape.
+    Δ may be of pairs or voxels, of any shape; β > 0 is the sensitivity to preference differences; ε
+    is in [0, 0.5), above 0 for `"robust"`.
     """
     if loss_type == "ipo":
         return (delta - 1 / (2 * beta)).square()
@@ -201,36 +193,16 @@ class MAPOLoss(nn.Module):
     Args:
         base: nnU-Net's loss.
         labels: Meaning of the segmentation heads.
-        beta: β of eq. 2.
-        lambda_supervised: λ of eq. 7.
-        loss_type: Loss of a pair, see `preference_loss`.
-        label_smoothing: Of that loss.
-        kappa: κ of `voxel_loss`; None: the loss is of the averaged margin.
-
-    Attributes:
-        supervised: Base loss of the last forward pass, without λ, a scalar tensor.
+        config: Its `beta`, `lambda_supervised`, `loss_type`, `label_smoothing`, and with
+            `likelihood="voxel"` its `kappa`.
     """
 
-    def __init__(
-        self,
-        base: nn.Module,
-        labels: Labels,
-        *,
-        beta: float,
-        lambda_supervised: float,
-        loss_type: str = "sigmoid",
-        label_smoothing: float = 0.0,
-        kappa: float | None = None,
-    ) -> None:
+    def __init__(self, base: nn.Module, labels: Labels, config: MAPOConfig) -> None:
         super().__init__()
         self.base = base
         self.labels = labels
-        self.beta = beta
-        self.lambda_supervised = lambda_supervised
-        self.kappa = kappa
-        self.loss_type = loss_type
-        self.label_smoothing = label_smoothing
-        self.supervised = torch.tensor(math.nan)
+        self.config = config
+        self.supervised = torch.tensor(math.nan)  # base loss of the last forward pass, without λ
         self._pair_values: Tensor | None = None  # see `_describe_pairs`
 
     def step_values(self) -> dict[str, float]:
@@ -262,7 +234,7 @@ class MAPOLoss(nn.Module):
         with torch.autocast(target.reference_logits.device.type, enabled=False):
             preference = self._preference_loss(output, target)
         self.supervised = supervised.detach()
-        return _spread_nan(self.lambda_supervised * supervised + preference)
+        return _spread_nan(self.config.lambda_supervised * supervised + preference)
 
     def _preference_loss(self, output: Any, target: PreferenceTarget) -> Tensor:
         """Loss of the pairs, summed over the patches with one, divided by the batch size.
@@ -273,12 +245,13 @@ class MAPOLoss(nn.Module):
         pairs = target.disagreement
         logits = pairs.gather(output[0] if isinstance(output, (list, tuple)) else output)
         deltas = voxel_margins(logits, pairs) - voxel_margins(target.reference_logits, pairs)
+        config, is_voxelwise = self.config, self.config.likelihood == "voxel"
         losses = preference_loss(
-            average(deltas, pairs) if self.kappa is None else deltas,
-            beta=self.beta, loss_type=self.loss_type, label_smoothing=self.label_smoothing,
+            deltas if is_voxelwise else average(deltas, pairs),
+            beta=config.beta, loss_type=config.loss_type, label_smoothing=config.label_smoothing,
         )  # fmt: skip
-        if self.kappa is not None:
-            losses = voxel_loss(losses, pairs, beta=self.beta, kappa=self.kappa)
+        if is_voxelwise:
+            losses = voxel_loss(losses, pairs, beta=config.beta, kappa=config.kappa)
         self._pair_values = self._describe_pairs(logits.detach(), losses.detach(), target)
         return (losses * pairs.has_pair).mean()
 
@@ -289,7 +262,7 @@ class MAPOLoss(nn.Module):
         chosen = chosen_log_likelihood(logits, pairs, self.labels) - chosen_log_likelihood(
             target.reference_logits, pairs, self.labels
         )
-        rewards = self.beta * torch.stack([chosen, chosen - margins, margins])
+        rewards = self.config.beta * torch.stack([chosen, chosen - margins, margins])
         values = torch.cat([losses[None], rewards, (margins > 0).float()[None]])
         return (values * pairs.has_pair).sum(1) / pairs.has_pair.sum()
 

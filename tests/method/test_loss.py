@@ -11,6 +11,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.loss import (
     MAPOLoss,
@@ -141,6 +142,11 @@ def test_samples_of_a_disagreement_are_taken_by_mask():
     assert second.num_disagreeing.tolist() == found.num_disagreeing[1:2].tolist()
 
 
+def averaged(**settings) -> MAPOConfig:
+    """Settings of a loss of the averaged margin."""
+    return MAPOConfig(likelihood="disagreement", **settings)
+
+
 def preference_target(target, reference, chosen, rejected, labels, likelihood):
     disagreement = find_disagreement(chosen, rejected, labels, likelihood)
     return PreferenceTarget(target, disagreement, disagreement.gather(reference))
@@ -156,7 +162,7 @@ def supervised_loss(batch_dice: bool = False) -> nn.Module:
 def test_total_is_lambda_times_nnunets_loss_plus_the_mean_preference_loss(likelihood):
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     target = torch.randint(0, 5, (3, 1, 8, 8)).float()
-    loss = MAPOLoss(supervised_loss(), FIVE, beta=0.8, lambda_supervised=0.5)
+    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.5))
     with_pairs = preference_target(target, reference, chosen, rejected, FIVE, likelihood)
     supervised = supervised_loss()(policy, target)
     preference = direct_loss(policy, reference, chosen, rejected, FIVE, likelihood, 0.8).mean()
@@ -173,7 +179,7 @@ def test_patches_without_a_pair_add_neither_loss_nor_gradient():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     rejected[1] = chosen[1]
     policy.requires_grad_()
-    loss = MAPOLoss(supervised_loss(), FIVE, beta=0.8, lambda_supervised=0.0)
+    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.0))
     pairs = preference_target(
         torch.zeros(3, 1, 8, 8), reference, chosen, rejected, FIVE, "disagreement"
     )
@@ -189,7 +195,7 @@ def test_patches_without_a_pair_add_neither_loss_nor_gradient():
 def test_a_batch_without_any_disagreement_has_exactly_zero_preference_gradient():
     policy, reference, chosen, _ = random_batch(TWO, (4, 4, 4))
     policy.requires_grad_()
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=0.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
     target = torch.zeros(3, 1, 4, 4, 4)
     total = loss(policy, preference_target(target, reference, chosen, chosen, TWO, "image"))
     total.backward()
@@ -201,7 +207,7 @@ def test_a_batch_without_any_disagreement_has_exactly_zero_preference_gradient()
 def test_a_plain_target_gives_nnunets_loss_and_no_rewards():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     target = torch.randint(0, 5, (3, 1, 8, 8)).float()
-    loss = MAPOLoss(supervised_loss(), FIVE, beta=1.0, lambda_supervised=0.5)
+    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=0.5))
     loss(policy, preference_target(target, reference, chosen, rejected, FIVE, "image"))
     assert loss(policy, target).item() == supervised_loss()(policy, target).item()
     assert loss.supervised.item() == supervised_loss()(policy, target).item()
@@ -217,7 +223,7 @@ def test_deep_supervision_enters_the_base_loss_and_only_full_resolution_the_pref
         outputs[1], targets[1]
     )
     preference = direct_loss(policy, reference, chosen, rejected, FIVE, "image", 1.0).mean()
-    loss = MAPOLoss(base, FIVE, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(base, FIVE, averaged(beta=1.0, lambda_supervised=1.0))
     pairs = preference_target(targets, reference, chosen, rejected, FIVE, "image")
     expected = expected_base.item() + preference.item()
     assert loss(outputs, pairs).item() == pytest.approx(expected, rel=1e-6)
@@ -233,7 +239,7 @@ def test_half_precision_outputs_give_a_finite_float32_loss(dtype):
     pairs = preference_target(
         torch.zeros(3, 1, 64, 64), reference, chosen, rejected, TWO, "disagreement"
     )
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=0.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(policy.requires_grad_(), pairs)
     value.backward()
@@ -287,7 +293,7 @@ def test_half_precision_does_not_overflow_where_a_patch_of_512_cubed_voxels_disa
 def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan(bad):
     policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
     pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
-    loss = MAPOLoss(lambda *_: torch.tensor(bad), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(lambda *_: torch.tensor(bad), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     value = loss(policy.requires_grad_(), pairs)
     value.backward()
     assert value.isnan()
@@ -301,7 +307,7 @@ def test_a_margin_that_is_not_finite_makes_every_gradient_nan(bad):
     reference[0, 0] = bad  # Δ is NaN or minus infinity
     pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
     weight = torch.ones(1, requires_grad=True)
-    loss = MAPOLoss(lambda output, _: output.sum(), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(lambda output, _: output.sum(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     value = loss(policy * weight, pairs)
     value.backward()
     assert value.isnan()
@@ -311,7 +317,7 @@ def test_a_margin_that_is_not_finite_makes_every_gradient_nan(bad):
 def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan_in_the_warmup_too():
     weight = torch.ones(3, requires_grad=True)
     loss = MAPOLoss(
-        lambda output, _: output.sum() * 0 + math.inf, TWO, beta=1.0, lambda_supervised=1
+        lambda output, _: output.sum() * 0 + math.inf, TWO, averaged(beta=1.0, lambda_supervised=1)
     )
     loss(weight * 2, None).backward()
     assert weight.grad.isnan().all()
@@ -331,7 +337,7 @@ def test_rewards_of_classes_by_hand():
     # softmax(0, ln 3) = (1/4, 3/4); the reference has (1/2, 1/2); β = 2
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 1, 0, 1] = math.log(3)
-    loss = MAPOLoss(supervised_loss(), TWO, beta=2.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=2.0, lambda_supervised=1.0))
     loss(policy, one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
     rewards = loss.step_values()
     assert rewards["rewards/chosen"] == pytest.approx(2 * math.log(1.5), abs=1e-6)
@@ -347,7 +353,7 @@ def test_rewards_of_regions_by_hand():
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 0, 0, 1] = -math.log(3)
     policy[0, 1, 0, 1] = 5.0  # region 1 is off in both: it must not enter
-    loss = MAPOLoss(nn.BCEWithLogitsLoss(), labels, beta=1.0, lambda_supervised=0.0)
+    loss = MAPOLoss(nn.BCEWithLogitsLoss(), labels, averaged(beta=1.0, lambda_supervised=0.0))
     pairs = one_voxel_target(labels, torch.zeros(2, 2, 2, 2))
     target = torch.zeros(2, 2, 2, 2)
     loss(policy, PreferenceTarget(target, pairs.disagreement, pairs.reference_logits))
@@ -360,7 +366,7 @@ def test_rewards_of_regions_by_hand():
 def test_accuracy_is_the_share_of_the_patches_with_a_pair():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8), seed=3)
     rejected[2] = chosen[2]
-    loss = MAPOLoss(supervised_loss(), FIVE, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=1.0))
     # the policy has moved towards chosen in patch 0 and towards rejected in patch 1
     policy = reference.clone()
     policy[0].scatter_add_(0, chosen[:1].long(), torch.ones(1, 8, 8))
@@ -399,7 +405,7 @@ def test_chosen_reward_equals_the_direct_log_likelihood(labels):
 def test_logged_values_have_the_names_that_dpo_users_know():
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 1, 0, 1] = math.log(3)
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     loss(policy, one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
     values = loss.step_values()
     assert values == {
@@ -416,7 +422,7 @@ def test_logged_values_have_the_names_that_dpo_users_know():
 
 
 def test_nothing_is_logged_before_the_first_step():
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     assert all(math.isnan(value) for value in loss.step_values().values())
 
 
@@ -435,7 +441,7 @@ def test_a_preference_target_moves_nnunets_target(is_list):
 
 
 def test_the_loss_has_no_weights_that_a_checkpoint_would_hold():
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     assert not list(loss.parameters())
     assert not loss.state_dict()
 
@@ -475,7 +481,9 @@ def test_a_voxel_pulls_kappa_times_as_much_as_cross_entropy_can_and_saturates():
     pairs = two_voxels()
     target = PreferenceTarget(None, pairs, torch.zeros(1, 2, 2))
     loss = MAPOLoss(
-        lambda output, _: 0 * output.sum(), TWO, beta=1.0, lambda_supervised=1.0, kappa=2.0
+        lambda output, _: 0 * output.sum(),
+        TWO,
+        MAPOConfig(beta=1.0, lambda_supervised=1.0, kappa=2.0),
     )
     loss(logits, target).backward()
     assert logits.grad[0, 1, 0, 1].item() == pytest.approx(-2 / 4)  # -κ / |Ω|
@@ -494,7 +502,9 @@ def test_the_voxel_loss_skips_patches_without_a_pair():
     policy.requires_grad_()
     pairs = preference_target(None, reference, chosen, rejected, FIVE, "voxel")
     loss = MAPOLoss(
-        lambda output, _: 0 * output.sum(), FIVE, beta=1.0, lambda_supervised=1.0, kappa=1.0
+        lambda output, _: 0 * output.sum(),
+        FIVE,
+        MAPOConfig(beta=1.0, lambda_supervised=1.0, kappa=1.0),
     )
     loss(policy, pairs).backward()
     assert policy.grad[1].abs().max() == 0
