@@ -159,8 +159,7 @@ class MAPOConfig:
             of the round's samples, so that the share 1 - `tau_quantile` of them has a pair, however
             good the network is. Samples without foreground and those whose candidates all have the
             same Dice do not count.
-        beta: Sensitivity to preference differences (eq. 2). Paper: 0.1. Default measured together
-            with `likelihood="disagreement"`.
+        beta: Sensitivity to preference differences (eq. 2). Paper: 0.1.
         lambda_supervised: Weight λ of nnU-Net's own loss beside preferences (eq. 7). Paper: 0.5.
         likelihood: What the loss of a pair is of: the log-likelihood averaged over every voxel of
             the patch (`"image"`, eq. 6) or over those in which chosen and rejected differ

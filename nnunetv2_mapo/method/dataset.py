@@ -68,15 +68,9 @@ def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> Comp
         MoveDisagreement(step, end) if _can_move_disagreement(step) else step
         for step in steps[:first]
     ]
-    return ComposeTransforms(
-        [
-            partial(drop_equal, end),
-            *moving,
-            partial(take_off, end),
-            *steps[first:],
-            partial(put_back, num_channels),
-        ]
-    )
+    before, after = partial(drop_equal, end), partial(take_off, end)
+    put_last = partial(put_back, num_channels)
+    return ComposeTransforms([before, *moving, after, *steps[first:], put_last])
 
 
 def drop_equal(end: int, **data_dict: Any) -> dict[str, Any]:
@@ -136,44 +130,37 @@ class MoveDisagreement:
 
     Interpolating labels is most of the time of augmentation, and elsewhere the two would come out
     equal, which the loss does not see. There they are 0; where they differ they are what the
-    transform gives.
-
-    Args:
-        transform: The trainer's transform; its interpolation of labels reaches one voxel far.
-        end: First channel of the segmentation behind the preferences.
+    transform gives, whose interpolation of labels reaches one voxel far. `end` is the first channel
+    of the segmentation behind the preferences.
     """
 
     def __init__(self, transform: SpatialTransform, end: int = REJECTED + 1) -> None:
         self.transform = transform
         self.end = end
 
-    def __call__(self, **data_dict: Any) -> dict[str, Any]:
+    def __call__(self, **data_dict: Any) -> Any:
         """Move the image and every channel of the segmentation to the patch."""
         params = self.transform.get_parameters(**data_dict)
         if "grid" not in params:
             _warn_of_newer_version("SpatialTransform whose get_parameters has no 'grid'")
         grid: Tensor | None = params.get("grid")  # None: no interpolation, the patch is a crop
         if grid is None or _KEY in data_dict:
-            return self._apply(data_dict, params)
+            return self.transform.apply(data_dict, **params)
         segmentation: Tensor = data_dict["segmentation"]
         if "nchannels_seg" in data_dict:  # the slices of a volume are channels (dummy 2D)
             num_slices = len(segmentation) // data_dict["nchannels_seg"]
             place = slice(WEIGHT * num_slices, self.end * num_slices)  # empty without weight
             weight = segmentation[place].clone()  # is no label
             segmentation[place] = 0
-            moved = self._apply(data_dict, params)
+            moved = self.transform.apply(data_dict, **params)
             if len(weight):
                 moved["segmentation"][place] = self._move_nearest(weight, grid)
             return moved
         data_dict["segmentation"] = _without_preferences(segmentation, self.end)
-        moved = self._apply(data_dict, params)
+        moved = self.transform.apply(data_dict, **params)
         rest = moved["segmentation"]
         preferences = self._move(segmentation[CHOSEN : self.end], grid)
         moved["segmentation"] = torch.cat((rest[:CHOSEN], preferences, rest[CHOSEN:]))
-        return moved
-
-    def _apply(self, data_dict: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        moved: dict[str, Any] = self.transform.apply(data_dict, **params)
         return moved
 
     def _move(self, preferences: Tensor, grid: Tensor) -> Tensor:

@@ -62,13 +62,9 @@ class Miner:
     device: torch.device  # where the network lies
 
     def mine(self, image: Tensor, segmentation: Tensor) -> MinedCase:
-        """Mine one case.
+        """Pairs of a case, whose network input has three spatial axes, `(channels, *spatial)`.
 
-        Args:
-            image: Network input of the whole case, shape `(channels, *spatial)` with three
-                spatial axes, float32.
-            segmentation: Ground truth in nnU-Net's labels, shape `(*spatial)`, < 0 outside the
-                image.
+        The ground truth `(*spatial)` is in nnU-Net's labels, < 0 outside the image.
         """
         has_parts = self.config.pair == "region"
         preferences = np.zeros((3 if has_parts else 2, *image.shape[1:]), np.int16)
@@ -134,12 +130,8 @@ class Miner:
             if self.config.agree:
                 is_unused = is_unused | (chosen != sample.target)
             rejected = torch.where(is_unused, chosen, sample.candidates[pair.rejected])
-        record = replace(
-            _record(sample),
-            chosen=pair.chosen,
-            rejected=pair.rejected,
-            num_disagreeing=int((chosen != rejected).sum()),
-        )
+        num_disagreeing = int((chosen != rejected).sum())
+        record = _record(sample, pair.chosen, pair.rejected, num_disagreeing)
         return torch.stack((chosen, rejected)).short().numpy(), record
 
     def _select_regions(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
@@ -157,8 +149,7 @@ class Miner:
         valid = None if self.labels.ignore_label is None else torch.from_numpy(~ignored)
         dice = candidate_dice(ends, torch.from_numpy(target), self.labels, valid).tolist()
         record = replace(
-            _record(sample),
-            num_disagreeing=int(is_used.sum()),
+            _record(sample, 0, None, int(is_used.sum())),
             num_parts=pair.num_parts,
             num_preferred=pair.num_preferred,
             pair_dice=[round(value, 6) for value in dice],
@@ -166,16 +157,13 @@ class Miner:
         return channels, record
 
 
-def _record(sample: TrainingSample) -> SampleRecord:
-    """Record of a sample without a pair."""
-    return SampleRecord(
-        dice=[round(value, 6) for value in sample.dice],
-        chosen=0,
-        rejected=None,
-        num_disagreeing=0,
-        num_voxels=sample.target.numel(),
-        has_foreground=bool(sample.target.any()),
-    )
+def _record(
+    sample: TrainingSample, chosen: int, rejected: int | None, num_disagreeing: int
+) -> SampleRecord:
+    """Record of a sample without parts."""
+    dice = [round(value, 6) for value in sample.dice]
+    num_voxels, has_foreground = sample.target.numel(), bool(sample.target.any())
+    return SampleRecord(dice, chosen, rejected, num_disagreeing, num_voxels, has_foreground)
 
 
 def make_miner(
@@ -195,13 +183,9 @@ def make_miner(
 def mine_within_memory(
     miner: Miner, work: Callable[[Miner], T], seed: str, log: Callable[[str], None]
 ) -> tuple[Miner, T]:
-    """Do seeded work, with half as many windows in a forward pass whenever memory runs out.
+    """Do work with a miner, with half as many windows in a forward pass whenever memory runs out.
 
-    Args:
-        miner: What does it.
-        work: What to do with it.
-        seed: With the number of windows it decides the candidates.
-        log: Takes what a user should know.
+    The seed and the number of windows decide the candidates.
 
     Returns:
         The miner for the work to come, and the result.

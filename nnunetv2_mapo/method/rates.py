@@ -61,12 +61,8 @@ def find_rates(
     They are the same at each call with the same weights on the same device, because the same is
     dropped at each rate; the miner's own where the median Dice is 0, which says nothing about any.
 
-    Args:
-        miner: Mines with dropout; of its rates only the number matters.
-        load_case: As of `rounds.mine_round`.
-        identifiers: Every training case; of these `NUM_CASES`, evenly spaced by name, are used.
-        number: Of the round.
-        log: Takes what a user should know.
+    Of the miner's rates only the number counts. Of all training cases `NUM_CASES` are used, evenly
+    spaced by name; `number` is the round's.
     """
     ordered = sorted(identifiers)
     step = max(1, len(ordered) / NUM_CASES)

@@ -53,10 +53,8 @@ def read_reference(
 def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     """Frozen copy of a network with the reference's weights, in evaluation mode.
 
-    Args:
-        policy: The network to copy: not compiled, not wrapped, its dropout off and its deep
-            supervision off; the copy keeps both off for good.
-        weights: State dict of the reference.
+    The policy is not compiled, not wrapped, its dropout off and its deep supervision off; the copy
+    keeps both off for good.
     """
     reference = _copy(policy)
     reference.load_state_dict(weights)
@@ -67,10 +65,7 @@ def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
 def update_average(reference: nn.Module, policy: nn.Module, decay: float) -> None:
     """Move the reference towards the policy: the reference is the policy's moving average.
 
-    Args:
-        reference: Copy of `policy` made by `build_reference`.
-        policy: Not wrapped, not compiled.
-        decay: Share of the reference that is kept, in (0, 1).
+    It is a copy made by `build_reference` and keeps the share `decay` of itself, in (0, 1).
     """
     # Not by state dicts: nnU-Net's hold a weight under several names.
     for average, latest in zip(reference.parameters(), policy.parameters(), strict=True):

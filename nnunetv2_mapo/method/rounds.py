@@ -72,13 +72,15 @@ def mine_round(
 ) -> RoundSummary:
     """Mine the cases of a round that are not in its store yet, shared among all ranks.
 
+    The seed of the miner's settings, the round's number and the case's name decide the candidates,
+    so they do not depend on the order of the cases, the number of ranks or an interruption. Each
+    case is stored as soon as it is done, the manifest last.
+
     Args:
-        miner: What mines one case. The seed of its settings, the round's number and the case's
-            name decide the candidates, so they do not depend on the order of the cases, the number
-            of ranks or an interruption.
+        miner: What mines one case.
         load_case: Reads a case.
         identifiers: Every training case.
-        mined: The round; each case is stored as soon as it is done, the manifest last.
+        mined: The round.
         log: Takes what a user should know.
 
     Returns:

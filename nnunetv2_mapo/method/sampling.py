@@ -32,15 +32,10 @@ class CandidateSampler(ABC):
 
     @abstractmethod
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
-        """Candidates of each window, all windows in one forward pass.
+        """Candidates of each window, label maps `(W, K, *patch)`, in one forward pass.
 
-        Args:
-            network: The policy, in evaluation mode.
-            windows: Shape `(W, channels, *patch)`, on the network's device.
-            labels: Meaning of the logits.
-
-        Returns:
-            Label maps, shape `(W, K, *patch)`.
+        The windows `(W, channels, *patch)` lie on the device of the network, the policy in
+        evaluation mode.
         """
 
 
@@ -129,13 +124,10 @@ def cut(logits: Tensor, thresholds: Sequence[float], labels: Labels) -> Tensor:
 def make_sampler(
     config: MAPOConfig, num_dimensions: int, dropout: StochasticDropout, num_image_channels: int
 ) -> CandidateSampler:
-    """Sampler that the settings name.
+    """Sampler that the settings name, for a 2D or 3D configuration.
 
-    Args:
-        config: Settings.
-        num_dimensions: Of the configuration, 2 or 3.
-        dropout: Dropout of the network that is going to be sampled.
-        num_image_channels: As of `NoiseSampler`.
+    `dropout` is that of the network that is going to be sampled, `num_image_channels` as of
+    `NoiseSampler`.
     """
     values = config.candidates(num_dimensions).values
     if config.sampler == "threshold":

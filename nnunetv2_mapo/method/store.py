@@ -108,13 +108,9 @@ class Round:
         records: Sequence[SampleRecord],
         patch_size: Sequence[int],
     ) -> None:
-        """Write a case, its record last.
+        """Write a case, see `stack_preferences`, then the records of its training samples.
 
-        Args:
-            identifier: Case identifier.
-            stack: Channels of `stack_preferences`.
-            records: One of each training sample of the case.
-            patch_size: Patch of the configuration, which decides the file's blocks and chunks.
+        The patch size of the configuration decides the file's blocks and chunks.
 
         Raises:
             WriteError: The disk is full.

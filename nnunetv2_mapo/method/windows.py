@@ -27,13 +27,10 @@ class Window(NamedTuple):
 def find_windows(
     shape: Sequence[int], patch_size: Sequence[int], tile_step_size: float
 ) -> list[Window]:
-    """Windows that cover a case of three spatial axes, at least as large as the patch.
+    """Windows that cover a case of three spatial axes, at least as large as the patch, in voxels.
 
-    Args:
-        shape: In voxels.
-        patch_size: In voxels; with two entries the windows lie in single slices.
-        tile_step_size: Largest distance of two windows as a share of the patch, in (0, 1]; at 1
-            they overlap only where they must.
+    With a patch of two entries they lie in single slices. Two of them are at most the share
+    `tile_step_size` of the patch apart, in (0, 1]; at 1 they overlap only where they must.
     """
     in_plane = tuple(shape[-len(patch_size) :])
     starts = compute_steps_for_sliding_window(in_plane, tuple(patch_size), tile_step_size)
