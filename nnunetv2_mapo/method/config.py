@@ -128,72 +128,62 @@ class MAPOConfig:
     Nothing is checked when the object is made, because nnU-Net imports every trainer module while
     it looks for any trainer. `validate` is called when a trainer is made.
 
-    What is valid stands at each field. `_2d` and `_3d` are of 2D and 3D configurations.
+    What is valid stands at each field; docs/reference/configuration.md says more of each, and where
+    "measured" defaults were measured. `_2d` and `_3d` are of 2D and 3D configurations.
 
     Attributes:
-        rates_2d, rates_3d: Dropout rates of training, of which each sample of a batch draws one.
-            Paper; in 3D 0 to 0.3. Default measured: that strong costs more than it gains in 3D.
+        rates_2d, rates_3d: Dropout rates of training, one of which each sample draws. Paper; in 3D
+            0 to 0.3. Default measured: dropout that strong costs more than it gains in 3D.
         rates: Dropout rates of the candidates: `"fixed"`, those of training (paper), or `"auto"`:
             as many, spread up to the largest that the network stands, found anew in each round.
         rates_dice_fall: What it stands: share of its median Dice that is lost at that rate.
         granularity: What dropout drops: single `"element"`s (`nn.Dropout`; paper) or `"channel"`s.
-        sampler: Where the candidates come from: `"dropout"` (paper), a `"threshold"` on the
-            foreground probability, or Gaussian `"noise"` on the image (paper, table 4). Dropout in
-            training is the same with each.
-        thresholds: Thresholds of the candidates of the sampler `"threshold"`. Paper.
+        sampler: Where candidates come from: `"dropout"` (paper), a `"threshold"` on the foreground
+            probability, or Gaussian `"noise"` on the image (paper, table 4).
+        thresholds: Of the candidates of the sampler `"threshold"`. Paper.
         noise_sigmas: Standard deviations of the candidates of the sampler `"noise"`, in units of
             the preprocessed intensities. Paper.
         selection_unit_2d, selection_unit_3d: What has a preference pair of its own: a `"case"`
             (paper in 3D), a `"slice"` (paper in 2D) or a sliding `"window"`.
-        tile_step_size: Distance of mining's sliding windows as a share of the patch; 1 is fastest.
-            Default measured: as in nnU-Net's prediction, where it is 0.01 of Dice away.
-        pair: What a preference pair is: two candidates of a sample (`"case"`; paper), or the parts
-            in which candidates differ from the plain prediction, each preferred or not by its own
-            effect on the sample's Dice (`"region"`).
+        tile_step_size: Distance of mining's windows as a share of the patch. Default measured.
+        pair: What a pair is: two candidates of a sample (`"case"`; paper), or the parts in which
+            candidates differ from the plain prediction, each by its own effect (`"region"`).
         agree: Keep only voxels in which chosen is right (Mask-DPO, arXiv:2503.02846). Paper: all.
         tau: Dice difference that makes a preference: of `pair="case"` the least gap between chosen
             and rejected (eq. 4; paper: 0.3); of `pair="region"` the effect of a part from which it
             has the full weight 1, below which the weight is proportional.
         tau_max: Largest gap of `pair="case"`, not below `tau`; 1: no limit (paper).
-        tau_quantile: Takes the place of `tau` if given: τ becomes this quantile of the Dice gaps
-            of the round's samples, so that the share 1 - `tau_quantile` of them has a pair, however
-            good the network is. Samples without foreground and those whose candidates all have the
-            same Dice do not count.
-        beta: Sensitivity to preference differences (eq. 2). Paper: 0.1.
-        lambda_supervised: Weight λ of nnU-Net's own loss beside preferences (eq. 7). Paper: 0.5.
+        tau_quantile: Takes the place of `tau` if given: quantile of the Dice gaps of the round's
+            samples, so that the share 1 - `tau_quantile` of them has a pair.
+        beta: Sensitivity to preference differences (eq. 2). Paper: 0.1. Default measured.
+        lambda_supervised: Weight λ of nnU-Net's own loss (eq. 7). Paper: 0.5. Default measured.
         likelihood: What the loss of a pair is of: the log-likelihood averaged over every voxel of
             the patch (`"image"`, eq. 6) or over those in which chosen and rejected differ
             (`"disagreement"`); or each of these voxels on its own (`"voxel"`).
         kappa: Pull of a voxel of `likelihood="voxel"` where policy and reference agree, as a
             multiple of the most that cross-entropy can pull.
         loss_type: Loss of a pair by TRL's name, see `loss.preference_loss`. Paper: `"sigmoid"`.
-        label_smoothing: Probability ε that a pair is the wrong way round, for `"sigmoid"`
-            (conservative DPO) and `"robust"`, which needs it above 0.
+        label_smoothing: Probability ε that a pair is the wrong way round.
         reference_update: When the reference follows the policy: `"never"` (paper), at the start of
             each `"round"`, or as its moving `"average"` (TR-DPO, arXiv:2404.09656).
         reference_decay: Share of the moving average that a step keeps, TR-DPO's 1 - α. Not tuned.
         warmup_dropout: Whether the warm-up trains with dropout. Paper: yes.
-        preference_dropout: Dropout of training in the preference stage. Policy and reference are
-            always compared under the same conditions: `"off"`: none (paper); `"without pair"`:
-            samples whose patch has a pair have none, the others that of the warm-up; `"same
-            masks"`: that of the warm-up, and the reference drops the same elements.
-        warmup_fraction_2d, warmup_fraction_3d: Share of all epochs that is warm-up. Paper: 100 of
-            300 in 2D, 500 of 1300 in 3D.
+        preference_dropout: Dropout of training in the preference stage, the same conditions for
+            policy and reference: `"off"` (paper); that of the warm-up, but in samples `"without
+            pair"` alone; or that of the warm-up with the `"same masks"` for both.
+        warmup_fraction_2d, warmup_fraction_3d: Share of all epochs that is warm-up. Paper.
         warmup_epochs: Warm-up in epochs; takes the place of the fractions if given.
         num_rounds: Rounds of mining and preference optimisation; 0: warm-up alone. Paper: 4.
-        start_from: Warm-up weights that the preference stage starts from and that become the
-            reference: `"best"` by nnU-Net's moving average of the pseudo Dice (paper) or `"last"`.
+        start_from: Warm-up weights that become policy and reference: the `"best"` by nnU-Net's
+            moving average of the pseudo Dice (paper) or the `"last"`.
         seed: Seed of mining; the same seed gives the same pairs.
         num_epochs_2d, num_epochs_3d: Length of the training; None keeps the base trainer's.
         adam_learning_rate: Fixed learning rate of the paper's optimisers (Adam in 2D, AdamW in
             3D); None keeps the base trainer's optimiser and schedule.
-        fine_tune: Start from a finished checkpoint, the base trainer's own of the same fold or the
-            one that `nnUNet_mapo_checkpoint` names, instead of random weights.
-        num_epochs_factor: Length of the training as a multiple of the base trainer's number of
-            epochs, at least 2 epochs; `num_epochs_2d` and `num_epochs_3d` come first.
+        fine_tune: Start from a finished checkpoint instead of random weights.
+        num_epochs_factor: Length of the training as a multiple of the base trainer's.
         learning_rate_factor: Factor on the base trainer's initial learning rate.
-        dropout_include: Names of modules whose output is dropped as well, with wildcards, such as
-            `("blocks.*.mixer",)`; see `find_dropout_sites`.
+        dropout_include: Names of modules whose output is dropped as well, see `find_dropout_sites`.
         dropout_exclude: The same of modules in which nothing is dropped; stronger.
     """
 

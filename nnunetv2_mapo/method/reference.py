@@ -89,14 +89,13 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
     if id(value) in seen:
         return
     seen.add(id(value))
+    yield value
+    parts: Iterable[Any] = ()
     if isinstance(value, nn.Module):
-        parts: Iterable[Any] = vars(value).values()
+        parts = vars(value).values()
     elif isinstance(value, Mapping):
         parts = value.values()
     elif isinstance(value, (list, tuple, set, frozenset)):
         parts = value
-    else:
-        yield value
-        return
     for part in parts:
         yield from _walk(part, seen)

@@ -98,14 +98,19 @@ def find_effects(
     # all neighbours, corners included
     parts = cc3d.connected_components(differs, connectivity=8 if plain.ndim == 2 else 26)
     where = parts[differs]
-    before = count_overlap(
+    plain_overlap = count_overlap(
         torch.from_numpy(plain.ravel()), torch.from_numpy(target.ravel()), labels
     )
-    change = _count_by_part(plain[differs], candidate[differs], target[differs], where, labels)
-    after = Overlap(*(old + new for old, new in zip(before, change, strict=True)))
-    dice = mean_dice(after).numpy()
+    differing = [_heads(each[differs], labels) for each in (plain, candidate, target)]
+    sizes, changes = np.bincount(where, minlength=1), []
+    for old, new, true in zip(*differing, strict=True):
+        gain = new.astype(np.int8) - old.astype(np.int8)
+        changes.append([np.bincount(where, each, len(sizes)) for each in (gain * true, gain)])
+    change = torch.from_numpy(np.array(changes, np.int64)).permute(1, 2, 0)  # (2, P + 1, C)
+    overlap = Overlap(*(before + more for before, more in zip(plain_overlap, change, strict=True)))
+    dice = mean_dice(Overlap(*(counts.contiguous() for counts in overlap))).numpy()
     effects = dice - dice[0]  # number 0 is no part and changes nothing
-    effects[np.bincount(where, minlength=1) < _LEAST_VOXELS] = 0
+    effects[sizes < _LEAST_VOXELS] = 0
     return Effects(parts, effects.astype(np.float32))
 
 
@@ -116,26 +121,3 @@ def _heads(label_map: NDArray[np.integer], labels: Labels) -> Iterator[NDArray[n
             yield label_map & (1 << head) != 0
         elif head:
             yield label_map == head
-
-
-def _count_by_part(
-    plain: NDArray[np.integer],
-    candidate: NDArray[np.integer],
-    target: NDArray[np.integer],
-    parts: NDArray[np.integer],
-    labels: Labels,
-) -> Overlap:
-    """Change of the counts by each part, shape `(P + 1, C)`; all arguments of shape `(n,)`."""
-    length = int(parts.max(initial=0)) + 1
-    heads = zip(
-        *(_heads(label_map, labels) for label_map in (plain, candidate, target)), strict=True
-    )
-    changes = []
-    for old, new, true in heads:
-        gain = new.astype(np.int8) - old.astype(np.int8)
-        changes.append([np.bincount(parts, weights, length) for weights in (gain * true, gain)])
-    # from (C, 2, P + 1)
-    intersection, total = (
-        torch.from_numpy(np.array(changes, np.int64)).permute(1, 2, 0).contiguous()
-    )
-    return Overlap(intersection, total)

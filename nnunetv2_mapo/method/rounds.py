@@ -220,21 +220,18 @@ def summarize(cases: Records, config: MAPOConfig) -> RoundSummary:
     if config.tau_quantile is not None:
         tau = quantile_tau(cases, config.tau_quantile)
     records = list(chain.from_iterable(cases.values()))
-    names = ("has_pair", "num_parts", "num_preferred", "dice_chosen", "dice_rejected", "gap",
-             "num_disagreeing", "num_voxels")  # fmt: skip
-    samples = pd.DataFrame([[getattr(r, name) for name in names] for r in records], columns=names)
-    pairs = samples[samples.has_pair]
+    pairs = [(r.dice_chosen, r.dice_rejected, r.num_disagreeing / r.num_voxels)
+             for r in records if r.has_pair]  # fmt: skip
+    means = pd.DataFrame(pairs, columns=["dice_chosen", "dice_rejected", "disagreement"]).mean()
     return RoundSummary(
         tau=tau,
-        num_samples=len(samples),
+        num_samples=len(records),
         num_pairs=len(pairs),
-        num_parts=int(samples.num_parts.sum()),
-        num_preferred=int(samples.num_preferred.sum()),
+        num_parts=sum(record.num_parts for record in records),
+        num_preferred=sum(record.num_preferred for record in records),
         dice_plain=float(np.mean([record.dice[0] for record in records])),
-        dice_chosen=float(pairs.dice_chosen.mean()),
-        dice_rejected=float(pairs.dice_rejected.mean()),
-        disagreement=float((pairs.num_disagreeing / pairs.num_voxels).mean()),
-        gaps=samples.gap.tolist(),
+        **means.astype(float).to_dict(),
+        gaps=[record.gap for record in records],
     )
 
 

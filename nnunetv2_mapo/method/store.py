@@ -117,13 +117,11 @@ class Round:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         blocks, chunks = comp_blosc2_params(stack.shape, patch_size, stack.itemsize)
-        array = blosc2.asarray(
-            np.ascontiguousarray(stack),
-            blocks=blocks,
-            chunks=chunks,
-            cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4},
-        )
-        content = array.to_cframe()
+        parameters = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4}
+        array = np.ascontiguousarray(stack)
+        content = blosc2.asarray(
+            array, blocks=blocks, chunks=chunks, cparams=parameters
+        ).to_cframe()
         write_atomically(self.path(identifier), content)
         record = {
             "origin": self.origin,
