@@ -35,10 +35,15 @@ from nnunetv2_mapo.method.dropout import (
     preference_rates,
     sample_rates,
 )
-from nnunetv2_mapo.method.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
+from nnunetv2_mapo.method.loss import (
+    STEP_KEYS,
+    Disagreement,
+    MAPOLoss,
+    PreferenceTarget,
+    find_disagreement,
+)
 from nnunetv2_mapo.method.mining import make_miner
 from nnunetv2_mapo.method.progress import (
-    STEP_KEYS,
     plot_progress,
     register_keys,
     round_values,

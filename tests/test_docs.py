@@ -17,7 +17,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 import nnunetv2_mapo
 from nnunetv2_mapo import MAPOConfig, MAPOTrainer
 from nnunetv2_mapo.cli import build_parser
-from nnunetv2_mapo.method.progress import MINING_KEYS, PLOT, STEP_KEYS
+from nnunetv2_mapo.method.loss import STEP_KEYS
+from nnunetv2_mapo.method.progress import MINING_KEYS, PLOT
 from nnunetv2_mapo.method.reference import REFERENCE
 from nnunetv2_mapo.method.store import MANIFEST, PREFERENCES, SampleRecord
 from nnunetv2_mapo.tools.metrics import METRICS

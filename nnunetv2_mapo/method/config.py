@@ -132,8 +132,8 @@ class MAPOConfig:
     "measured" defaults were measured. `_2d` and `_3d` are of 2D and 3D configurations.
 
     Attributes:
-        rates_2d, rates_3d: Dropout rates of training, one of which each sample draws. Paper; in 3D
-            0 to 0.3. Default measured: dropout that strong costs more than it gains in 3D.
+        rates_2d, rates_3d: Dropout rates of training, one of which each sample draws. Paper, but
+            in 3D 0 to 0.3, which is measured to cost more than it gains.
         rates: Dropout rates of the candidates: `"fixed"`, those of training (paper), or `"auto"`:
             as many, spread up to the largest that the network stands, found anew in each round.
         rates_dice_fall: What it stands: share of its median Dice that is lost at that rate.
@@ -160,8 +160,7 @@ class MAPOConfig:
         likelihood: What the loss of a pair is of: the log-likelihood averaged over every voxel of
             the patch (`"image"`, eq. 6) or over those in which chosen and rejected differ
             (`"disagreement"`); or each of these voxels on its own (`"voxel"`).
-        kappa: Pull of a voxel of `likelihood="voxel"` where policy and reference agree, as a
-            multiple of the most that cross-entropy can pull.
+        kappa: Pull of a voxel where policy and reference agree, see `loss.voxel_loss`.
         loss_type: Loss of a pair by TRL's name, see `loss.preference_loss`. Paper: `"sigmoid"`.
         label_smoothing: Probability ε that a pair is the wrong way round.
         reference_update: When the reference follows the policy: `"never"` (paper), at the start of

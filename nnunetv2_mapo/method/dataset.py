@@ -48,15 +48,11 @@ class PreferenceDataset:
 
 
 def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> ComposeTransforms:
-    """Make a trainer's training transforms carry chosen and rejected.
+    """Make a trainer's training transforms, applied as they are, carry chosen and rejected.
 
-    Args:
-        transforms: The trainer's own, applied as they are.
-        num_channels: 2, or 3 with the weight of region pairs.
-
-    Returns:
-        Transforms whose segmentation is a list: nnU-Net's target (one entry, or one for each
-        deep supervision scale), then the preferences, shape `(num_channels, *patch)`, int16.
+    Their segmentation becomes a list: nnU-Net's target (one entry, or one for each deep supervision
+    scale), then the preferences, shape `(num_channels, *patch)`, int16; 3 channels with the weight
+    of region pairs, else 2.
     """
     end = CHOSEN + num_channels
     steps = list(getattr(transforms, "transforms", [transforms]))

@@ -48,12 +48,8 @@ class Switch:
 class StochasticDropout:
     """Element or channel dropout after every dropout site of a network; off until switched on.
 
-    Args:
-        network: The network to hook into, not compiled and not wrapped.
-        num_outputs: Number of its segmentation heads, see `find_dropout_sites`.
-        granularity: `"element"` (`nn.Dropout`) or `"channel"` (`nn.Dropout3d`).
-        include: Patterns of further sites, see `find_dropout_sites`.
-        exclude: Patterns of modules without dropout, see `find_dropout_sites`.
+    The network is neither compiled nor wrapped. The granularity is `"element"` (`nn.Dropout`) or
+    `"channel"` (`nn.Dropout3d`); the other arguments are those of `find_dropout_sites`.
 
     Raises:
         ValueError: The network has no layer to drop out, or a pattern fits no module.
@@ -101,12 +97,12 @@ class SiteHook:
     # No reference to the module or its network: a copy of one block must not copy all others.
     def __init__(self, layer: Layer, switch: Switch) -> None:
         self.name, self.batch_axis, self.switch = layer.name, layer.batch_axis, switch
+        self.is_attention = isinstance(layer.module, nn.MultiheadAttention)
         self.channel_axis: int | None = None
         if isinstance(layer.module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)):
             self.channel_axis = 1
-        elif isinstance(layer.module, (nn.Linear, nn.MultiheadAttention)):
+        elif isinstance(layer.module, nn.Linear) or self.is_attention:
             self.channel_axis = -1
-        self.is_attention = isinstance(layer.module, nn.MultiheadAttention)
         # Neither a convolution nor a linear layer needs its output for its gradient, and hooks of
         # the network come later. A derived class may have returned anything, also its input.
         own = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
@@ -188,11 +184,8 @@ def sample_rates(rates: Sequence[float], num_samples: int, device: torch.device)
 def preference_rates(rates: Tensor, has_pair: Tensor, preference_dropout: str) -> Tensor:
     """Rates `(B,)` of the preference stage, at which policy and reference are comparable.
 
-    Args:
-        rates: Rates as drawn for the warm-up, shape `(B,)`.
-        has_pair: Which samples have a preference, shape `(B,)`.
-        preference_dropout: `"off"`: 0 for all; `"without pair"`: 0 where there is a preference,
-            because the reference drops nothing; `"same masks"`: as drawn, for both networks.
+    From the rates as drawn for the warm-up: `"off"`: 0 for all; `"without pair"`: 0 where there is
+    a preference, because the reference drops nothing; `"same masks"`: as drawn, for both networks.
     """
     if preference_dropout == "off":
         return torch.zeros_like(rates)

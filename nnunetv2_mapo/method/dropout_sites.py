@@ -76,17 +76,9 @@ def find_dropout_sites(
     and norm, where its own `dropout_op` sits. An attention module of torch is a site as a whole,
     because it uses the weights of its last layer without calling it.
 
-    Args:
-        network: Any network, not compiled.
-        num_outputs: Number of segmentation heads (classes or regions).
-        include: Patterns such as `"blocks.*.mixer"` of modules of any type that are sites as
-            well; `*` stands for any text, dots too.
-        exclude: Patterns of modules in which, and in whose parts, nothing is dropped; stronger
-            than `include`. Of a module with several names the first one counts, another one where
-            a pattern fits no first name.
-
-    Returns:
-        All layers, with what was decided and why.
+    Patterns such as `"blocks.*.mixer"`, in which `*` stands for any text, dots too, include modules
+    of any type, and exclude modules and all their parts, which is stronger. Of several names of a
+    module the first one counts, another one where a pattern fits no first name.
 
     Raises:
         ValueError: A pattern fits no module.

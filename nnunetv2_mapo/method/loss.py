@@ -22,6 +22,15 @@ from nnunetv2_mapo.method.labels import Labels
 
 # A patch that only grazes the disagreement must not get an organ's weight.
 LEAST_DISAGREEMENT_SHARE = 0.001
+# What a step logs, under names that users of DPO know.
+STEP_KEYS = (
+    "loss/supervised",
+    "loss/dpo",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+)
 
 
 @dataclass(frozen=True)
@@ -190,11 +199,8 @@ class PreferenceTarget:
 class MAPOLoss(nn.Module):
     """λ · base loss + preference loss for a `PreferenceTarget` (eq. 7), else the base loss.
 
-    Args:
-        base: nnU-Net's loss.
-        labels: Meaning of the segmentation heads.
-        config: Its `beta`, `lambda_supervised`, `loss_type`, `label_smoothing`, and with
-            `likelihood="voxel"` its `kappa`.
+    The base is nnU-Net's loss; of the settings `beta`, `lambda_supervised`, `loss_type`,
+    `label_smoothing`, `likelihood` and `kappa` count.
     """
 
     def __init__(self, base: nn.Module, labels: Labels, config: MAPOConfig) -> None:
@@ -206,7 +212,7 @@ class MAPOLoss(nn.Module):
         self._pair_values: Tensor | None = None  # see `_describe_pairs`
 
     def step_values(self) -> dict[str, float]:
-        """Values of the last forward pass under the names that users of DPO know.
+        """Values of the last forward pass under `STEP_KEYS`.
 
         The rewards β (log π_θ - log π_ref) are means over the patches with a pair, of which only
         disagreement voxels enter: the others contribute the same to chosen and rejected. All but
@@ -214,15 +220,7 @@ class MAPOLoss(nn.Module):
         """
         # Read only here, after the step: reading waits for the device.
         values = [math.nan] * 5 if self._pair_values is None else self._pair_values.tolist()
-        loss, chosen, rejected, margins, accuracies = values
-        return {
-            "loss/supervised": float(self.supervised),
-            "loss/dpo": loss,
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margins": margins,
-            "rewards/accuracies": accuracies,
-        }
+        return dict(zip(STEP_KEYS, (float(self.supervised), *values), strict=True))
 
     def forward(self, output: Any, target: Any) -> Tensor:
         """Loss of a batch, a scalar; `output` as the network gives it."""

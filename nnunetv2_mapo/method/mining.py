@@ -185,10 +185,8 @@ def mine_within_memory(
 ) -> tuple[Miner, T]:
     """Do work with a miner, with half as many windows in a forward pass whenever memory runs out.
 
-    The seed and the number of windows decide the candidates.
-
-    Returns:
-        The miner for the work to come, and the result.
+    The seed and the number of windows decide the candidates. It returns the miner for the work to
+    come as well.
 
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from nnunetv2_mapo.method.loss import STEP_KEYS
 from nnunetv2_mapo.method.rounds import Ranks, RoundSummary
 from nnunetv2_mapo.method.schedule import Stage
 from nnunetv2_mapo.support.files import write_atomically
@@ -18,15 +19,6 @@ from nnunetv2_mapo.support.files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Names that users of DPO know; all but the first are NaN in the warm-up.
-STEP_KEYS = (
-    "loss/supervised",
-    "loss/dpo",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-)
 MINING_KEYS = {  # of a round's summary
     f"mining/{name.removeprefix('num_')}": name
     for name in ("num_pairs", "dice_plain", "dice_chosen", "dice_rejected", "disagreement")

@@ -49,9 +49,6 @@ def pair_regions(
         labels: Meaning of the label maps.
         tau: Effect from which a part has the full weight, τ > 0.
         valid: Mask of the voxels that count, shape `(*spatial)`; None: all do.
-
-    Returns:
-        The pair; `weight` is 0 everywhere where no part has an effect.
     """
     plain = candidates[0]
     largest = np.zeros(plain.shape, np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -74,17 +74,8 @@ def mine_round(
 
     The seed of the miner's settings, the round's number and the case's name decide the candidates,
     so they do not depend on the order of the cases, the number of ranks or an interruption. Each
-    case is stored as soon as it is done, the manifest last.
-
-    Args:
-        miner: What mines one case.
-        load_case: Reads a case.
-        identifiers: Every training case.
-        mined: The round.
-        log: Takes what a user should know.
-
-    Returns:
-        Summary of the whole round, the same on every rank.
+    case is stored as soon as it is done, the manifest last. The summary is of the whole round, the
+    same on every rank; `log` takes what a user should know.
 
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
@@ -94,7 +85,7 @@ def mine_round(
     ranks, config, number = Ranks.find(), miner.config, mined.origin["round"]
     # Each rank reads the files of its share; all have before the first case changes.
     finished = ranks.gather(mined.find_finished(ranks.share(identifiers)))
-    found = _merge([part.records for part in finished])
+    found = _merge(part.records for part in finished)
     missing = [identifier for identifier in identifiers if identifier not in found]
     if damaged := sorted(identifier for part in finished for identifier in part.damaged):
         log(f"WARNING: files of {damaged} in {mined.folder} are damaged; they are mined again")
@@ -125,8 +116,8 @@ def mine_round(
     return summary
 
 
-def _merge(parts: Sequence[Records]) -> Records:
-    return {identifier: records for part in parts for identifier, records in part.items()}
+def _merge(parts: Iterable[Records]) -> Records:
+    return dict(chain.from_iterable(part.items() for part in parts))
 
 
 def _mine_cases(

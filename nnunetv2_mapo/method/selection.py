@@ -40,14 +40,8 @@ def candidate_dice(
 
     Present means in the target or in the candidate. Where none is (both empty) the Dice is 1.
 
-    Args:
-        candidates: Label maps, shape `(K, *spatial)`.
-        target: Ground truth as a label map, shape `(*spatial)`.
-        labels: Meaning of the label maps.
-        valid: Mask of the voxels that count, shape `(*spatial)`; None: all do.
-
-    Returns:
-        Shape `(K,)`, float64.
+    Label maps `(K, *spatial)` of candidates and `(*spatial)` of the ground truth give `(K,)`,
+    float64; `valid`, `(*spatial)`, masks the voxels that count, None: all do.
     """
     if valid is not None:
         candidates, target = candidates[:, valid], target[valid]
@@ -82,13 +76,9 @@ class Overlap(NamedTuple):
 def count_overlap(segmentation: Tensor, target: Tensor, labels: Labels) -> Overlap:
     """Overlap of two label maps of shape `(n,)`."""
     if labels.regions is not None:
-        ours, true = ([(x >> r) & 1 == 1 for r in range(labels.num_heads)] for x in
-                      (segmentation, target))  # fmt: skip
-        both = list(zip(ours, true, strict=True))
-        return Overlap(
-            torch.stack([(a & b).sum() for a, b in both]),
-            torch.stack([a.sum() + b.sum() for a, b in both]),
-        )
+        bits = (2 ** torch.arange(labels.num_heads, device=target.device)).to(target).unsqueeze(1)
+        ours, true = segmentation & bits != 0, target & bits != 0  # (C, n)
+        return Overlap((ours & true).sum(1), ours.sum(1) + true.sum(1))
     size = labels.num_heads
     confusion = torch.zeros(size**2, dtype=torch.int64, device=segmentation.device)
     for start in range(0, len(segmentation), _CHUNK):

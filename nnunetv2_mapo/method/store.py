@@ -240,12 +240,10 @@ def _file_stem(identifier: str) -> str:
 
 
 def stack_preferences(segmentation: NDArray[Any], *preferences: NDArray[Any]) -> NDArray[np.int16]:
-    """Channels [segmentation, chosen, rejected] or [segmentation, chosen, rejected, weight].
+    """Channels [segmentation, chosen, rejected] or [segmentation, chosen, rejected, weight], int16.
 
-    Args:
-        segmentation: Ground truth in nnU-Net's labels, shape `(1, *spatial)`.
-        *preferences: Label maps of chosen and of rejected, and of region pairs the weight of each
-            voxel in hundredths, each of shape `(*spatial)`.
+    The segmentation is in nnU-Net's labels, `(1, *spatial)`; chosen and rejected are label maps,
+    the weight of region pairs is in hundredths, `(*spatial)`.
     """
     stack: NDArray[np.int16] = np.concatenate(
         (segmentation, np.stack(preferences)), dtype=np.int16, casting="unsafe"

@@ -10,8 +10,9 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
+from nnunetv2_mapo.method.loss import STEP_KEYS
 from nnunetv2_mapo.method.mining import Miner
-from nnunetv2_mapo.method.progress import MINING_KEYS, STEP_KEYS
+from nnunetv2_mapo.method.progress import MINING_KEYS
 from nnunetv2_mapo.method.store import StoreError
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.

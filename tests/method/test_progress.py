@@ -7,9 +7,9 @@ import pytest
 from matplotlib.image import imread
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
+from nnunetv2_mapo.method.loss import STEP_KEYS
 from nnunetv2_mapo.method.progress import (
     MINING_KEYS,
-    STEP_KEYS,
     plot_progress,
     register_keys,
     round_values,
