@@ -315,8 +315,7 @@ class MAPOConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; tuples become lists."""
-        settings = asdict(self).items()
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in settings}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> MAPOConfig:

@@ -65,11 +65,7 @@ class Disagreement:
 
 
 def find_disagreement(
-    chosen: Tensor,
-    rejected: Tensor,
-    labels: Labels,
-    likelihood: str,
-    weights: Tensor | None = None,
+    chosen: Tensor, rejected: Tensor, labels: Labels, likelihood: str, weights: Tensor | None = None
 ) -> Disagreement:
     """Find the disagreement voxels of each patch; n = 0 where no patch has any.
 

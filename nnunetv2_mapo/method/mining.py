@@ -26,6 +26,7 @@ from nnunetv2_mapo.support.randomness import seeded
 T = TypeVar("T")
 # Network input `(channels, *spatial)` and segmentation `(1, *spatial)` of a case by its identifier.
 LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
+Log = Callable[[str], None]  # takes what a user should know
 
 
 class TrainingSample(NamedTuple):
@@ -39,10 +40,9 @@ class TrainingSample(NamedTuple):
 
 
 class MinedCase(NamedTuple):
-    """Preference pairs of a case.
+    """Preference pairs of a case: channels [chosen, rejected] or [chosen, rejected, weight].
 
-    The channels are [chosen, rejected] or [chosen, rejected, weight], as of
-    `store.stack_preferences`, shape `(2 or 3, *spatial)`; 0 in samples without a pair.
+    They are those of `store.stack_preferences`, `(2 or 3, *spatial)`; 0 in samples without a pair.
     """
 
     preferences: NDArray[np.int16]
@@ -181,12 +181,11 @@ def make_miner(
 
 
 def mine_within_memory(
-    miner: Miner, work: Callable[[Miner], T], seed: str, log: Callable[[str], None]
+    miner: Miner, work: Callable[[Miner], T], seed: str, log: Log
 ) -> tuple[Miner, T]:
     """Do work with a miner, with half as many windows in a forward pass whenever memory runs out.
 
-    The seed and the number of windows decide the candidates. It returns the miner for the work to
-    come as well.
+    The seed and that number decide the candidates. It returns the miner for the work to come, too.
 
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.

@@ -84,7 +84,14 @@ def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: lis
     for axis, panel in zip(axes, PANELS, strict=True):
         draw_panel(axis, panel, logged, stages)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _write_pairs(axes[2], logged["mining/pairs"], stages)
+    pairs = logged["mining/pairs"]
+    for stage in stages:
+        name = f"round {stage.round}" if stage.round else "warm-up"
+        if stage.round and stage.first_epoch < len(pairs):
+            name += f"\n{pairs[stage.first_epoch]:.0f} pairs"
+        middle = (stage.first_epoch + stage.end_epoch - 1) / 2
+        place = axes[2].get_xaxis_transform()
+        axes[2].text(middle, 0.02, name, transform=place, ha="center", fontsize="small")
     axes[-1].set_xlabel("epoch")
     picture = io.BytesIO()
     figure.savefig(picture, dpi=90)
@@ -109,14 +116,3 @@ def draw_panel(
     if panel.label == "reward":
         axis.axhline(0, color="grey", linewidth=0.6)
     axis.set_ylabel(panel.label)
-
-
-def _write_pairs(axis: Axes, pairs: Sequence[float], stages: list[Stage]) -> None:
-    for stage in stages:
-        name = f"round {stage.round}" if stage.round else "warm-up"
-        if stage.round and stage.first_epoch < len(pairs):
-            name += f"\n{pairs[stage.first_epoch]:.0f} pairs"
-        middle = (stage.first_epoch + stage.end_epoch - 1) / 2
-        axis.text(
-            middle, 0.02, name, transform=axis.get_xaxis_transform(), ha="center", fontsize="small"
-        )

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunetv2_mapo.method.mining import LoadCase, Miner, mine_within_memory
+from nnunetv2_mapo.method.mining import LoadCase, Log, Miner, mine_within_memory
 
 LARGEST_RATE = 0.5
 NUM_HALVINGS = 6  # the rate is found to within 0.5 / 2^6 = 0.008
@@ -50,11 +50,7 @@ def with_rates(miner: Miner, rates: Sequence[float]) -> Miner:
 
 
 def find_rates(
-    miner: Miner,
-    load_case: LoadCase,
-    identifiers: Sequence[str],
-    number: int,
-    log: Callable[[str], None],
+    miner: Miner, load_case: LoadCase, identifiers: Sequence[str], number: int, log: Log
 ) -> tuple[float, ...]:
     """Rates of a round, found on a handful of its cases: increasing from 0.
 

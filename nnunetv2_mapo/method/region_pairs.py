@@ -18,25 +18,23 @@ from numpy.typing import NDArray
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.selection import Overlap, count_overlap, mean_dice
 
+LabelMap = NDArray[np.integer]
+Mask = NDArray[np.bool_]
 _LEAST_VOXELS = 2  # of a part: a single voxel is noise more often than not
 
 
 class RegionPair(NamedTuple):
     """Preferences of one training sample; all arrays of the shape `(*spatial)`."""
 
-    chosen: NDArray[np.integer]  # label map
-    rejected: NDArray[np.integer]  # label map, equal to `chosen` where nothing is preferred
+    chosen: LabelMap
+    rejected: LabelMap  # equal to `chosen` where nothing is preferred
     weight: NDArray[np.float32]  # of each voxel in [0, 1]; 0 where nothing is preferred
     num_parts: int  # with an effect on the Dice
     num_preferred: int  # parts that are preferred to the plain prediction
 
 
 def pair_regions(
-    candidates: NDArray[np.integer],
-    target: NDArray[np.integer],
-    labels: Labels,
-    tau: float,
-    valid: NDArray[np.bool_] | None = None,
+    candidates: LabelMap, target: LabelMap, labels: Labels, tau: float, valid: Mask | None = None
 ) -> RegionPair:
     """Put chosen and rejected together from the parts of all candidates.
 
@@ -77,11 +75,11 @@ class Effects(NamedTuple):
 
 
 def find_effects(
-    plain: NDArray[np.integer],
-    candidate: NDArray[np.integer],
-    target: NDArray[np.integer],
+    plain: LabelMap,
+    candidate: LabelMap,
+    target: LabelMap,
     labels: Labels,
-    valid: NDArray[np.bool_] | None = None,
+    valid: Mask | None = None,
 ) -> Effects:
     """Change of the sample's Dice when one part of the plain prediction is the candidate's.
 
@@ -111,7 +109,7 @@ def find_effects(
     return Effects(parts, effects.astype(np.float32))
 
 
-def _heads(label_map: NDArray[np.integer], labels: Labels) -> Iterator[NDArray[np.bool_]]:
+def _heads(label_map: LabelMap, labels: Labels) -> Iterator[Mask]:
     """Mask of each foreground class, or region."""
     for head in range(labels.num_heads):
         if labels.regions is not None:

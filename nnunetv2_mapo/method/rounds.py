@@ -16,8 +16,8 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from nnunetv2_mapo.method.config import Candidates, MAPOConfig
-from nnunetv2_mapo.method.mining import LoadCase, Miner, mine_within_memory
-from nnunetv2_mapo.method.store import MinedRound, Round, SampleRecord, stack_preferences
+from nnunetv2_mapo.method.mining import LoadCase, Log, Miner, mine_within_memory
+from nnunetv2_mapo.method.store import MANIFEST, MinedRound, Round, SampleRecord, stack_preferences
 
 Records = dict[str, list[SampleRecord]]  # of each case
 T = TypeVar("T")
@@ -64,18 +64,14 @@ def settle_values(mined: Round, find: Callable[[], Sequence[float]]) -> tuple[fl
 
 
 def mine_round(
-    miner: Miner,
-    load_case: LoadCase,
-    identifiers: Sequence[str],
-    mined: Round,
-    log: Callable[[str], None],
+    miner: Miner, load_case: LoadCase, identifiers: Sequence[str], mined: Round, log: Log
 ) -> RoundSummary:
     """Mine the cases of a round that are not in its store yet, shared among all ranks.
 
     The seed of the miner's settings, the round's number and the case's name decide the candidates,
     so they do not depend on the order of the cases, the number of ranks or an interruption. Each
     case is stored as soon as it is done, the manifest last. The summary is of the whole round, the
-    same on every rank; `log` takes what a user should know.
+    same on every rank.
 
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
@@ -92,7 +88,7 @@ def mine_round(
     if missing and found:
         log(f"{len(found)} of {len(identifiers)} cases are in {mined.folder} already")
     if missing and ranks.rank == 0:
-        mined.forget_manifest()
+        (mined.folder / MANIFEST).unlink(missing_ok=True)  # cases are about to change
     found |= _merge(ranks.gather(_mine_cases(miner, load_case, missing, mined, log, ranks)))
     if config.tau_quantile is not None:
         tau = quantile_tau(found, config.tau_quantile)
@@ -121,12 +117,7 @@ def _merge(parts: Iterable[Records]) -> Records:
 
 
 def _mine_cases(
-    miner: Miner,
-    load_case: LoadCase,
-    missing: Sequence[str],
-    mined: Round,
-    log: Callable[[str], None],
-    ranks: Ranks,
+    miner: Miner, load_case: LoadCase, missing: Sequence[str], mined: Round, log: Log, ranks: Ranks
 ) -> Records:
     """Mine and store this rank's share of the missing cases; arguments as of `mine_round`."""
     found = {}
@@ -207,9 +198,8 @@ class RoundSummary:
 
 def summarize(cases: Records, config: MAPOConfig) -> RoundSummary:
     """Summarise a round from the records of every case and the settings that it was mined with."""
-    tau = config.tau
-    if config.tau_quantile is not None:
-        tau = quantile_tau(cases, config.tau_quantile)
+    quantile = config.tau_quantile
+    tau = config.tau if quantile is None else quantile_tau(cases, quantile)
     records = list(chain.from_iterable(cases.values()))
     pairs = [(r.dice_chosen, r.dice_rejected, r.num_disagreeing / r.num_voxels)
              for r in records if r.has_pair]  # fmt: skip

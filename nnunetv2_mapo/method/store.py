@@ -117,11 +117,9 @@ class Round:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         blocks, chunks = comp_blosc2_params(stack.shape, patch_size, stack.itemsize)
-        parameters = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4}
         array = np.ascontiguousarray(stack)
-        content = blosc2.asarray(
-            array, blocks=blocks, chunks=chunks, cparams=parameters
-        ).to_cframe()
+        cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4}
+        content = blosc2.asarray(array, blocks=blocks, chunks=chunks, cparams=cparams).to_cframe()
         write_atomically(self.path(identifier), content)
         record = {
             "origin": self.origin,
@@ -183,10 +181,6 @@ class Round:
             for key, mine in ours.items()
             if key != "policy" and theirs.get(key) != mine
         ]
-
-    def forget_manifest(self) -> None:
-        """Delete the manifest, because cases are about to change."""
-        (self.folder / MANIFEST).unlink(missing_ok=True)
 
 
 def _to_records(samples: Iterable[dict[str, Any]]) -> list[SampleRecord]:

@@ -83,12 +83,10 @@ def find_units(
     padded = [max(size, least) for size, least in zip(shape, patch, strict=True)]
     front = [(large - size) // 2 for large, size in zip(padded, shape, strict=True)]
 
-    def inside(axis: int | slice, before: int, size: int) -> int | slice:
+    def clip(axis: int | slice, before: int, size: int) -> int | slice:
         if isinstance(axis, int):
             return axis
         return slice(max(axis.start - before, 0), min(axis.stop - before, size))
 
-    return [
-        tuple(itertools.starmap(inside, zip(window.cell, front, shape, strict=True)))
-        for window in find_windows(padded, patch_size, tile_step_size)
-    ]
+    windows = find_windows(padded, patch_size, tile_step_size)
+    return [tuple(map(clip, window.cell, front, shape)) for window in windows]
