@@ -39,15 +39,18 @@ from nnunetv2_mapo.method.dataset import (
 )
 from nnunetv2_mapo.method.dropout import (
     StochasticDropout,
-    find_switch,
     preference_rates,
     sample_rates,
 )
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.loss import Disagreement, MAPOLoss, PreferenceTarget, find_disagreement
+from nnunetv2_mapo.method.loss import (
+    STEP_KEYS,
+    MAPOLoss,
+    PreferenceTarget,
+    find_disagreement,
+)
 from nnunetv2_mapo.method.mining import make_miner
 from nnunetv2_mapo.method.progress import (
-    STEP_KEYS,
     plot_progress,
     register_keys,
     round_values,
@@ -58,14 +61,14 @@ from nnunetv2_mapo.method.reference import (
     REFERENCE,
     build_reference,
     read_reference,
+    reference_logits,
     update_average,
     write_reference,
 )
-from nnunetv2_mapo.method.rounds import mine_round, with_values
-from nnunetv2_mapo.method.sampling import Sampler, full_resolution, make_sampler
+from nnunetv2_mapo.method.rounds import RoundSummary, mine_round, settle_values
+from nnunetv2_mapo.method.sampling import CandidateSampler, make_sampler
 from nnunetv2_mapo.method.schedule import Schedule
 from nnunetv2_mapo.method.store import PREFERENCES, Round
-from nnunetv2_mapo.method.summary import RoundSummary, explain_no_pairs, tabulate_round
 from nnunetv2_mapo.support.device import read_state, untouched, write_state
 from nnunetv2_mapo.support.files import WriteError, hash_json, hash_shapes, hash_weights
 
@@ -93,7 +96,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     rates: tuple[float, ...]
     labels: Labels
     dropout: StochasticDropout
-    sampler: Sampler
+    sampler: CandidateSampler
     guard: StepGuard
     num_dimensions: int
     # of nnU-Net's, what is changed here
@@ -161,29 +164,15 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         """Mine the cases of a round that are not mined yet, shared among the ranks."""
         dataset, _ = super().get_tr_and_val_datasets()
         read = partial(load_case, dataset, self.label_manager)
-        candidates = self.mapo.candidates(self.num_dimensions)
         self._log(f"mining round {number}")
         with self._single_output() as network:
             plan = self.configuration_manager
             miner = make_miner(self.mapo, network, self.sampler, self.labels, plan, self.device)
             mined = self._round(number)
             if self.mapo.finds_rates:
-                find = partial(
-                    find_rates, miner, read, dataset.identifiers, log=self._log,
-                    dice_fall=self.mapo.rates_dice_fall, seed=f"{self.mapo.seed}/{number}",
-                )  # fmt: skip
-                mined = with_values(mined, find)
-                candidates = candidates._replace(values=mined.values)
-                miner = with_rates(miner, mined.values)
-            mined = replace(mined, values=candidates.values)
-            self._summary = mine_round(
-                miner, read, dataset.identifiers, mined, self.mapo.seed, self._log,
-                tau_quantile=self.mapo.tau_quantile,
-            )  # fmt: skip
-        table = tabulate_round(self._summary, candidates)
-        self._log(f"round {number}: {self._summary}\n{table}")
-        if self._summary.num_pairs == 0:
-            self.print_to_log_file(explain_no_pairs(self._summary, candidates, self.mapo.pair))
+                find = partial(find_rates, miner, read, dataset.identifiers, number, self._log)
+                miner = with_rates(miner, settle_values(mined, find))
+            self._summary = mine_round(miner, read, dataset.identifiers, mined, self._log)
         return mined
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +194,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         """Batch with a `PreferenceTarget`, and its rates; without preferences both as they are."""
         scales = self._get_deep_supervision_scales()
         split = split_preferences(batch["target"], num_scales=scales and len(scales))
-        if self._mined is None or split.preferences is None:
+        if self._reference is None or split.preferences is None:
             return batch, rates
         data = batch["data"].to(self.device, non_blocking=True)
         chosen, rejected, weights = Preferences.of(
@@ -215,25 +204,10 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             chosen, rejected, self.labels, self.mapo.likelihood, weights
         )
         rates = preference_rates(rates, disagreement.has_pair, self.mapo.preference_dropout)
-        reference_logits = self._reference_logits(data, disagreement, rates)
-        target = PreferenceTarget(split.target, disagreement, reference_logits)
+        same_rates = rates if self.mapo.preference_dropout == "same masks" else None
+        logits = reference_logits(self._reference, data, disagreement, same_rates)
+        target = PreferenceTarget(split.target, disagreement, logits)
         return {**batch, "data": data, "target": target}, rates
-
-    @torch.no_grad()
-    def _reference_logits(self, data: Tensor, disagreement: Disagreement, rates: Tensor) -> Tensor:
-        """Reference's logits at the disagreement voxels, under the conditions of the policy."""
-        logits = torch.zeros(disagreement.heads.shape, device=self.device)
-        if self._reference is None or disagreement.voxels.shape[1] == 0:
-            return logits
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            if self.mapo.preference_dropout == "same masks":
-                # the policy, which comes next, draws the same numbers
-                with untouched(self.device), find_switch(self._reference).at(rates):
-                    return disagreement.gather(full_resolution(self._reference(data)))
-            has_pair = disagreement.has_pair  # patches without a disagreement are not computed
-            outputs = full_resolution(self._reference(data[has_pair]))
-        logits[has_pair] = disagreement.of(has_pair).gather(outputs)
-        return logits
 
     # Set-up ---------------------------------------------------------------------------------------
 
@@ -286,15 +260,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         return optimizer, scheduler
 
     def _build_loss(self) -> MAPOLoss:
-        return MAPOLoss(
-            super()._build_loss(),
-            self.labels,
-            beta=self.mapo.beta,
-            lambda_supervised=self.mapo.lambda_supervised,
-            loss_type=self.mapo.loss_type,
-            label_smoothing=self.mapo.label_smoothing,
-            kappa=self.mapo.kappa if self.mapo.likelihood == "voxel" else None,
-        )
+        return MAPOLoss(super()._build_loss(), self.labels, self.mapo)
 
     def on_train_start(self) -> None:
         """Check the data and what is continued, then start as the base trainer does."""

@@ -1,7 +1,6 @@
 """MAPO as arXiv:2512.15009 prints it."""
 
-from nnunetv2_mapo.method.candidates import RATES_3D
-from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.config import RATES_3D, MAPOConfig
 from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
 
 

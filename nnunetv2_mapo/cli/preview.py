@@ -11,7 +11,7 @@ from nnunetv2_mapo.cli.options import (
     parse_count,
     parse_fold,
 )
-from nnunetv2_mapo.method.field_checks import check_rates
+from nnunetv2_mapo.method.config import RATES
 from nnunetv2_mapo.support.errors import CommandError
 
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: The rates, the model or its data cannot be used.
     """
-    if arguments.rates and (problems := check_rates("--rates", arguments.rates)):
+    if arguments.rates and (problems := RATES.check("--rates", arguments.rates)):
         raise CommandError(*problems)
     print("Importing PyTorch ...", flush=True)
     from nnunetv2_mapo.tools.preview import run_preview

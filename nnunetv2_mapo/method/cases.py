@@ -34,14 +34,9 @@ def channels_of(dataset_json: Mapping[str, Any]) -> list[str]:
 def load_case(dataset: Any, label_manager: Any, identifier: str) -> tuple[Tensor, NDArray[Any]]:
     """Network input and ground truth of a whole case, as nnU-Net's validation makes them.
 
-    Args:
-        dataset: nnU-Net's dataset of any kind.
-        label_manager: nnU-Net's, which says how many channels a previous stage becomes.
-        identifier: Case identifier.
-
-    Returns:
-        Image with the previous stage's one-hot segmentation behind it, if there is one, shape
-        `(channels, *spatial)`, float32; segmentation, shape `(1, *spatial)`.
+    The image has the previous stage's one-hot segmentation behind it, if there is one, shape
+    `(channels, *spatial)`, float32; the segmentation has the shape `(1, *spatial)`. `dataset` is
+    nnU-Net's of any kind.
     """
     data, segmentation, previous_stage, _ = dataset.load_case(identifier)
     image = data[:]

@@ -9,6 +9,8 @@ deep supervision …) they are taken off, and put back behind the finished targe
 from __future__ import annotations
 
 import copy
+import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,16 +25,13 @@ from nnunetv2_mapo.method.store import WEIGHT_ONE, Round
 
 CHOSEN, REJECTED, WEIGHT = 1, 2, 3  # channels of the segmentation; 0 is nnU-Net's
 _SEGMENTATION_ONLY = (SegOnlyTransform, MoveSegAsOneHotToDataTransform)
+# What `MoveDisagreement` needs besides `apply` and the `grid` of `get_parameters`.
+_OF_SPATIAL_TRANSFORM = ("patch_size", "mode_seg", "border_mode_seg", "align_corners")
 _KEY = "preferences"
 
 
 class PreferenceDataset:
-    """nnU-Net's training cases with the stack of the store as segmentation.
-
-    Args:
-        dataset: nnU-Net's dataset of any kind.
-        mined: Round that holds every case of `dataset`.
-    """
+    """The training cases of a dataset of nnU-Net's with a mined round's stacks as segmentation."""
 
     def __init__(self, dataset: Any, mined: Round) -> None:
         self.dataset = dataset
@@ -49,15 +48,11 @@ class PreferenceDataset:
 
 
 def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> ComposeTransforms:
-    """Make a trainer's training transforms carry chosen and rejected.
+    """Make a trainer's training transforms, applied as they are, carry chosen and rejected.
 
-    Args:
-        transforms: The trainer's own, applied as they are.
-        num_channels: 2, or 3 with the weight of region pairs.
-
-    Returns:
-        Transforms whose segmentation is a list: nnU-Net's target (one entry, or one for each
-        deep supervision scale), then the preferences, shape `(num_channels, *patch)`, int16.
+    Their segmentation becomes a list: nnU-Net's target (one entry, or one for each deep supervision
+    scale), then the preferences, shape `(num_channels, *patch)`, int16; 3 channels with the weight
+    of region pairs, else 2.
     """
     end = CHOSEN + num_channels
     steps = list(getattr(transforms, "transforms", [transforms]))
@@ -66,62 +61,97 @@ def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> Comp
         len(steps),
     )
     moving = [
-        MoveDisagreement(step, end) if _reaches_one_voxel(step) else step for step in steps[:first]
+        MoveDisagreement(step, end) if _can_move_disagreement(step) else step
+        for step in steps[:first]
     ]
-    return ComposeTransforms(
-        [DropEqual(end), *moving, TakeOff(end), *steps[first:], PutBack(num_channels)]
-    )
+    before, after = partial(drop_equal, end), partial(take_off, end)
+    put_last = partial(put_back, num_channels)
+    return ComposeTransforms([before, *moving, after, *steps[first:], put_last])
 
 
-class DropEqual(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types
-    """Take the channels off at once where they agree: then they need no augmentation.
+def drop_equal(end: int, **data_dict: Any) -> dict[str, Any]:
+    """Take the channels up to `end` off at once where they agree: they need no augmentation."""
+    segmentation = data_dict["segmentation"]
+    if torch.equal(segmentation[CHOSEN], segmentation[REJECTED]):
+        data_dict["segmentation"] = _without_preferences(segmentation, end)
+        data_dict[_KEY] = None
+    return data_dict
 
-    Args:
-        end: First channel of the segmentation behind the preferences.
-    """
 
-    def __init__(self, end: int) -> None:
-        self.end = end
-
-    def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Replace two equal channels by zeros of the final patch at the end, see `PutBack`."""
+def take_off(end: int, **data_dict: Any) -> dict[str, Any]:
+    """Move the channels up to `end` to a key of their own, padding removed."""
+    if _KEY not in data_dict:
         segmentation = data_dict["segmentation"]
-        if torch.equal(segmentation[CHOSEN], segmentation[REJECTED]):
-            data_dict["segmentation"] = _without_preferences(segmentation, self.end)
-            data_dict[_KEY] = None
-        return data_dict
+        preferences = segmentation[CHOSEN:end]
+        # Interpolation may push the padding (-1) further into one than into the other.
+        data_dict[_KEY] = preferences * (preferences.amin(0) >= 0)
+        data_dict["segmentation"] = _without_preferences(segmentation, end)
+    return data_dict
 
 
-class MoveDisagreement(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types
+def put_back(num_channels: int, **data_dict: Any) -> dict[str, Any]:
+    """Append the preferences to the finished target; zeros where they agreed from the start."""
+    target, preferences = data_dict["segmentation"], data_dict.pop(_KEY)
+    if preferences is None:
+        preferences = torch.zeros(num_channels, *data_dict["image"].shape[1:])
+    targets = target if isinstance(target, list) else [target]
+    data_dict["segmentation"] = [*targets, preferences.to(torch.int16)]
+    return data_dict
+
+
+def _without_preferences(segmentation: Tensor, end: int) -> Tensor:
+    return torch.cat((segmentation[:CHOSEN], segmentation[end:]))
+
+
+def _can_move_disagreement(step: BasicTransform) -> bool:
+    """Whether `MoveDisagreement` may take the place of a transform."""
+    if not isinstance(step, SpatialTransform):
+        return False
+    if missing := [name for name in _OF_SPATIAL_TRANSFORM if not hasattr(step, name)]:
+        _warn_of_newer_version(f"SpatialTransform without {', '.join(missing)}")
+        return False
+    return step.mode_seg in ("bilinear", "nearest")  # they reach one voxel far
+
+
+def _warn_of_newer_version(what: str) -> None:
+    message = (
+        f"This version of batchgeneratorsv2 has a {what}. MAPO moves chosen, rejected and their "
+        "weights with the whole transform instead, which is right but takes longer."
+    )
+    warnings.warn(message, stacklevel=2)
+
+
+class MoveDisagreement:
     """nnU-Net's spatial transform; chosen and rejected only where they can differ afterwards.
 
     Interpolating labels is most of the time of augmentation, and elsewhere the two would come out
     equal, which the loss does not see. There they are 0; where they differ they are what the
-    transform gives.
-
-    Args:
-        transform: The trainer's transform; its interpolation of labels reaches one voxel far.
-        end: First channel of the segmentation behind the preferences.
+    transform gives, whose interpolation of labels reaches one voxel far. `end` is the first channel
+    of the segmentation behind the preferences.
     """
 
     def __init__(self, transform: SpatialTransform, end: int = REJECTED + 1) -> None:
         self.transform = transform
         self.end = end
 
-    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """Draw rotation, scale and crop as the transform does."""
-        parameters: dict[str, Any] = self.transform.get_parameters(**data_dict)
-        return parameters
-
-    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+    def __call__(self, **data_dict: Any) -> Any:
         """Move the image and every channel of the segmentation to the patch."""
-        grid: Any = params.get("grid")  # None: no interpolation, the patch is a crop
+        params = self.transform.get_parameters(**data_dict)
+        if "grid" not in params:
+            _warn_of_newer_version("SpatialTransform whose get_parameters has no 'grid'")
+        grid: Tensor | None = params.get("grid")  # None: no interpolation, the patch is a crop
         if grid is None or _KEY in data_dict:
-            moved: dict[str, Any] = self.transform.apply(data_dict, **params)
-            return moved
-        if "nchannels_seg" in data_dict:  # the slices of a volume are channels (dummy 2D)
-            return self._move_slices(data_dict, grid, params)
+            return self.transform.apply(data_dict, **params)
         segmentation: Tensor = data_dict["segmentation"]
+        if "nchannels_seg" in data_dict:  # the slices of a volume are channels (dummy 2D)
+            num_slices = len(segmentation) // data_dict["nchannels_seg"]
+            place = slice(WEIGHT * num_slices, self.end * num_slices)  # empty without weight
+            weight = segmentation[place].clone()  # is no label
+            segmentation[place] = 0
+            moved = self.transform.apply(data_dict, **params)
+            if len(weight):
+                moved["segmentation"][place] = self._move_nearest(weight, grid)
+            return moved
         data_dict["segmentation"] = _without_preferences(segmentation, self.end)
         moved = self.transform.apply(data_dict, **params)
         rest = moved["segmentation"]
@@ -129,49 +159,29 @@ class MoveDisagreement(BasicTransform):  # type: ignore[misc]  # batchgenerators
         moved["segmentation"] = torch.cat((rest[:CHOSEN], preferences, rest[CHOSEN:]))
         return moved
 
-    def _move_slices(
-        self, data_dict: dict[str, Any], grid: Tensor, params: dict[str, Any]
-    ) -> dict[str, Any]:
-        """The transform as it is, but the weight, which is no label, by nearest point."""
-        segmentation: Tensor = data_dict["segmentation"]
-        num_slices = len(segmentation) // data_dict["nchannels_seg"]
-        place = slice(WEIGHT * num_slices, self.end * num_slices)  # empty without weight
-        weight = segmentation[place].clone()
-        segmentation[place] = 0
-        moved: dict[str, Any] = self.transform.apply(data_dict, **params)
-        if len(weight):
-            moved["segmentation"][place] = self._move_nearest(weight, grid)
-        return moved
-
     def _move(self, preferences: Tensor, grid: Tensor) -> Tensor:
-        near = self._near_disagreement(preferences, grid)
+        near = _dilate(preferences[0] != preferences[1])
+        # the points of the patch between whose neighbours is a disagreement voxel
+        near = self._move_nearest(near[None].to(torch.uint8), grid)[0].bool()
         points = grid[near]  # (num_points, dim)
         moved = preferences.new_zeros((len(preferences), *near.shape))
         if len(points):
             line = copy.copy(self.transform)
             line.patch_size = (len(points), *[1] * (points.shape[1] - 1))  # a patch of one row
             place = points.view(*line.patch_size, -1)
-            row = line._apply_to_segmentation(preferences[:2], grid=place)
+            row = line.apply({"segmentation": preferences[:2]}, grid=place)["segmentation"]
             moved[:2, near] = row.flatten(1)
             moved[2:, near] = self._move_nearest(preferences[2:], place).flatten(1)
         return moved
 
     def _move_nearest(self, values: Tensor, grid: Tensor) -> Tensor:
         """Values at the points of a grid, 0 outside the image unless the transform mirrors it."""
-        return grid_sample(
-            values[None].float(),
-            grid[None],
-            mode="nearest",
-            padding_mode=self.transform._get_grid_sample_padding_mode(
-                self.transform.border_mode_seg
-            ),
-            align_corners=self.transform.align_corners,
-        )[0].to(values.dtype)
-
-    def _near_disagreement(self, preferences: Tensor, grid: Tensor) -> Tensor:
-        """Mark the points of the patch between whose neighbours is a disagreement voxel."""
-        near = _dilate(preferences[0] != preferences[1])
-        return self._move_nearest(near[None].to(torch.uint8), grid)[0].bool()
+        border = self.transform.border_mode_seg
+        padding = border if border in ("border", "reflection") else "zeros"
+        moved = grid_sample(
+            values[None].float(), grid[None], "nearest", padding, self.transform.align_corners
+        )
+        return moved[0].to(values.dtype)
 
 
 def _dilate(mask: Tensor) -> Tensor:
@@ -184,69 +194,12 @@ def _dilate(mask: Tensor) -> Tensor:
     return mask
 
 
-def _reaches_one_voxel(step: BasicTransform) -> bool:
-    return isinstance(step, SpatialTransform) and step.mode_seg in ("bilinear", "nearest")
-
-
-class TakeOff(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types
-    """Take the preferences off the segmentation, padding removed.
-
-    Args:
-        end: First channel of the segmentation behind the preferences.
-    """
-
-    def __init__(self, end: int) -> None:
-        self.end = end
-
-    def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Move the channels to their own key."""
-        if _KEY not in data_dict:
-            segmentation = data_dict["segmentation"]
-            preferences = segmentation[CHOSEN : self.end]
-            # Interpolation may push the padding (-1) further into one than into the other.
-            preferences = preferences * (preferences.amin(0) >= 0)
-            data_dict["segmentation"] = _without_preferences(segmentation, self.end)
-            data_dict[_KEY] = preferences
-        return data_dict
-
-
-class PutBack(BasicTransform):  # type: ignore[misc]  # batchgeneratorsv2 ships no types
-    """Append the preferences to the finished target.
-
-    Args:
-        num_channels: Their number.
-    """
-
-    def __init__(self, num_channels: int) -> None:
-        self.num_channels = num_channels
-
-    def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Make the segmentation a list that ends with the preferences."""
-        target, preferences = data_dict["segmentation"], data_dict.pop(_KEY)
-        if preferences is None:
-            shape = (self.num_channels, *data_dict["image"].shape[1:])
-            preferences = torch.zeros(shape, dtype=torch.int16)
-        targets = target if isinstance(target, list) else [target]
-        data_dict["segmentation"] = [*targets, preferences.to(torch.int16)]
-        return data_dict
-
-
-def _without_preferences(segmentation: Tensor, end: int) -> Tensor:
-    return torch.cat((segmentation[:CHOSEN], segmentation[end:]))
-
-
 class Preferences(NamedTuple):
-    """Preferences of a batch.
+    """Preferences of a batch, shape `(B, *patch)`."""
 
-    Attributes:
-        chosen: Label maps, shape `(B, *patch)`, int16.
-        rejected: The same.
-        weights: Weight of each voxel in [0, 1], the same shape, float32; None: 1 everywhere.
-    """
-
-    chosen: Tensor
+    chosen: Tensor  # label maps, int16
     rejected: Tensor
-    weights: Tensor | None
+    weights: Tensor | None  # of each voxel in [0, 1], float32; None: 1 everywhere
 
     @classmethod
     def of(cls, channels: Tensor) -> Preferences:
@@ -263,15 +216,10 @@ class Split(NamedTuple):
 
 
 def split_preferences(target: Any, *, num_scales: int | None) -> Split:
-    """Undo `PutBack` on a batch.
+    """Undo `put_back` on a batch's target as nnU-Net's loader gives it.
 
-    Args:
-        target: Target of a batch as nnU-Net's loader gives it.
-        num_scales: Number of deep supervision scales; None without deep supervision.
-
-    Returns:
-        nnU-Net's target, and the preferences, shape `(B, 2 or 3, *patch)`; None if the batch comes
-        from elsewhere (a benchmark's dummy batch).
+    The preferences have the shape `(B, 2 or 3, *patch)`; there are none if the batch comes from
+    elsewhere (a benchmark's dummy batch). `num_scales` is None without deep supervision.
     """
     num_targets = num_scales or 1
     if not isinstance(target, list) or len(target) != num_targets + 1:

@@ -21,27 +21,23 @@ from nnunetv2_mapo.method.dropout_sites import (
     find_dropout_sites,
 )
 
-_MAKE_THEIR_OUTPUT = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
-
 
 class Switch:
-    """What all hooks of a network share, and all that a copy of the network takes along.
-
-    Attributes:
-        granularity: `"element"` or `"channel"`.
-        active: Whether anything is dropped.
-        rates: Dropout rate of each sample, shape `(B,)`.
-    """
+    """What all hooks of a network share, and all that a copy of the network takes along."""
 
     def __init__(self, granularity: str) -> None:
-        self.granularity = granularity
-        self.active = False
-        # A tensor, so that torch.compile sees an input and does not compile anew for each rate.
+        self.granularity = granularity  # `"element"` or `"channel"`
+        self.active = False  # whether anything is dropped
+        # Rate of each sample, shape `(B,)`: a tensor, so that torch.compile sees an input and does
+        # not compile anew for each rate.
         self.rates = torch.zeros(1)
 
     @contextmanager
     def at(self, rates: Tensor) -> Iterator[None]:
-        """Switch dropout on inside a `with` block."""
+        """Switch dropout on inside a `with` block, also in evaluation mode.
+
+        The rate of each sample of the batch is in [0, 1); shape `(B,)`, on the network's device.
+        """
         self.rates, self.active = rates, True
         try:
             yield
@@ -52,12 +48,8 @@ class Switch:
 class StochasticDropout:
     """Element or channel dropout after every dropout site of a network; off until switched on.
 
-    Args:
-        network: The network to hook into, not compiled and not wrapped.
-        num_outputs: Number of its segmentation heads, see `find_dropout_sites`.
-        granularity: `"element"` (`nn.Dropout`) or `"channel"` (`nn.Dropout3d`).
-        include: Patterns of further sites, see `find_dropout_sites`.
-        exclude: Patterns of modules without dropout, see `find_dropout_sites`.
+    The network is neither compiled nor wrapped. The granularity is `"element"` (`nn.Dropout`) or
+    `"channel"` (`nn.Dropout3d`); the other arguments are those of `find_dropout_sites`.
 
     Raises:
         ValueError: The network has no layer to drop out, or a pattern fits no module.
@@ -80,32 +72,12 @@ class StochasticDropout:
                 "dropout and needs at least one. dropout_include takes modules of any type."
             )
             raise ValueError(message)
-        self._switch = Switch(granularity)
+        self.switch = Switch(granularity)
+        self.at = self.switch.at  # `with dropout.at(rates)`
         self._handles = [
-            layer.module.register_forward_hook(SiteHook(layer, self._switch), prepend=True)
+            layer.module.register_forward_hook(SiteHook(layer, self.switch), prepend=True)
             for layer in self.sites.sites
         ]
-
-    @property
-    def granularity(self) -> str:
-        """What is dropped, `"element"` or `"channel"`."""
-        return self._switch.granularity
-
-    @property
-    def active(self) -> bool:
-        """Whether dropout is switched on."""
-        return self._switch.active
-
-    @contextmanager
-    def at(self, rates: Tensor) -> Iterator[None]:
-        """Switch dropout on inside a `with` block, also in evaluation mode.
-
-        Args:
-            rates: Dropout rate of each sample of the batch, each in [0, 1), shape `(B,)`, on the
-                network's device.
-        """
-        with self._switch.at(rates):
-            yield
 
     def remove(self) -> None:
         """Take every hook off the network."""
@@ -120,25 +92,21 @@ def find_switch(network: nn.Module) -> Switch:
 
 
 class SiteHook:
-    """Forward hook that drops what one site puts out: a tensor, or those in lists, tuples, dicts.
-
-    Args:
-        layer: The site.
-        switch: Whether and at which rates to drop.
-    """
+    """Forward hook that drops what a site puts out: a tensor, or those in lists, tuples, dicts."""
 
     # No reference to the module or its network: a copy of one block must not copy all others.
     def __init__(self, layer: Layer, switch: Switch) -> None:
         self.name, self.batch_axis, self.switch = layer.name, layer.batch_axis, switch
+        self.is_attention = isinstance(layer.module, nn.MultiheadAttention)
         self.channel_axis: int | None = None
         if isinstance(layer.module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)):
             self.channel_axis = 1
-        elif isinstance(layer.module, (nn.Linear, nn.MultiheadAttention)):
+        elif isinstance(layer.module, nn.Linear) or self.is_attention:
             self.channel_axis = -1
-        self.is_attention = isinstance(layer.module, nn.MultiheadAttention)
         # Neither a convolution nor a linear layer needs its output for its gradient, and hooks of
         # the network come later. A derived class may have returned anything, also its input.
-        self.is_in_place = type(layer.module) in _MAKE_THEIR_OUTPUT and layer.batch_axis == 0
+        own = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
+        self.is_in_place = type(layer.module) in own and layer.batch_axis == 0
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Drop the output of one call (of attention: its features)."""
@@ -174,29 +142,20 @@ class SiteHook:
             features = features.transpose(0, self.batch_axis)
         shape = list(features.shape)
         if self.switch.granularity == "channel":
-            channels = self._find_channels(features) % features.ndim
+            # of an included module the last axis of tokens, else axis 1
+            channels = (self.channel_axis or (-1 if features.ndim == 3 else 1)) % features.ndim
             shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(shape)]
         multiplier = dropout_multiplier(rates, shape).to(features.dtype)
         if self.is_in_place:
             return features.mul_(multiplier)
         return (features * multiplier).transpose(0, self.batch_axis)
 
-    def _find_channels(self, features: Tensor) -> int:
-        """Axis of the channels: of an included module the last one of tokens, else axis 1."""
-        if self.channel_axis is not None:
-            return self.channel_axis
-        return -1 if features.ndim == 3 else 1
-
 
 def dropout_multiplier(rates: Tensor, shape: Sequence[int]) -> Tensor:
     """Random factors of inverted dropout: 0 with probability p, else 1 / (1 - p).
 
-    Args:
-        rates: Dropout rate p of each sample, shape `(B,)`.
-        shape: Shape of the result, the batch first.
-
-    Returns:
-        Independent factors, float32; exactly 1 everywhere in samples of rate 0.
+    They are independent, float32, of a shape with the batch first, whose samples have the rates p,
+    shape `(B,)`; exactly 1 everywhere in samples of rate 0.
     """
     rates = rates.float().view(-1, *[1] * (len(shape) - 1))
     return _keep(rates, shape).mul_(1 / (1 - rates))
@@ -217,31 +176,16 @@ def _keep(rates: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def sample_rates(rates: Sequence[float], num_samples: int, device: torch.device) -> Tensor:
-    """Rate of each training sample, drawn from the candidate rates: the network knows them all.
-
-    Args:
-        rates: Candidate rates.
-        num_samples: Batch size B.
-        device: Where the result lies.
-
-    Returns:
-        Shape `(B,)`, float32.
-    """
+    """Rate of each of B training samples, drawn from the candidate rates, shape `(B,)`, float32."""
     drawn = torch.randint(len(rates), (num_samples,))
     return torch.tensor(rates)[drawn].to(device)
 
 
 def preference_rates(rates: Tensor, has_pair: Tensor, preference_dropout: str) -> Tensor:
-    """Rates of a batch of the preference stage, at which policy and reference are comparable.
+    """Rates `(B,)` of the preference stage, at which policy and reference are comparable.
 
-    Args:
-        rates: Rates as drawn for the warm-up, shape `(B,)`.
-        has_pair: Which samples have a preference, shape `(B,)`.
-        preference_dropout: `"off"`: 0 for all; `"without pair"`: 0 where there is a preference,
-            because the reference drops nothing; `"same masks"`: as drawn, for both networks.
-
-    Returns:
-        Shape `(B,)`.
+    From the rates as drawn for the warm-up: `"off"`: 0 for all; `"without pair"`: 0 where there is
+    a preference, because the reference drops nothing; `"same masks"`: as drawn, for both networks.
     """
     if preference_dropout == "off":
         return torch.zeros_like(rates)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import NoReturn
 
 from torch import nn
 
@@ -35,29 +34,22 @@ _TRANSFORMERS = (
 class Layer:
     """A layer of a network and whether its output is dropped.
 
-    Attributes:
-        name: Dotted name, the first one if the module is registered under several.
-        module: The layer.
-        is_site: Whether its output is dropped.
-        reason: Why, or why not.
-        batch_axis: Axis of its output that holds the batch: 1 in torch's own attention and
-            transformer layers without `batch_first`, else 0.
+    The batch lies on axis 1 of what torch's own attention and transformer layers put out without
+    `batch_first`, else on axis 0.
     """
 
-    name: str
+    name: str  # dotted, the first one if the module is registered under several
     module: nn.Module
-    is_site: bool
-    reason: str
-    batch_axis: int = 0
+    is_site: bool  # whether its output is dropped
+    reason: str  # why, or why not
+    batch_axis: int
 
 
 class DropoutSites(dict[str, nn.Module]):
     """The sites of a network by name; its text is the table of all layers with the reasons.
 
-    Attributes:
-        layers: Every convolution, linear layer and attention module, and what a pattern includes,
-            each once, in the order of registration.
-        sites: Those whose output is dropped.
+    `layers` are every convolution, linear layer and attention module, and what a pattern includes,
+    each once, in the order of registration; `sites` are those whose output is dropped.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -67,13 +59,8 @@ class DropoutSites(dict[str, nn.Module]):
 
     def __str__(self) -> str:
         rows = [
-            (
-                layer.name,
-                type(layer.module).__name__,
-                "yes" if layer.is_site else "no",
-                layer.reason,
-            )
-            for layer in self.layers
+            (each.name, type(each.module).__name__, "yes" if each.is_site else "no", each.reason)
+            for each in self.layers
         ]
         return format_table(("layer", "type", "dropout", "reason"), rows)
 
@@ -89,17 +76,9 @@ def find_dropout_sites(
     and norm, where its own `dropout_op` sits. An attention module of torch is a site as a whole,
     because it uses the weights of its last layer without calling it.
 
-    Args:
-        network: Any network, not compiled.
-        num_outputs: Number of segmentation heads (classes or regions).
-        include: Patterns such as `"blocks.*.mixer"` of modules of any type that are sites as
-            well; `*` stands for any text, dots too.
-        exclude: Patterns of modules in which, and in whose parts, nothing is dropped; stronger
-            than `include`. Of a module with several names the first one counts, another one where
-            a pattern fits no first name.
-
-    Returns:
-        All layers, with what was decided and why.
+    Patterns such as `"blocks.*.mixer"`, in which `*` stands for any text, dots too, include modules
+    of any type, and exclude modules and all their parts, which is stronger. Of several names of a
+    module the first one counts, another one where a pattern fits no first name.
 
     Raises:
         ValueError: A pattern fits no module.
@@ -147,15 +126,7 @@ def find_heads(modules: Iterable[nn.Module], num_outputs: int) -> dict[nn.Module
 
 
 def join_names(names: Sequence[str], all_names: Iterable[str]) -> list[str]:
-    """Patterns for some of the sites: one for those whose names differ in their numbers only.
-
-    Args:
-        names: Sites.
-        all_names: Names of all sites.
-
-    Returns:
-        Patterns that fit `names` and nothing else of `all_names`.
-    """
+    """Patterns that fit some of all sites and no other: one where names differ in numbers only."""
     joined: dict[str, list[str]] = {}
     for name in names:
         joined.setdefault(re.sub(r"\d+", "*", name), []).append(name)
@@ -182,33 +153,38 @@ def _num_outputs(module: nn.Module) -> int | None:
 
 def _describe_voxelwise(module: nn.Module) -> str:
     """Name of a layer that works voxel by voxel; empty for one that does not."""
-    if isinstance(module, CONVOLUTIONS):
-        size = "x".join(map(str, module.kernel_size))
-        return f"{size} convolution" if set(module.kernel_size) == {1} else ""
     if isinstance(module, TRANSPOSED_CONVOLUTIONS):
         is_voxelwise = module.kernel_size == module.stride
         return "transposed convolution without overlap" if is_voxelwise else ""
+    if isinstance(module, CONVOLUTIONS):
+        size = "x".join(map(str, module.kernel_size))
+        return f"{size} convolution" if set(module.kernel_size) == {1} else ""
     return "linear layer"
 
 
 def _find_sequence_first(network: nn.Module) -> set[nn.Module]:
     """Torch's own transformers, and all in them, that hold the batch on axis 1."""
-    return {
-        inner
-        for module in network.modules()
-        if isinstance(module, _TRANSFORMERS)
-        and any(
-            isinstance(inner, nn.MultiheadAttention) and not inner.batch_first
-            for inner in module.modules()
-        )
-        for inner in module.modules()
-    }
+    found = set()
+    for module in network.modules():
+        parts = list(module.modules()) if isinstance(module, _TRANSFORMERS) else []
+        if any(isinstance(part, nn.MultiheadAttention) and not part.batch_first for part in parts):
+            found.update(parts)
+    return found
 
 
 def _find_matches(
     patterns: Sequence[str], names: Mapping[nn.Module, Sequence[str]], *, with_parts: bool
 ) -> dict[nn.Module, str]:
     """Modules that a pattern fits, and which one does."""
+
+    def fits(name: str, pattern: str) -> bool:
+        places = name.split(".") if name else []
+        first = 1 if with_parts else len(places)  # the whole network has no name
+        return any(
+            fnmatchcase(".".join(places[:end]), pattern)
+            for end in range(max(first, 1), len(places) + 1)
+        )
+
     found: dict[nn.Module, str] = {}
     for pattern in patterns:
         # nnU-Net's encoder is also a part of its decoder: a second name counts only where no first
@@ -217,31 +193,19 @@ def _find_matches(
             fitting = [
                 module
                 for module, its_names in names.items()
-                for name in its_names[:num_names]
-                if any(
-                    fnmatchcase(each, pattern) for each in _lineage(name)[0 if with_parts else -1 :]
-                )
+                if any(fits(name, pattern) for name in its_names[:num_names])
             ]
             if fitting:
                 break
-        if not fitting:
-            _refuse(pattern, [name for each in names.values() for name in each])
+        else:
+            every = [name for each in names.values() for name in each]
+            close = get_close_matches(pattern, every, cutoff=0.4)
+            advice = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+            message = (
+                f"dropout pattern {pattern!r} fits no module of the network.{advice} "
+                "print(find_dropout_sites(network, num_outputs)) shows the names of its layers."
+            )
+            raise ValueError(message)
         for module in fitting:
             found.setdefault(module, pattern)
     return found
-
-
-def _refuse(pattern: str, names: Sequence[str]) -> NoReturn:
-    close = get_close_matches(pattern, names, cutoff=0.4)
-    advice = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
-    message = (
-        f"dropout pattern {pattern!r} fits no module of the network.{advice} "
-        "print(find_dropout_sites(network, num_outputs)) shows the names of its layers."
-    )
-    raise ValueError(message)
-
-
-def _lineage(name: str) -> list[str]:
-    """Names of a module and of those that it is part of; none of the whole network."""
-    parts = name.split(".") if name else []
-    return [".".join(parts[: end + 1]) for end in range(len(parts))]

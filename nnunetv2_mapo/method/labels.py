@@ -13,16 +13,11 @@ class Labels:
     """Meaning of the segmentation heads of a network.
 
     A *label map* holds class indices, or with regions bit masks in which bit r is region r.
-
-    Attributes:
-        num_heads: Number of segmentation heads C: classes with background, or regions.
-        regions: Labels of each region, one tuple a head; None for classes.
-        ignore_label: Label whose voxels count nowhere; None if there is none.
     """
 
-    num_heads: int
-    regions: tuple[tuple[int, ...], ...] | None = None
-    ignore_label: int | None = None
+    num_heads: int  # segmentation heads C: classes with background, or regions
+    regions: tuple[tuple[int, ...], ...] | None = None  # labels of each one; None for classes
+    ignore_label: int | None = None  # label whose voxels count nowhere, if there is one
 
     def __post_init__(self) -> None:
         if self.regions is not None and len(self.regions) > 15:
@@ -36,14 +31,7 @@ class Labels:
         return torch.uint8 if num_values <= 256 else torch.int16
 
     def label_map(self, logits: Tensor) -> Tensor:
-        """Segmentation by the network's logits.
-
-        Args:
-            logits: Shape `(B, C, *spatial)`.
-
-        Returns:
-            Label map, shape `(B, *spatial)`, of type `dtype`.
-        """
+        """Segmentation by logits: from `(B, C, *spatial)` to `(B, *spatial)`, of type `dtype`."""
         if self.regions is None:
             return logits.max(1).indices.to(self.dtype)  # argmax is slower on a CPU
         bits = (2 ** torch.arange(self.num_heads, device=logits.device)).to(self.dtype)
@@ -51,13 +39,9 @@ class Labels:
         return (is_on * bits.view(-1, *[1] * (logits.ndim - 2))).sum(1, dtype=self.dtype)
 
     def target_map(self, segmentation: Tensor) -> Tensor:
-        """Label map of a ground truth in nnU-Net's labels; ignored and padded voxels become 0.
+        """Label map, of type `dtype`, of a ground truth in nnU-Net's labels of any shape.
 
-        Args:
-            segmentation: Integer labels, < 0 outside the image, any shape.
-
-        Returns:
-            Label map of the same shape, of type `dtype`.
+        Voxels that are ignored or outside the image (< 0) become 0.
         """
         segmentation = segmentation.clamp(min=0)
         if self.regions is None:
@@ -74,14 +58,9 @@ class Labels:
         return segmentation == self.ignore_label
 
     def head_difference(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Which heads are on in `chosen` minus which are on in `rejected`.
+        """Heads that are on in `chosen` minus those in `rejected`: from `(B, n)` to `(B, C, n)`.
 
-        Args:
-            chosen: Label map, shape `(B, n)`.
-            rejected: The same.
-
-        Returns:
-            -1, 0 or 1, shape `(B, C, n)`, int8.
+        The arguments are label maps, the result is -1, 0 or 1, int8.
         """
         heads = torch.arange(self.num_heads, device=chosen.device).view(1, -1, 1)
         chosen, rejected = chosen.unsqueeze(1), rejected.unsqueeze(1)

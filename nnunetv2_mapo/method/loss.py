@@ -1,50 +1,52 @@
 """Preference loss on logit margins, next to nnU-Net's own loss.
 
-In DPO only differences of log-likelihoods enter, and log p_a - log p_b = z_a - z_b for two classes
-a, b of one voxel: the normalisation cancels. So only the logits z of the *disagreement voxels*, in
-which chosen and rejected differ, are ever touched.
+Δ is by how much more the policy prefers chosen to rejected than the reference does:
+(log π_θ(ŷ₊|x) - log π_θ(ŷ₋|x)) - (log π_ref(ŷ₊|x) - log π_ref(ŷ₋|x)). In DPO only such differences
+enter, and log p_a - log p_b = z_a - z_b for two classes a, b of one voxel: the normalisation
+cancels. So only the logits z of the *disagreement voxels*, in which chosen and rejected differ, are
+ever touched.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import logsigmoid, softplus
 
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.preference_losses import preference_loss
 
 # A patch that only grazes the disagreement must not get an organ's weight.
 LEAST_DISAGREEMENT_SHARE = 0.001
+# What a step logs, under names that users of DPO know.
+STEP_KEYS = (
+    "loss/supervised",
+    "loss/dpo",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+)
 
 
 @dataclass(frozen=True)
 class Disagreement:
     """Where and how chosen and rejected differ in each patch of a batch.
 
-    Attributes:
-        voxels: Flat index of each disagreement voxel in its patch, padded to the batch's largest
-            number n, shape `(B, n)`, int64.
-        heads: +1 for a head that is on in chosen only, -1 in rejected only; 0 in the padding;
-            shape `(B, C, n)`, int8.
-        weights: Weight w of each disagreement voxel, in [0, 1], 0 in the padding; shape `(B, n)`,
-            float32.
-        num_voxels: Number N that the log-likelihood is averaged over, shape `(B,)`, float32.
-        num_disagreeing: Number of disagreement voxels, shape `(B,)`, int64.
-        num_image_voxels: Voxels |Ω| of a patch.
+    The n of each shape is the largest number of disagreement voxels of any patch; patches with less
+    of them are padded.
     """
 
-    voxels: Tensor
-    heads: Tensor
-    weights: Tensor
-    num_voxels: Tensor
-    num_disagreeing: Tensor
-    num_image_voxels: int
+    voxels: Tensor  # flat index of each disagreement voxel in its patch, `(B, n)`, int64
+    heads: Tensor  # +1: on in chosen only, -1: in rejected only; 0 in padding; `(B, C, n)`, int8
+    weights: Tensor  # w of each disagreement voxel in [0, 1]; 0 in padding; `(B, n)`, float32
+    num_voxels: Tensor  # N that the log-likelihood is averaged over, `(B,)`, float32
+    num_disagreeing: Tensor  # number of disagreement voxels, `(B,)`, int64
+    num_image_voxels: int  # |Ω|, of a patch
 
     @property
     def has_pair(self) -> Tensor:
@@ -52,37 +54,20 @@ class Disagreement:
         return self.num_disagreeing > 0
 
     def gather(self, logits: Tensor) -> Tensor:
-        """Logits at the disagreement voxels in float32.
-
-        Args:
-            logits: Shape `(B, C, *spatial)`.
-
-        Returns:
-            Shape `(B, C, n)`.
-        """
+        """Logits at the disagreement voxels: from `(B, C, *spatial)` to `(B, C, n)`, float32."""
         index = self.voxels.unsqueeze(1).expand(-1, logits.shape[1], -1)
         return logits.flatten(2).gather(2, index).float()
 
     def of(self, samples: Tensor) -> Disagreement:
         """The same of some samples of the batch, by mask, shape `(B,)`."""
-        return Disagreement(
-            self.voxels[samples],
-            self.heads[samples],
-            self.weights[samples],
-            self.num_voxels[samples],
-            self.num_disagreeing[samples],
-            self.num_image_voxels,
-        )
+        parts: Any = {n: v[samples] for n, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **parts)
 
 
 def find_disagreement(
-    chosen: Tensor,
-    rejected: Tensor,
-    labels: Labels,
-    likelihood: str,
-    weights: Tensor | None = None,
+    chosen: Tensor, rejected: Tensor, labels: Labels, likelihood: str, weights: Tensor | None = None
 ) -> Disagreement:
-    """Find the disagreement voxels of each patch.
+    """Find the disagreement voxels of each patch; n = 0 where no patch has any.
 
     Args:
         chosen: Label maps, shape `(B, *spatial)`.
@@ -91,9 +76,6 @@ def find_disagreement(
         likelihood: `"image"`: N is the number of voxels (eq. 6); else the sum of the weights of the
             disagreement voxels, at least `LEAST_DISAGREEMENT_SHARE` of all voxels.
         weights: Weight of each voxel, shape `(B, *spatial)`; None: 1 everywhere.
-
-    Returns:
-        Disagreement of the batch; n = 0 where no patch has any.
     """
     chosen, rejected = chosen.flatten(1), rejected.flatten(1)
     differs = chosen != rejected
@@ -124,57 +106,59 @@ def find_disagreement(
 def voxel_margins(logits: Tensor, disagreement: Disagreement) -> Tensor:
     """Log-likelihood of chosen minus that of rejected at each disagreement voxel.
 
-    Args:
-        logits: Logits at the disagreement voxels, see `Disagreement.gather`, shape `(B, C, n)`.
-        disagreement: Of the same batch.
-
-    Returns:
-        Shape `(B, n)`, float32; 0 in the padding.
+    From logits at these voxels, see `Disagreement.gather`, `(B, C, n)`, to `(B, n)`, float32; 0 in
+    the padding.
     """
     return (disagreement.heads * logits).sum(1)
+
+
+def average(values: Tensor, disagreement: Disagreement) -> Tensor:
+    """Weighted sum over the disagreement voxels divided by N: from `(B, n)` to `(B,)`."""
+    return (disagreement.weights * values).sum(1) / disagreement.num_voxels
 
 
 def margin(logits: Tensor, disagreement: Disagreement) -> Tensor:
     """Mean log-likelihood of chosen minus that of rejected, log π(ŷ₊|x) - log π(ŷ₋|x) (eq. 6).
 
-    Args:
-        logits: Logits at the disagreement voxels, see `Disagreement.gather`, shape `(B, C, n)`.
-        disagreement: Of the same batch.
-
-    Returns:
-        Shape `(B,)`, float32.
+    Arguments as of `voxel_margins`; shape `(B,)`, float32.
     """
     return average(voxel_margins(logits, disagreement), disagreement)
 
 
-def average(values: Tensor, disagreement: Disagreement) -> Tensor:
-    """Weighted sum over the disagreement voxels divided by N.
+def preference_loss(
+    delta: Tensor, *, beta: float, loss_type: str = "sigmoid", label_smoothing: float = 0.0
+) -> Tensor:
+    """Loss of each Δ by the names of TRL's DPO trainer, where ℓ(x) = -log σ(x).
 
-    Args:
-        values: One of each disagreement voxel, shape `(B, n)`.
-        disagreement: Of the same batch.
+    - `"sigmoid"`: ℓ(β Δ), DPO (eq. 2; arXiv:2305.18290, eq. 7); with label smoothing ε conservative
+      DPO, (1 - ε) ℓ(β Δ) + ε ℓ(-β Δ) (Mitchell, 2023). ln 2 where policy and reference agree.
+    - `"robust"`: ((1 - ε) ℓ(β Δ) - ε ℓ(-β Δ)) / (1 - 2 ε), unbiased under pairs that are the wrong
+      way round with probability ε (arXiv:2403.00409). ln 2 where they agree; may be negative.
+    - `"ipo"`: (Δ - 1 / (2 β))² (arXiv:2310.12036, eq. 17, where β is τ): Δ has a finite aim.
+    - `"hinge"`: max(0, 1 - β Δ) (SLiC, arXiv:2305.10425, on DPO's rewards as TRL does it).
 
-    Returns:
-        Shape `(B,)`.
+    Δ may be of pairs or voxels, of any shape; β > 0 is the sensitivity to preference differences; ε
+    is in [0, 0.5), above 0 for `"robust"`.
     """
-    return (disagreement.weights * values).sum(1) / disagreement.num_voxels
+    if loss_type == "ipo":
+        return (delta - 1 / (2 * beta)).square()
+    if loss_type == "hinge":
+        return (1 - beta * delta).relu()
+    loss = softplus(-beta * delta)  # -log σ(x) = softplus(-x)
+    if not label_smoothing:
+        return loss
+    right, wrong = (1 - label_smoothing) * loss, label_smoothing * softplus(beta * delta)
+    if loss_type == "robust":
+        return (right - wrong) / (1 - 2 * label_smoothing)
+    return right + wrong
 
 
 def voxel_loss(losses: Tensor, disagreement: Disagreement, *, beta: float, kappa: float) -> Tensor:
     """Loss of a pair of which each voxel saturates on its own: 2 κ / (β |Ω|) Σ_{i ∈ D} w_i ℓ(δ_i).
 
-    With DPO's ℓ(δ) = -log σ(β δ) a voxel of weight 1 pulls with κ / |Ω| where policy and reference
-    agree; cross-entropy pulls with at most 1 / |Ω|.
-
-    Args:
-        losses: ℓ(δ) of each disagreement voxel, shape `(B, n)`; δ is the policy's margin minus the
-            reference's.
-        disagreement: Of the same batch.
-        beta: β, > 0.
-        kappa: κ, > 0.
-
-    Returns:
-        Shape `(B,)`.
+    From ℓ(δ) of each disagreement voxel, `(B, n)`, to `(B,)`; δ is the policy's margin minus the
+    reference's. With DPO's ℓ(δ) = -log σ(β δ) a voxel of weight 1 pulls with κ / |Ω| where policy
+    and reference agree; cross-entropy pulls with at most 1 / |Ω|.
     """
     scale = 2 * kappa / (beta * disagreement.num_image_voxels)
     return scale * (disagreement.weights * losses).sum(1)
@@ -183,138 +167,68 @@ def voxel_loss(losses: Tensor, disagreement: Disagreement, *, beta: float, kappa
 def chosen_log_likelihood(logits: Tensor, disagreement: Disagreement, labels: Labels) -> Tensor:
     """Mean log-likelihood of the chosen labels over the disagreement voxels, for the log only.
 
-    Args:
-        logits: Logits at the disagreement voxels, shape `(B, C, n)`.
-        disagreement: Of the same batch.
-        labels: Meaning of the heads.
-
-    Returns:
-        Sum over the disagreement voxels divided by N, shape `(B,)`, float32.
+    Arguments as of `voxel_margins`, and the meaning of the heads; shape `(B,)`, float32.
     """
     heads = disagreement.heads
     if labels.regions is None:
         log_probabilities = logits.log_softmax(1) * (heads > 0)
     else:
-        log_probabilities = functional.logsigmoid(heads * logits) * (heads != 0)
+        log_probabilities = logsigmoid(heads * logits) * (heads != 0)
     return average(log_probabilities.sum(1), disagreement)
-
-
-class Rewards(NamedTuple):
-    """Implicit rewards β (log π_θ - log π_ref) of one step, a mean over the patches with a pair.
-
-    NaN where no patch of the batch has a disagreement voxel. Only disagreement voxels enter: the
-    others contribute the same to chosen and rejected.
-
-    Attributes:
-        loss: Preference loss.
-        chosen: Reward of the chosen labels.
-        rejected: Reward of the rejected labels.
-        margins: Their difference, β Δ.
-        accuracies: Share of the patches in which chosen has the higher reward.
-    """
-
-    loss: float
-    chosen: float
-    rejected: float
-    margins: float
-    accuracies: float
 
 
 @dataclass(frozen=True)
 class PreferenceTarget:
-    """What `MAPOLoss` needs besides the output: nnU-Net's target, and the preferences.
+    """What `MAPOLoss` needs besides the output; nnU-Net moves a batch's target with `to`."""
 
-    nnU-Net moves a batch's target with `to`.
-
-    Attributes:
-        target: nnU-Net's own target: a tensor, or a list with deep supervision.
-        disagreement: Where chosen and rejected differ.
-        reference_logits: The reference's logits at the disagreement voxels, shape `(B, C, n)`.
-    """
-
-    target: Any
+    target: Any  # nnU-Net's own: a tensor, or a list with deep supervision
     disagreement: Disagreement
-    reference_logits: Tensor
+    reference_logits: Tensor  # at the disagreement voxels, shape `(B, C, n)`
 
     def to(self, device: torch.device, non_blocking: bool = False) -> PreferenceTarget:
         """The same with nnU-Net's target on `device`; the rest is made there."""
-        if isinstance(self.target, list):
-            target: Any = [part.to(device, non_blocking=non_blocking) for part in self.target]
-        else:
-            target = self.target.to(device, non_blocking=non_blocking)
-        return replace(self, target=target)
+        parts = self.target if isinstance(self.target, list) else [self.target]
+        moved = [part.to(device, non_blocking=non_blocking) for part in parts]
+        return replace(self, target=moved if isinstance(self.target, list) else moved[0])
 
 
 class MAPOLoss(nn.Module):
     """λ · base loss + preference loss for a `PreferenceTarget` (eq. 7), else the base loss.
 
-    Args:
-        base: nnU-Net's loss.
-        labels: Meaning of the segmentation heads.
-        beta: β of eq. 2.
-        lambda_supervised: λ of eq. 7.
-        loss_type: Loss of a pair, see `preference_losses`.
-        label_smoothing: Of that loss.
-        kappa: κ of `voxel_loss`, which takes the place of the loss of the averaged margin; None:
-            it does not.
-
-    Attributes:
-        supervised: Base loss of the last forward pass, without λ, a scalar tensor.
+    The base is nnU-Net's loss; of the settings `beta`, `lambda_supervised`, `loss_type`,
+    `label_smoothing`, `likelihood` and `kappa` count.
     """
 
-    def __init__(
-        self,
-        base: nn.Module,
-        labels: Labels,
-        *,
-        beta: float,
-        lambda_supervised: float,
-        loss_type: str = "sigmoid",
-        label_smoothing: float = 0.0,
-        kappa: float | None = None,
-    ) -> None:
+    def __init__(self, base: nn.Module, labels: Labels, config: MAPOConfig) -> None:
         super().__init__()
         self.base = base
         self.labels = labels
-        self.beta = beta
-        self.lambda_supervised = lambda_supervised
-        self.kappa = kappa
-        self._pair_loss = partial(
-            preference_loss, loss_type=loss_type, beta=beta, label_smoothing=label_smoothing
-        )
-        self.supervised = torch.tensor(math.nan)
-        self._rewards: Tensor | None = None
-
-    @property
-    def rewards(self) -> Rewards:
-        """Rewards of the last forward pass; NaN where it had no preferences."""
-        # Read only here, after the step: reading waits for the device.
-        values = [math.nan] * 5 if self._rewards is None else self._rewards.tolist()
-        return Rewards(*values)
+        self.config = config
+        self.supervised = torch.tensor(math.nan)  # base loss of the last forward pass, without λ
+        self._pair_values: Tensor | None = None  # see `_describe_pairs`
 
     def step_values(self) -> dict[str, float]:
-        """Values of the last forward pass under the names that are logged."""
-        rewards = self.rewards
-        return {
-            "loss/supervised": float(self.supervised),
-            "loss/dpo": rewards.loss,
-            "rewards/chosen": rewards.chosen,
-            "rewards/rejected": rewards.rejected,
-            "rewards/margins": rewards.margins,
-            "rewards/accuracies": rewards.accuracies,
-        }
+        """Values of the last forward pass under `STEP_KEYS`.
+
+        The rewards β (log π_θ - log π_ref) are means over the patches with a pair, of which only
+        disagreement voxels enter: the others contribute the same to chosen and rejected. All but
+        the first value are NaN where no patch of the batch has a disagreement voxel.
+        """
+        # Read only here, after the step: reading waits for the device.
+        values = [math.nan] * 5 if self._pair_values is None else self._pair_values.tolist()
+        return dict(zip(STEP_KEYS, (float(self.supervised), *values), strict=True))
 
     def forward(self, output: Any, target: Any) -> Tensor:
         """Loss of a batch, a scalar; `output` as the network gives it."""
         if not isinstance(target, PreferenceTarget):
             loss: Tensor = self.base(output, target)
-            self.supervised, self._rewards = loss.detach(), None
+            self.supervised, self._pair_values = loss.detach(), None
             return _spread_nan(loss)
         supervised = self.base(output, target.target)
         with torch.autocast(target.reference_logits.device.type, enabled=False):
             preference = self._preference_loss(output, target)
         self.supervised = supervised.detach()
-        return _spread_nan(self.lambda_supervised * supervised + preference)
+        return _spread_nan(self.config.lambda_supervised * supervised + preference)
 
     def _preference_loss(self, output: Any, target: PreferenceTarget) -> Tensor:
         """Loss of the pairs, summed over the patches with one, divided by the batch size.
@@ -325,20 +239,24 @@ class MAPOLoss(nn.Module):
         pairs = target.disagreement
         logits = pairs.gather(output[0] if isinstance(output, (list, tuple)) else output)
         deltas = voxel_margins(logits, pairs) - voxel_margins(target.reference_logits, pairs)
-        if self.kappa is None:
-            losses = self._pair_loss(average(deltas, pairs))
-        else:
-            losses = voxel_loss(self._pair_loss(deltas), pairs, beta=self.beta, kappa=self.kappa)
-        self._rewards = self._mean_rewards(logits.detach(), losses.detach(), target)
+        config, is_voxelwise = self.config, self.config.likelihood == "voxel"
+        losses = preference_loss(
+            deltas if is_voxelwise else average(deltas, pairs),
+            beta=config.beta, loss_type=config.loss_type, label_smoothing=config.label_smoothing,
+        )  # fmt: skip
+        if is_voxelwise:
+            losses = voxel_loss(losses, pairs, beta=config.beta, kappa=config.kappa)
+        self._pair_values = self._describe_pairs(logits.detach(), losses.detach(), target)
         return (losses * pairs.has_pair).mean()
 
-    def _mean_rewards(self, logits: Tensor, losses: Tensor, target: PreferenceTarget) -> Tensor:
+    def _describe_pairs(self, logits: Tensor, losses: Tensor, target: PreferenceTarget) -> Tensor:
+        """Mean over the patches with a pair of what `step_values` says of them, shape `(5,)`."""
         pairs = target.disagreement
         margins = margin(logits, pairs) - margin(target.reference_logits, pairs)
         chosen = chosen_log_likelihood(logits, pairs, self.labels) - chosen_log_likelihood(
             target.reference_logits, pairs, self.labels
         )
-        rewards = self.beta * torch.stack([chosen, chosen - margins, margins])
+        rewards = self.config.beta * torch.stack([chosen, chosen - margins, margins])
         values = torch.cat([losses[None], rewards, (margins > 0).float()[None]])
         return (values * pairs.has_pair).sum(1) / pairs.has_pair.sum()
 

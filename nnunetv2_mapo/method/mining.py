@@ -16,112 +16,65 @@ from torch import Tensor, nn
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.region_pairs import pair_regions
-from nnunetv2_mapo.method.sampling import Sampler, fit_windows_per_forward
+from nnunetv2_mapo.method.sampling import CandidateSampler, fit_windows_per_forward
 from nnunetv2_mapo.method.selection import candidate_dice, select_pair
 from nnunetv2_mapo.method.store import WEIGHT_ONE, SampleRecord
 from nnunetv2_mapo.method.windows import Index, find_units, find_windows, vote
 from nnunetv2_mapo.support.device import seeded, within_memory
 
 T = TypeVar("T")
+# Network input `(channels, *spatial)` and segmentation `(1, *spatial)` of a case by its identifier.
+LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
+Log = Callable[[str], None]  # takes what a user should know
 
 
-class Sample(NamedTuple):
-    """One training sample (a case, a slice or the cell of a window) with its candidates.
+class TrainingSample(NamedTuple):
+    """A part of a case with a preference pair of its own: the case, a slice or a window's cell."""
 
-    Attributes:
-        place: Index of the sample in the case.
-        candidates: Label maps, shape `(K, *spatial)`.
-        target: Ground truth as a label map, shape `(*spatial)`.
-        ignored: Mask of the voxels with the ignore label, same shape.
-        dice: Dice of each candidate.
-    """
-
-    place: Index
-    candidates: Tensor
-    target: Tensor
-    ignored: Tensor
-    dice: list[float]
+    place: Index  # of the sample in the case
+    candidates: Tensor  # label maps, shape `(K, *spatial)`
+    target: Tensor  # ground truth as a label map, shape `(*spatial)`
+    ignored: Tensor  # mask of the voxels with the ignore label, same shape
+    dice: list[float]  # of each candidate
 
 
 class MinedCase(NamedTuple):
-    """Preference pairs of a case.
+    """Preference pairs of a case: channels [chosen, rejected] or [chosen, rejected, weight].
 
-    Attributes:
-        preferences: Channels [chosen, rejected] or [chosen, rejected, weight], as of
-            `store.stack_preferences`, shape `(2 or 3, *spatial)`, int16; 0 in samples without pair.
-        records: One of each training sample, in the order of `find_units`.
+    They are those of `store.stack_preferences`, `(2 or 3, *spatial)`; 0 in samples without a pair.
     """
 
     preferences: NDArray[np.int16]
-    records: list[SampleRecord]
-
-    @property
-    def chosen(self) -> NDArray[np.int16]:
-        """Label map, shape `(*spatial)`."""
-        chosen: NDArray[np.int16] = self.preferences[0]
-        return chosen
-
-    @property
-    def rejected(self) -> NDArray[np.int16]:
-        """The same."""
-        rejected: NDArray[np.int16] = self.preferences[1]
-        return rejected
+    records: list[SampleRecord]  # one of each training sample, in the order of `find_units`
 
 
 @dataclass(frozen=True)
 class Miner:
-    """Finds the preference pairs of a case with the current policy.
+    """Finds the preference pairs of a case with the current policy."""
 
-    Attributes:
-        network: The policy, not compiled, in evaluation mode.
-        sampler: Makes its candidates.
-        labels: Meaning of its heads.
-        tau: Least Dice gap of a pair; 0: any. Of region pairs see `region_pairs.pair_regions`.
-        patch_size: Patch of the configuration in voxels, 2 or 3 entries.
-        windows_per_forward: Windows in one forward pass, each with all its candidates.
-        device: Where the network lies.
-        unit: What a training sample is: `"case"`, `"slice"` or `"window"`.
-        tile_step_size: Distance of the sliding windows as a share of the patch.
-        pair: `"case"` or `"region"`, see `MAPOConfig`.
-        tau_max: Largest Dice gap of a pair.
-        agree: Whether voxels in which chosen is wrong are left out.
-    """
-
-    network: nn.Module
-    sampler: Sampler
-    labels: Labels
-    tau: float
-    patch_size: Sequence[int]
-    windows_per_forward: int
-    device: torch.device
-    unit: str
-    tile_step_size: float = 1.0
-    pair: str = "case"
-    tau_max: float = 1.0
-    agree: bool = False
+    network: nn.Module  # the policy, not compiled, in evaluation mode
+    sampler: CandidateSampler  # makes its candidates
+    labels: Labels  # meaning of its heads
+    config: MAPOConfig
+    patch_size: Sequence[int]  # of the configuration in voxels, 2 or 3 entries
+    windows_per_forward: int  # windows in one forward pass, each with all its candidates
+    device: torch.device  # where the network lies
 
     def mine(self, image: Tensor, segmentation: Tensor) -> MinedCase:
-        """Mine one case.
+        """Pairs of a case, whose network input has three spatial axes, `(channels, *spatial)`.
 
-        Args:
-            image: Network input of the whole case, shape `(channels, *spatial)` with three
-                spatial axes, float32.
-            segmentation: Ground truth in nnU-Net's labels, shape `(*spatial)`, < 0 outside the
-                image.
-
-        Returns:
-            Its pairs.
+        The ground truth `(*spatial)` is in nnU-Net's labels, < 0 outside the image.
         """
-        num_channels = 3 if self.pair == "region" else 2
-        preferences = np.zeros((num_channels, *image.shape[1:]), np.int16)
+        has_parts = self.config.pair == "region"
+        preferences = np.zeros((3 if has_parts else 2, *image.shape[1:]), np.int16)
         records = []
-        select = self._select_regions if self.pair == "region" else self._select_candidates
+        select = self._select_regions if has_parts else self._select_candidates
         for sample in self.find_samples(image, segmentation):
             preferences[(slice(None), *sample.place)], record = select(sample)
             records.append(record)
         return MinedCase(preferences, records)
 
-    def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[Sample]:
+    def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[TrainingSample]:
         """Training samples of a case with their candidates, arguments as of `mine`."""
         candidates = self.segment(image)
         for place in self.find_units(segmentation.shape):
@@ -129,24 +82,19 @@ class Miner:
             ignored, target = self.labels.is_ignored(truth), self.labels.target_map(truth)
             valid = None if self.labels.ignore_label is None else ~ignored
             dice = candidate_dice(found, target, self.labels, valid)
-            yield Sample(place, found, target, ignored, dice.tolist())
+            yield TrainingSample(place, found, target, ignored, dice.tolist())
 
     def find_units(self, shape: Sequence[int]) -> list[Index]:
         """Place of each training sample in a case of this shape."""
-        return find_units(shape, self.patch_size, self.unit, self.tile_step_size)
+        unit = self.config.selection_unit(len(self.patch_size))
+        return find_units(shape, self.patch_size, unit, self.config.tile_step_size)
 
     @torch.inference_mode()
     def segment(self, image: Tensor) -> Tensor:
-        """Candidates of a case from sliding windows, which vote where they overlap.
+        """Candidates `(K, *spatial)` of a case `(channels, *spatial)`, label maps on the CPU.
 
-        Votes weigh by nnU-Net's Gaussian, because a network is least sure at its patch's border.
-        Logits are never accumulated.
-
-        Args:
-            image: Shape `(channels, *spatial)`.
-
-        Returns:
-            Label maps, shape `(K, *spatial)`, on the CPU.
+        Sliding windows vote where they overlap, weighed by nnU-Net's Gaussian, because a network
+        is least sure at its patch's border. Logits are never accumulated.
         """
         padded, inside = pad_nd_image(
             image, self.patch_size, "constant", {"value": 0}, return_slicer=True
@@ -155,7 +103,7 @@ class Miner:
         candidates = torch.zeros(shape, dtype=self.labels.dtype)  # a large case fills a GPU
         lead = torch.zeros(shape, dtype=torch.float16)
         weight = compute_gaussian(tuple(self.patch_size), dtype=lead.dtype, device=lead.device)
-        windows = find_windows(padded.shape[1:], self.patch_size, self.tile_step_size)
+        windows = find_windows(padded.shape[1:], self.patch_size, self.config.tile_step_size)
         every = (slice(None),)  # channel, or candidate
         for start in range(0, len(windows), self.windows_per_forward):
             batch = windows[start : start + self.windows_per_forward]
@@ -167,33 +115,31 @@ class Miner:
                 vote(candidates[place], lead[place], label_map.cpu(), weight)
         return candidates[every + inside[1:]]
 
-    def _select_candidates(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
+    def _select_candidates(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
         """Channels [chosen, rejected] and record of a sample whose pair is two candidates."""
-        pair = select_pair(sample.dice, self.tau, self.tau_max)
+        # every gap is stored where τ is only known when the round is complete
+        tau = self.config.tau if self.config.tau_quantile is None else 0.0
+        pair = select_pair(sample.dice, tau, self.config.tau_max)
         if pair.rejected is None:
             # Any two equal maps do; constant ones cost the augmentation nothing.
             chosen = rejected = torch.zeros_like(sample.target)
         else:
             chosen = sample.candidates[pair.chosen]
             is_unused = sample.ignored
-            if self.agree:
+            if self.config.agree:
                 is_unused = is_unused | (chosen != sample.target)
             rejected = torch.where(is_unused, chosen, sample.candidates[pair.rejected])
-        record = replace(
-            _record(sample),
-            chosen=pair.chosen,
-            rejected=pair.rejected,
-            num_disagreeing=int((chosen != rejected).sum()),
-        )
+        num_disagreeing = int((chosen != rejected).sum())
+        record = _record(sample, pair.chosen, pair.rejected, num_disagreeing)
         return torch.stack((chosen, rejected)).short().numpy(), record
 
-    def _select_regions(self, sample: Sample) -> tuple[NDArray[np.int16], SampleRecord]:
+    def _select_regions(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
         """Channels [chosen, rejected, weight] and record of a sample with a region pair."""
         target, ignored = sample.target.numpy(), sample.ignored.numpy()
         candidates = sample.candidates.numpy()
-        pair = pair_regions(candidates, target, self.labels, self.tau, ~ignored)
+        pair = pair_regions(candidates, target, self.labels, self.config.tau, ~ignored)
         is_used = pair.weight > 0
-        if self.agree:
+        if self.config.agree:
             is_used &= pair.chosen == target
         weight = np.maximum(1, np.rint(pair.weight * WEIGHT_ONE)) * is_used
         rejected = np.where(is_used, pair.rejected, pair.chosen)
@@ -202,8 +148,7 @@ class Miner:
         valid = None if self.labels.ignore_label is None else torch.from_numpy(~ignored)
         dice = candidate_dice(ends, torch.from_numpy(target), self.labels, valid).tolist()
         record = replace(
-            _record(sample),
-            num_disagreeing=int(is_used.sum()),
+            _record(sample, 0, None, int(is_used.sum())),
             num_parts=pair.num_parts,
             num_preferred=pair.num_preferred,
             pair_dice=[round(value, 6) for value in dice],
@@ -211,66 +156,35 @@ class Miner:
         return channels, record
 
 
-def _record(sample: Sample) -> SampleRecord:
-    """Record of a sample without a pair."""
-    return SampleRecord(
-        dice=[round(value, 6) for value in sample.dice],
-        chosen=0,
-        rejected=None,
-        num_disagreeing=0,
-        num_voxels=sample.target.numel(),
-        has_foreground=bool(sample.target.any()),
-    )
+def _record(
+    sample: TrainingSample, chosen: int, rejected: int | None, num_disagreeing: int
+) -> SampleRecord:
+    """Record of a sample without parts."""
+    dice = [round(value, 6) for value in sample.dice]
+    num_voxels, has_foreground = sample.target.numel(), bool(sample.target.any())
+    return SampleRecord(dice, chosen, rejected, num_disagreeing, num_voxels, has_foreground)
 
 
 def make_miner(
     config: MAPOConfig,
     network: nn.Module,
-    sampler: Sampler,
+    sampler: CandidateSampler,
     labels: Labels,
     plan: Any,
     device: torch.device,
 ) -> Miner:
-    """Miner by the settings.
-
-    Args:
-        config: Settings.
-        network: The policy, as of `Miner`, like the arguments that follow.
-        sampler: Makes its candidates.
-        labels: Meaning of its heads.
-        plan: nnU-Net's configuration manager.
-        device: Where the network lies.
-    """
-    return Miner(
-        network,
-        sampler,
-        labels,
-        config.tau if config.tau_quantile is None else 0.0,
-        plan.patch_size,
-        # nnU-Net's global batch size: the pairs must not depend on the number of ranks
-        fit_windows_per_forward(sampler.num_passes, plan.batch_size),
-        device,
-        config.selection_unit(len(plan.patch_size)),
-        config.tile_step_size,
-        config.pair,
-        config.tau_max,
-        config.agree,
-    )
+    """Miner for a configuration `plan` of nnU-Net; the other arguments as of `Miner`."""
+    # nnU-Net's global batch size: the pairs must not depend on the number of ranks
+    num_windows = fit_windows_per_forward(sampler.num_passes, plan.batch_size)
+    return Miner(network, sampler, labels, config, plan.patch_size, num_windows, device)
 
 
 def mine_within_memory(
-    miner: Miner, work: Callable[[Miner], T], seed: str, log: Callable[[str], None]
+    miner: Miner, work: Callable[[Miner], T], seed: str, log: Log
 ) -> tuple[Miner, T]:
-    """Do seeded work, with half as many windows in a forward pass whenever memory runs out.
+    """Do work with a miner, with half as many windows in a forward pass whenever memory runs out.
 
-    Args:
-        miner: What does it.
-        work: What to do with it.
-        seed: With the number of windows it decides the candidates.
-        log: Takes what a user should know.
-
-    Returns:
-        The miner for the work to come, and the result.
+    The seed and that number decide the candidates. It returns the miner for the work to come, too.
 
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.

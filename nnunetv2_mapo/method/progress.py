@@ -9,42 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from torch import distributed as dist
+import pandas as pd
 
+from nnunetv2_mapo.method.loss import STEP_KEYS
+from nnunetv2_mapo.method.rounds import Ranks, RoundSummary
 from nnunetv2_mapo.method.schedule import Stage
-from nnunetv2_mapo.method.summary import RoundSummary
 from nnunetv2_mapo.support.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Names that users of DPO know; all but the first are NaN in the warm-up.
-STEP_KEYS = (
-    "loss/supervised",
-    "loss/dpo",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-)
-MINING_KEYS = (
-    "mining/pairs",
-    "mining/dice_plain",
-    "mining/dice_chosen",
-    "mining/dice_rejected",
-    "mining/disagreement",
-)
+MINING_KEYS = {  # of a round's summary
+    f"mining/{name.removeprefix('num_')}": name
+    for name in ("num_pairs", "dice_plain", "dice_chosen", "dice_rejected", "disagreement")
+}
 PLOT = "progress_mapo.png"
 _SHADE = "#0b64b0"  # of a round
 
 
 class Panel(NamedTuple):
-    """Logged values that are drawn together.
-
-    Attributes:
-        label: Of the vertical axis.
-        keys: Of the logged values.
-    """
+    """Logged values that are drawn together: label of the vertical axis, and their keys."""
 
     label: str
     keys: tuple[str, ...]
@@ -61,59 +45,34 @@ PANELS = (
 
 
 def register_keys(logged: dict[str, list[Any]], num_epochs_done: int) -> None:
-    """Make nnU-Net's local logger know our keys, with NaN for the epochs before.
-
-    Args:
-        logged: The logger's lists, one value for each epoch.
-        num_epochs_done: Epochs that are logged already.
-    """
+    """Make nnU-Net's local logger know our keys, with NaN for the epochs that are done already."""
     for key in (*STEP_KEYS, *MINING_KEYS):
         values = logged.setdefault(key, [])
         values.extend([math.nan] * (num_epochs_done - len(values)))
 
 
 def step_means(outputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each value over the steps of an epoch, of all ranks, in which it is defined.
+    """Mean of each value over the steps of an epoch, of all ranks, in which it is defined, or NaN.
 
-    Args:
-        outputs: What the training step returned, with `STEP_KEYS`, one of each step.
-
-    Returns:
-        NaN under a key that no step defines.
+    A step's output is what the training step returned, with `STEP_KEYS`.
     """
     steps = [[output[key] for key in STEP_KEYS] for output in outputs]
-    if dist.is_available() and dist.is_initialized():
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, steps)
-        steps = [step for rank in gathered for step in rank]
-    values = np.array(steps, dtype=float)
-    defined = np.isfinite(values)
-    count = np.where(defined.any(0), defined.sum(0), np.nan)
-    means = np.where(defined, values, 0).sum(0) / count
-    return dict(zip(STEP_KEYS, means.tolist(), strict=True))
+    steps = [step for rank in Ranks.find().gather(steps) for step in rank]
+    values = pd.DataFrame(steps, columns=STEP_KEYS, dtype=float)
+    means: dict[str, float] = values.where(np.isfinite(values)).mean().to_dict()
+    return means
 
 
 def round_values(summary: RoundSummary | None) -> dict[str, float]:
     """Values of the current round under the keys `mining/…`; NaN in the warm-up."""
-    if summary is None:
-        return dict.fromkeys(MINING_KEYS, math.nan)
     return {
-        "mining/pairs": float(summary.num_pairs),
-        "mining/dice_plain": summary.dice_plain,
-        "mining/dice_chosen": summary.dice_chosen,
-        "mining/dice_rejected": summary.dice_rejected,
-        "mining/disagreement": summary.disagreement,
+        key: math.nan if summary is None else float(getattr(summary, name))
+        for key, name in MINING_KEYS.items()
     }
 
 
 def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: list[Stage]) -> None:
-    """Draw losses, rewards, pairs and Dice over the epochs, the stages shaded.
-
-    Args:
-        folder: Where `progress_mapo.png` is written.
-        logged: Logged values by key, one for each epoch.
-        stages: Warm-up and rounds.
-    """
+    """Draw losses, rewards, pairs and Dice over the epochs, the stages shaded, into a folder."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -125,7 +84,14 @@ def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: lis
     for axis, panel in zip(axes, PANELS, strict=True):
         draw_panel(axis, panel, logged, stages)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _write_pairs(axes[2], logged["mining/pairs"], stages)
+    pairs = logged["mining/pairs"]
+    for stage in stages:
+        name = f"round {stage.round}" if stage.round else "warm-up"
+        if stage.round and stage.first_epoch < len(pairs):
+            name += f"\n{pairs[stage.first_epoch]:.0f} pairs"
+        middle = (stage.first_epoch + stage.end_epoch - 1) / 2
+        place = axes[2].get_xaxis_transform()
+        axes[2].text(middle, 0.02, name, transform=place, ha="center", fontsize="small")
     axes[-1].set_xlabel("epoch")
     picture = io.BytesIO()
     figure.savefig(picture, dpi=90)
@@ -137,11 +103,7 @@ def draw_panel(
 ) -> None:
     """Draw the values of a panel over the epochs, the rounds shaded.
 
-    Args:
-        axis: To draw on.
-        panel: Which values; keys that are not logged, as by a stock trainer, are left out.
-        logged: Logged values by key, one for each epoch.
-        stages: Warm-up and rounds.
+    Keys that are not logged, as by a stock trainer, are left out.
     """
     for stage in stages[1:]:
         opacity = (0.16, 0.08)[stage.round % 2]  # transparent: the page behind may be dark
@@ -154,14 +116,3 @@ def draw_panel(
     if panel.label == "reward":
         axis.axhline(0, color="grey", linewidth=0.6)
     axis.set_ylabel(panel.label)
-
-
-def _write_pairs(axis: Axes, pairs: Sequence[float], stages: list[Stage]) -> None:
-    for stage in stages:
-        name = f"round {stage.round}" if stage.round else "warm-up"
-        if stage.round and stage.first_epoch < len(pairs):
-            name += f"\n{pairs[stage.first_epoch]:.0f} pairs"
-        middle = (stage.first_epoch + stage.end_epoch - 1) / 2
-        axis.text(
-            middle, 0.02, name, transform=axis.get_xaxis_transform(), ha="center", fontsize="small"
-        )

@@ -12,25 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunetv2_mapo.method.mining import Miner, mine_within_memory
-from nnunetv2_mapo.method.sampling import DropoutSampler
+from nnunetv2_mapo.method.mining import LoadCase, Log, Miner, mine_within_memory
 
 LARGEST_RATE = 0.5
 NUM_HALVINGS = 6  # the rate is found to within 0.5 / 2^6 = 0.008
 NUM_CASES = 8  # that are looked at
 
-LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
-
 
 def bisect_rate(fall_at: Callable[[float], float], most: float) -> float:
-    """Largest rate at which something falls by no more than a given amount.
+    """Largest rate at which something falls by at most so much, in (0, `LARGEST_RATE`].
 
-    Args:
-        fall_at: Fall at a rate, about increasing.
-        most: The amount.
-
-    Returns:
-        A rate in (0, `LARGEST_RATE`]; the smallest that bisection can tell from 0 if none will do.
+    The fall at a rate is to be about increasing. If no rate will do, it is the smallest one that
+    bisection can tell from 0.
     """
     if fall_at(LARGEST_RATE) <= most:
         return LARGEST_RATE
@@ -50,41 +43,22 @@ def spread_rates(largest: float, number: int) -> tuple[float, ...]:
 
 
 def with_rates(miner: Miner, rates: Sequence[float]) -> Miner:
-    """The miner with other dropout rates, and as many samples in a forward pass.
-
-    Raises:
-        TypeError: It does not mine with dropout.
-    """
-    if not isinstance(miner.sampler, DropoutSampler):
-        message = f"{type(miner.sampler).__name__} has no dropout rates."
-        raise TypeError(message)
+    """A miner with dropout at other rates, and as many samples in a forward pass."""
     num_windows = miner.windows_per_forward * len(miner.sampler.values) // len(rates)
     sampler = replace(miner.sampler, values=tuple(rates))
     return replace(miner, sampler=sampler, windows_per_forward=max(1, num_windows))
 
 
 def find_rates(
-    miner: Miner,
-    load_case: LoadCase,
-    identifiers: Sequence[str],
-    *,
-    dice_fall: float,
-    seed: str,
-    log: Callable[[str], None],
+    miner: Miner, load_case: LoadCase, identifiers: Sequence[str], number: int, log: Log
 ) -> tuple[float, ...]:
-    """Rates of a round, found on a handful of its cases.
+    """Rates of a round, found on a handful of its cases: increasing from 0.
 
-    Args:
-        miner: Mines with dropout; of its rates only the number matters.
-        load_case: See `rounds.mine_round`.
-        identifiers: Every training case; of these `NUM_CASES`, evenly spaced by name, are used.
-        dice_fall: Share of the median Dice of the samples with foreground that may be lost.
-        seed: Decides what is dropped; the same at each rate, so that they compare.
-        log: Takes what a user should know.
+    They are the same at each call with the same weights on the same device, because the same is
+    dropped at each rate; the miner's own where the median Dice is 0, which says nothing about any.
 
-    Returns:
-        Increasing rates from 0, the same at each call with the same weights on the same device;
-        the miner's own where the median Dice is 0, which says nothing about any rate.
+    Of the miner's rates only the number counts. Of all training cases `NUM_CASES` are used, evenly
+    spaced by name; `number` is the round's.
     """
     ordered = sorted(identifiers)
     step = max(1, len(ordered) / NUM_CASES)
@@ -95,20 +69,21 @@ def find_rates(
         for identifier in used:
             image, segmentation = load_case(identifier)
             work = partial(_dice_of_samples, image=image, segmentation=segmentation)
-            dice += mine_within_memory(at_rate, work, f"{seed}/rates/{identifier}", log)[1]
+            seed = f"{miner.config.seed}/{number}/rates/{identifier}"
+            dice += mine_within_memory(at_rate, work, seed, log)[1]
         return float(np.median(dice)) if dice else 1.0
 
     plain = median_dice(0.0)
     if plain == 0:
         log(f"candidates at the dropout rates of training: the median Dice of {used} is 0")
         return miner.sampler.values
-    largest = bisect_rate(lambda rate: 1 - median_dice(rate) / plain, dice_fall)
-    number = len(miner.sampler.values)
+    fall, num_rates = miner.config.rates_dice_fall, len(miner.sampler.values)
+    largest = bisect_rate(lambda rate: 1 - median_dice(rate) / plain, fall)
     log(
-        f"candidates at {number} dropout rates up to {largest:.3g}, the largest one that costs at "
-        f"most {dice_fall:.0%} of the median Dice {plain:.4f} of {len(used)} cases"
+        f"candidates at {num_rates} dropout rates up to {largest:.3g}, the largest one that costs "
+        f"at most {fall:.0%} of the median Dice {plain:.4f} of {len(used)} cases"
     )
-    return spread_rates(largest, number)
+    return spread_rates(largest, num_rates)
 
 
 def _dice_of_samples(miner: Miner, image: Tensor, segmentation: NDArray[Any]) -> list[float]:

@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_mapo.method.dropout import find_switch
+from nnunetv2_mapo.method.loss import Disagreement
+from nnunetv2_mapo.method.sampling import full_resolution
+from nnunetv2_mapo.support.device import untouched
 from nnunetv2_mapo.support.files import hash_weights, write_atomically
 
 REFERENCE = "reference.pth"
@@ -31,27 +35,29 @@ def read_reference(
 
     Returns:
         State dict on `device`; None if the file is missing, damaged or not the expected one.
+
+    Raises:
+        OSError: It is there but cannot be read.
     """
+    if not path.exists():
+        return None
+    content = io.BytesIO(path.read_bytes())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what a damaged header may look like
-            weights: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)
-        is_expected = hash_weights(weights) == expected_hash
-    except Exception:  # a damaged pickle may raise anything
+            weights = torch.load(content, map_location="cpu", weights_only=True)
+        if hash_weights(weights) != expected_hash:
+            return None
+    except Exception:  # the bytes are in memory: whatever torch raises, they are no weights
         return None
-    return weights if is_expected else None
+    return {name: tensor.to(device) for name, tensor in weights.items()}
 
 
 def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Frozen network with the reference's weights.
+    """Frozen copy of a network with the reference's weights, in evaluation mode.
 
-    Args:
-        policy: The network to copy: not compiled, not wrapped, its dropout off and its deep
-            supervision off; the copy keeps both off for good.
-        weights: Its state dict.
-
-    Returns:
-        A copy in evaluation mode that needs no gradients.
+    The policy is not compiled, not wrapped, its dropout off and its deep supervision off; the copy
+    keeps both off for good.
     """
     reference = _copy(policy)
     reference.load_state_dict(weights)
@@ -59,13 +65,40 @@ def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
 
 
 @torch.no_grad()
+def reference_logits(
+    reference: nn.Module,
+    images: Tensor,
+    disagreement: Disagreement,
+    rates: Tensor | None = None,
+) -> Tensor:
+    """The reference's logits at the disagreement voxels, under the conditions of the policy.
+
+    Args:
+        reference: As of `build_reference`.
+        images: Shape `(B, channels, *patch)`; samples without a disagreement are not computed.
+        disagreement: Of the batch.
+        rates: Dropout rate of each sample, shape `(B,)`, at which the policy, which comes next,
+            draws the same masks; None: no dropout.
+    """
+    logits = torch.zeros(disagreement.heads.shape, device=images.device)
+    if disagreement.voxels.shape[1] == 0:
+        return logits
+    device = images.device
+    with torch.autocast(device.type, enabled=device.type == "cuda"):
+        if rates is not None:
+            with untouched(device), find_switch(reference).at(rates):
+                return disagreement.gather(full_resolution(reference(images)))
+        has_pair = disagreement.has_pair
+        outputs = full_resolution(reference(images[has_pair]))
+    logits[has_pair] = disagreement.of(has_pair).gather(outputs)
+    return logits
+
+
+@torch.no_grad()
 def update_average(reference: nn.Module, policy: nn.Module, decay: float) -> None:
     """Move the reference towards the policy: the reference is the policy's moving average.
 
-    Args:
-        reference: Copy of `policy` made by `build_reference`.
-        policy: Not wrapped, not compiled.
-        decay: Share of the reference that is kept, in (0, 1).
+    It is a copy made by `build_reference` and keeps the share `decay` of itself, in (0, 1).
     """
     # Not by state dicts: nnU-Net's hold a weight under several names.
     for average, latest in zip(reference.parameters(), policy.parameters(), strict=True):
@@ -89,14 +122,13 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
     if id(value) in seen:
         return
     seen.add(id(value))
+    yield value
+    parts: Iterable[Any] = ()
     if isinstance(value, nn.Module):
-        parts: Iterable[Any] = vars(value).values()
+        parts = vars(value).values()
     elif isinstance(value, Mapping):
         parts = value.values()
     elif isinstance(value, (list, tuple, set, frozenset)):
         parts = value
-    else:
-        yield value
-        return
     for part in parts:
         yield from _walk(part, seen)

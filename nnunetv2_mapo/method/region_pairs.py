@@ -12,50 +12,29 @@ from typing import NamedTuple
 
 import cc3d
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.selection import Overlap, count_overlap, mean_dice
 
-Counts = NDArray[np.int64]
+LabelMap = NDArray[np.integer]
+Mask = NDArray[np.bool_]
 _LEAST_VOXELS = 2  # of a part: a single voxel is noise more often than not
 
 
 class RegionPair(NamedTuple):
-    """Preferences of one training sample.
+    """Preferences of one training sample; all arrays of the shape `(*spatial)`."""
 
-    Attributes:
-        chosen: Label map, shape `(*spatial)`.
-        rejected: The same; equal to `chosen` where nothing is preferred.
-        weight: Weight of each voxel in [0, 1], same shape, float32; 0 where nothing is preferred.
-        num_parts: Parts with an effect on the Dice.
-        num_preferred: Those of them that are preferred to the plain prediction.
-    """
-
-    chosen: NDArray[np.integer]
-    rejected: NDArray[np.integer]
-    weight: NDArray[np.float32]
-    num_parts: int
-    num_preferred: int
-
-
-class _Overlap(NamedTuple):
-    """Voxels of each head; the shapes are `(C,)`, or `(P, C)` for P parts.
-
-    Attributes:
-        intersection: In the segmentation and in the target.
-        segmentation: In the segmentation.
-    """
-
-    intersection: Counts
-    segmentation: Counts
+    chosen: LabelMap
+    rejected: LabelMap  # equal to `chosen` where nothing is preferred
+    weight: NDArray[np.float32]  # of each voxel in [0, 1]; 0 where nothing is preferred
+    num_parts: int  # with an effect on the Dice
+    num_preferred: int  # parts that are preferred to the plain prediction
 
 
 def pair_regions(
-    candidates: NDArray[np.integer],
-    target: NDArray[np.integer],
-    labels: Labels,
-    tau: float,
-    valid: NDArray[np.bool_] | None = None,
+    candidates: LabelMap, target: LabelMap, labels: Labels, tau: float, valid: Mask | None = None
 ) -> RegionPair:
     """Put chosen and rejected together from the parts of all candidates.
 
@@ -68,9 +47,6 @@ def pair_regions(
         labels: Meaning of the label maps.
         tau: Effect from which a part has the full weight, τ > 0.
         valid: Mask of the voxels that count, shape `(*spatial)`; None: all do.
-
-    Returns:
-        The pair; `weight` is 0 everywhere where no part has an effect.
     """
     plain = candidates[0]
     largest = np.zeros(plain.shape, np.float32)
@@ -92,35 +68,23 @@ def pair_regions(
 
 
 class Effects(NamedTuple):
-    """Parts of a candidate and what each does.
+    """Parts of a candidate and what each of these P does."""
 
-    Attributes:
-        parts: Number of the part of each voxel, 0 where there is none, shape `(*spatial)`.
-        effects: ΔDice of each part alone, shape `(P + 1,)`, float32; 0 for number 0.
-    """
-
-    parts: NDArray[np.integer]
-    effects: NDArray[np.float32]
+    parts: NDArray[np.integer]  # number of the part of each voxel, 0 for none, `(*spatial)`
+    effects: NDArray[np.float32]  # ΔDice of each part alone, `(P + 1,)`; 0 for number 0
 
 
 def find_effects(
-    plain: NDArray[np.integer],
-    candidate: NDArray[np.integer],
-    target: NDArray[np.integer],
+    plain: LabelMap,
+    candidate: LabelMap,
+    target: LabelMap,
     labels: Labels,
-    valid: NDArray[np.bool_] | None = None,
+    valid: Mask | None = None,
 ) -> Effects:
     """Change of the sample's Dice when one part of the plain prediction is the candidate's.
 
-    Args:
-        plain: Label map, shape `(*spatial)`.
-        candidate: The same, like the arguments that follow, see `pair_regions`.
-        target: Ground truth.
-        labels: Meaning of the label maps.
-        valid: Mask of the voxels that count.
-
-    Returns:
-        Exact for the whole sample: a part changes the voxel counts only within itself.
+    It is exact: a part changes the voxel counts only within itself. Arguments as of `pair_regions`,
+    with two label maps in the place of all candidates.
     """
     differs = plain != candidate
     if valid is not None:
@@ -129,60 +93,26 @@ def find_effects(
     # all neighbours, corners included
     parts = cc3d.connected_components(differs, connectivity=8 if plain.ndim == 2 else 26)
     where = parts[differs]
-    sizes = np.bincount(where, minlength=1)
-    before = _count(plain, target, labels)
-    change = _count_by_part(plain[differs], candidate[differs], target[differs], where, labels)
-    num_target = np.array([mask.sum() for mask in _heads(target, labels)])
-    after = _Overlap(*(old + new for old, new in zip(before, change, strict=True)))
-    effects = _mean_dice(after, num_target) - _mean_dice(before, num_target)
+    plain_overlap = count_overlap(
+        torch.from_numpy(plain.ravel()), torch.from_numpy(target.ravel()), labels
+    )
+    differing = [_heads(each[differs], labels) for each in (plain, candidate, target)]
+    sizes, changes = np.bincount(where, minlength=1), []
+    for old, new, true in zip(*differing, strict=True):
+        gain = new.astype(np.int8) - old.astype(np.int8)
+        changes.append([np.bincount(where, each, len(sizes)) for each in (gain * true, gain)])
+    change = torch.from_numpy(np.array(changes, np.int64)).permute(1, 2, 0)  # (2, P + 1, C)
+    overlap = Overlap(*(before + more for before, more in zip(plain_overlap, change, strict=True)))
+    dice = mean_dice(Overlap(*(counts.contiguous() for counts in overlap))).numpy()
+    effects = dice - dice[0]  # number 0 is no part and changes nothing
     effects[sizes < _LEAST_VOXELS] = 0
-    effects[0] = 0
     return Effects(parts, effects.astype(np.float32))
 
 
-def _heads(label_map: NDArray[np.integer], labels: Labels) -> Iterator[NDArray[np.bool_]]:
+def _heads(label_map: LabelMap, labels: Labels) -> Iterator[Mask]:
     """Mask of each foreground class, or region."""
     for head in range(labels.num_heads):
         if labels.regions is not None:
             yield label_map & (1 << head) != 0
         elif head:
             yield label_map == head
-
-
-def _count(
-    segmentation: NDArray[np.integer], target: NDArray[np.integer], labels: Labels
-) -> _Overlap:
-    masks = zip(_heads(segmentation, labels), _heads(target, labels), strict=True)
-    counts = [((ours & true).sum(), ours.sum()) for ours, true in masks]
-    intersection, num_segmentation = np.array(counts).T
-    return _Overlap(intersection, num_segmentation)
-
-
-def _count_by_part(
-    plain: NDArray[np.integer],
-    candidate: NDArray[np.integer],
-    target: NDArray[np.integer],
-    parts: NDArray[np.integer],
-    labels: Labels,
-) -> _Overlap:
-    """Change of the counts by each part, shape `(P + 1, C)`; all arguments of shape `(n,)`."""
-    length = int(parts.max(initial=0)) + 1
-    heads = zip(
-        _heads(plain, labels), _heads(candidate, labels), _heads(target, labels), strict=True
-    )
-    changes = []
-    for old, new, true in heads:
-        gain = new.astype(np.int8) - old.astype(np.int8)
-        changes.append([np.bincount(parts, weights, length) for weights in (gain * true, gain)])
-    intersection, num_segmentation = np.moveaxis(np.array(changes, np.int64), 0, -1)
-    return _Overlap(intersection, num_segmentation)
-
-
-def _mean_dice(overlap: _Overlap, num_target: Counts) -> NDArray[np.float64]:
-    """Mean Dice over the heads that are present, see `selection.candidate_dice`."""
-    total = overlap.segmentation + num_target
-    is_present = total > 0
-    dice = np.where(is_present, 2 * overlap.intersection / np.maximum(total, 1), 0).sum(-1)
-    num_present = is_present.sum(-1)
-    mean: NDArray[np.float64] = np.where(num_present > 0, dice / np.maximum(num_present, 1), 1.0)
-    return mean

@@ -1,193 +1,272 @@
-"""A round of mining: every training case -> preference pairs -> store, shared among the ranks."""
+"""A round of mining: every training case -> preference pairs -> store, and what that found."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
+import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
 
-from nnunetv2_mapo.method.mining import Miner, mine_within_memory
-from nnunetv2_mapo.method.store import Round, SampleRecord, StoreError, stack_preferences
-from nnunetv2_mapo.method.summary import RoundSummary, quantile_tau, summarize
+from nnunetv2_mapo.method.config import Candidates, MAPOConfig
+from nnunetv2_mapo.method.mining import LoadCase, Log, Miner, mine_within_memory
+from nnunetv2_mapo.method.store import MANIFEST, MinedRound, Round, SampleRecord, stack_preferences
 
-LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
+Records = dict[str, list[SampleRecord]]  # of each case
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that share the work.
+    """The processes that share the work: the number of this one, and how many there are."""
 
-    Attributes:
-        rank: Number of this one.
-        size: How many there are.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int
+    size: int
 
     @classmethod
     def find(cls) -> Ranks:
         """Those of torch.distributed; a single one without it."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
-        return cls()
+        return cls(0, 1)
 
-    def barrier(self) -> None:
-        """Wait until every one is here."""
-        if self.size > 1:
-            dist.barrier()
+    def gather(self, part: T) -> list[T]:
+        """What every rank has, known to all of them; it waits until every one is here."""
+        if self.size == 1:
+            return [part]
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, part)
+        return parts
 
-    def meet(self, number: int, num_cases: int) -> None:
-        """Wait at some of the cases, often enough for the backend's time never to be up.
-
-        Args:
-            number: Of the case in this rank's share.
-            num_cases: In all shares together.
-        """
-        if number % 20 == 0 and number < num_cases // self.size:
-            self.barrier()
+    def meet(self, place: int, num_cases: int) -> None:
+        """Wait at some cases of this rank's share, so often that the backend's time is never up."""
+        if place % 20 == 0 and place < num_cases // self.size:
+            self.gather(None)
 
     def share(self, identifiers: Sequence[str]) -> Sequence[str]:
         """Cases of this one."""
         return identifiers[self.rank :: self.size]
 
 
-def with_values(mined: Round, find: Callable[[], Sequence[float]]) -> Round:
-    """The round with what its candidates differ in: found once, by the first rank.
-
-    Args:
-        mined: The round.
-        find: Finds the values; called where none are stored yet.
-    """
+def settle_values(mined: Round, find: Callable[[], Sequence[float]]) -> tuple[float, ...]:
+    """What a round's candidates differ in: found by the first rank if it is not stored yet."""
     ranks = Ranks.find()
     if ranks.rank == 0 and not mined.read_values():
         mined.write_values(find())
-    ranks.barrier()
-    return replace(mined, values=mined.read_values())
+    return ranks.gather(mined.read_values() if ranks.rank == 0 else ())[0]
 
 
 def mine_round(
-    miner: Miner,
-    load_case: LoadCase,
-    identifiers: Sequence[str],
-    mined: Round,
-    seed: int,
-    log: Callable[[str], None],
-    *,
-    tau_quantile: float | None = None,
+    miner: Miner, load_case: LoadCase, identifiers: Sequence[str], mined: Round, log: Log
 ) -> RoundSummary:
     """Mine the cases of a round that are not in its store yet, shared among all ranks.
 
-    Args:
-        miner: What mines one case.
-        load_case: Gives a case's network input, shape `(channels, *spatial)`, and its
-            segmentation, shape `(1, *spatial)`.
-        identifiers: Every training case.
-        mined: The round; each case is stored as soon as it is done, the manifest last.
-        seed: With the round's number and the case's name it decides the candidates, so they do
-            not depend on the order of the cases, the number of ranks or an interruption.
-        log: Takes what a user should know.
-        tau_quantile: Quantile of the round's Dice gaps below which no pair is kept; the miner's τ
-            is then to be 0.
-
-    Returns:
-        Summary of the whole round, the same on every rank.
+    The seed of the miner's settings, the round's number and the case's name decide the candidates,
+    so they do not depend on the order of the cases, the number of ranks or an interruption. Each
+    case is stored as soon as it is done, the manifest last. The summary is of the whole round, the
+    same on every rank.
 
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
-        StoreError: A case that was just written cannot be read.
         WriteError: The disk is full.
     """
     started = time.monotonic()
-    ranks = Ranks.find()
-    missing = _find_missing(identifiers, mined, log)
-    ranks.barrier()  # every rank has looked before the first case changes
-    if missing and ranks.rank == 0:
-        mined.forget_manifest()
-    _mine_cases(miner, load_case, missing, mined, seed, log, ranks)
-    ranks.barrier()
-    records, tau = _read_records(mined, identifiers), miner.tau
-    if tau_quantile is not None:
-        tau = quantile_tau(records, tau_quantile)
-        ranks.barrier()  # every rank has read the records before the first one changes
-        for number, identifier in enumerate(ranks.share(identifiers)):
-            ranks.meet(number, len(identifiers))
-            _drop_small_gaps(mined, identifier, records[identifier], miner, tau)
-        ranks.barrier()
-        records = _read_records(mined, identifiers)
-    if ranks.rank == 0:
-        mined.write_manifest(records)
-    seconds = time.monotonic() - started
-    return summarize(records, tau=tau, num_mined=len(missing), seconds=seconds)
-
-
-def _find_missing(
-    identifiers: Sequence[str], mined: Round, log: Callable[[str], None]
-) -> list[str]:
-    finished, damaged = mined.find_finished(identifiers)
-    missing = [identifier for identifier in identifiers if identifier not in finished]
-    if damaged:
+    ranks, config, number = Ranks.find(), miner.config, mined.origin["round"]
+    # Each rank reads the files of its share; all have before the first case changes.
+    finished = ranks.gather(mined.find_finished(ranks.share(identifiers)))
+    found = _merge(part.records for part in finished)
+    missing = [identifier for identifier in identifiers if identifier not in found]
+    if damaged := sorted(identifier for part in finished for identifier in part.damaged):
         log(f"WARNING: files of {damaged} in {mined.folder} are damaged; they are mined again")
-    if missing and finished:
-        log(f"{len(finished)} of {len(identifiers)} cases are in {mined.folder} already")
-    return missing
+    if missing and found:
+        log(f"{len(found)} of {len(identifiers)} cases are in {mined.folder} already")
+    if missing and ranks.rank == 0:
+        (mined.folder / MANIFEST).unlink(missing_ok=True)  # cases are about to change
+    found |= _merge(ranks.gather(_mine_cases(miner, load_case, missing, mined, log, ranks)))
+    if config.tau_quantile is not None:
+        tau = quantile_tau(found, config.tau_quantile)
+        kept = {}
+        for place, identifier in enumerate(ranks.share(identifiers)):
+            ranks.meet(place, len(identifiers))
+            kept[identifier] = _drop_small_gaps(mined, identifier, found[identifier], miner, tau)
+        found |= _merge(ranks.gather(kept))
+    records = {identifier: found[identifier] for identifier in identifiers}
+    if ranks.rank == 0:
+        mined.write_manifest(records, miner.sampler.values)
+    summary, seconds = summarize(records, config), time.monotonic() - started
+    candidates = config.candidates(len(miner.patch_size))._replace(values=miner.sampler.values)
+    table = tabulate_round(records, candidates)
+    log(
+        f"round {number}: {summary}; {len(missing)} cases mined in {seconds:.1f} s\n{table}\n"
+        f"{summary.describe_gaps()}"
+    )
+    if summary.num_pairs == 0:
+        log(explain_no_pairs(summary, candidates, config.pair))
+    return summary
+
+
+def _merge(parts: Iterable[Records]) -> Records:
+    return dict(chain.from_iterable(part.items() for part in parts))
 
 
 def _mine_cases(
-    miner: Miner,
-    load_case: LoadCase,
-    missing: Sequence[str],
-    mined: Round,
-    seed: int,
-    log: Callable[[str], None],
-    ranks: Ranks,
-) -> None:
+    miner: Miner, load_case: LoadCase, missing: Sequence[str], mined: Round, log: Log, ranks: Ranks
+) -> Records:
     """Mine and store this rank's share of the missing cases; arguments as of `mine_round`."""
-    num_pairs = 0
-    mine = ranks.share(missing)
+    found = {}
+    mine, num_pairs = ranks.share(missing), 0
     with tqdm(mine, desc="mining", unit="case", disable=ranks.rank > 0) as progress:
-        for number, identifier in enumerate(progress):
-            ranks.meet(number, len(missing))
+        for place, identifier in enumerate(progress):
+            ranks.meet(place, len(missing))
             image, segmentation = load_case(identifier)
             truth = torch.from_numpy(segmentation[0])
             miner, case = mine_within_memory(
                 miner, partial(Miner.mine, image=image, segmentation=truth),
-                f"{seed}/{mined.origin['round']}/{identifier}", log,
+                f"{miner.config.seed}/{mined.origin['round']}/{identifier}", log,
             )  # fmt: skip
             stack = stack_preferences(segmentation, *case.preferences)
             mined.write_case(identifier, stack, case.records, miner.patch_size)
-            num_pairs += sum(record.rejected is not None for record in case.records)
+            found[identifier] = case.records
+            num_pairs += sum(record.has_pair for record in case.records)
             progress.set_postfix(pairs=num_pairs)
-
-
-def _read_records(mined: Round, identifiers: Sequence[str]) -> dict[str, list[SampleRecord]]:
-    records = mined.find_finished(identifiers).records
-    if lost := sorted(set(identifiers) - set(records)):
-        message = f"Cases were mined but cannot be read from {mined.folder}: {lost}."
-        raise StoreError(message)
-    return records
+    return found
 
 
 def _drop_small_gaps(
     mined: Round, identifier: str, records: list[SampleRecord], miner: Miner, tau: float
-) -> None:
+) -> list[SampleRecord]:
     """Take the pairs off a case whose gap is below τ; a case without any stays as it is."""
     kept = [
         replace(each, rejected=None, num_disagreeing=0) if each.gap < tau else each
         for each in records
     ]
-    if kept == records:
-        return
-    stack = mined.open_stack(identifier)[:]
-    for place, record in zip(miner.find_units(stack.shape[1:]), kept, strict=True):
-        if record.rejected is None:
-            stack[(slice(1, None), *place)] = 0  # chosen and rejected
-    mined.write_case(identifier, stack, kept, miner.patch_size)
+    if kept != records:
+        stack = mined.open_stack(identifier)[:]
+        for place, record in zip(miner.find_units(stack.shape[1:]), kept, strict=True):
+            if record.rejected is None:
+                stack[(slice(1, None), *place)] = 0  # chosen and rejected
+        mined.write_case(identifier, stack, kept, miner.patch_size)
+    return kept
+
+
+# What a round found -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """What a round of mining found, over all its training samples: cases, slices or windows."""
+
+    tau: float  # least Dice gap of a pair
+    num_samples: int
+    num_pairs: int  # samples with a preference pair
+    num_parts: int  # of region pairs
+    num_preferred: int  # parts that are preferred to the plain prediction
+    dice_plain: float  # mean Dice of the plain prediction
+    dice_chosen: float  # the same of chosen over the pairs; NaN without pairs
+    dice_rejected: float
+    disagreement: float  # mean share of disagreement voxels of the pairs; NaN without pairs
+    gaps: list[float]  # Dice gap between best and worst candidate of each sample
+
+    def __str__(self) -> str:
+        pairs = ""
+        if self.num_parts:
+            share = self.num_preferred / self.num_parts
+            pairs = f", {self.num_parts} parts of which {share:.1%} are preferred"
+        if self.num_pairs:
+            pairs += (
+                f", of the pairs chosen {self.dice_chosen:.4f}, rejected {self.dice_rejected:.4f}, "
+                f"disagreement {self.disagreement:.2%} of the voxels"
+            )
+        plain = f"Dice plain {self.dice_plain:.4f}"
+        return f"{self.num_pairs} pairs / {self.num_samples} samples, {plain}{pairs}"
+
+    def describe_gaps(self) -> str:
+        """How much the candidates of a sample differ, and how many samples have a pair."""
+        return (
+            f"Dice gap of a sample's best and worst candidate: median {np.median(self.gaps):.4f}; "
+            f"{self.num_pairs} of {self.num_samples} samples have a pair "
+            f"({self.num_pairs / self.num_samples:.1%}, tau = {self.tau:.4g})"
+        )
+
+
+def summarize(cases: Records, config: MAPOConfig) -> RoundSummary:
+    """Summarise a round from the records of every case and the settings that it was mined with."""
+    quantile = config.tau_quantile
+    tau = config.tau if quantile is None else quantile_tau(cases, quantile)
+    records = list(chain.from_iterable(cases.values()))
+    pairs = [(r.dice_chosen, r.dice_rejected, r.num_disagreeing / r.num_voxels)
+             for r in records if r.has_pair]  # fmt: skip
+    means = pd.DataFrame(pairs, columns=["dice_chosen", "dice_rejected", "disagreement"]).mean()
+    return RoundSummary(
+        tau=tau,
+        num_samples=len(records),
+        num_pairs=len(pairs),
+        num_parts=sum(record.num_parts for record in records),
+        num_preferred=sum(record.num_preferred for record in records),
+        dice_plain=float(np.mean([record.dice[0] for record in records])),
+        **means.astype(float).to_dict(),
+        gaps=[record.gap for record in records],
+    )
+
+
+def summarize_stored(mined: MinedRound) -> RoundSummary:
+    """Summarise a round that was mined before."""
+    return summarize(mined.cases, MAPOConfig.from_dict(mined.origin["settings"]))
+
+
+def quantile_tau(cases: Records, quantile: float) -> float:
+    """τ at which the share 1 - `quantile` of a round's samples has a pair, `quantile` in [0, 1).
+
+    It is the Dice gap of one of the samples. Those without foreground do not count, where a single
+    voxel may be a gap of 1, nor do those whose candidates all have the same Dice; 0 if none counts.
+    """
+    records = list(chain.from_iterable(cases.values()))
+    gaps = [each.gap for each in records if each.has_foreground and each.gap > 0]
+    return float(np.quantile(gaps, quantile, method="higher")) if gaps else 0.0
+
+
+def tabulate_round(cases: Records, candidates: Candidates) -> str:
+    """Table of a round's candidates, one line each; how often each is chosen or rejected."""
+    records = list(chain.from_iterable(cases.values()))
+    dice = pd.DataFrame([r.dice for r in records], columns=[f"{v:g}" for v in candidates.values])
+    table = dice.describe().T[["mean", "25%", "50%", "75%"]]
+    table = table.rename(columns={"mean": "mean Dice", "50%": "median"})
+    if not any(record.num_parts for record in records):  # two of the candidates are the pair
+        pairs = [record for record in records if record.rejected is not None]
+        for role in ("chosen", "rejected"):
+            numbers = np.array([getattr(record, role) for record in pairs], int)
+            table[role] = np.bincount(numbers, minlength=len(table))
+    text: str = (
+        table.rename_axis(candidates.label)
+        .reset_index()
+        .to_string(index=False, float_format="{:.4f}".format)
+    )
+    return text
+
+
+def explain_no_pairs(summary: RoundSummary, candidates: Candidates, pair: str) -> str:
+    """Warning for a round without any pair: how far it was from one, and what to change."""
+    largest, median = max(summary.gaps), float(np.median(summary.gaps))
+    label, setting, values = candidates
+    advice = f"candidates that differ more ({setting}), or another length of the warm-up"
+    needed = "a candidate with a part that changes the Dice of the sample"
+    if pair == "case":
+        needed = f"a Dice gap of tau = {summary.tau:.4g}, and more than 0, between two candidates"
+        if largest > 0:
+            advice = (
+                f"a smaller tau (half of the samples would have a pair at {median:.3f}), a "
+                f"tau_quantile, {advice}"
+            )
+    return (
+        f"WARNING: this round has NO preference pair, so it trains with nnU-Net's own loss alone. "
+        f"A pair needs {needed}; the largest gap of any sample is {largest:.4f}, the median "
+        f"{median:.4f} ({label} from {min(values)} to {max(values)}, plain Dice "
+        f"{summary.dice_plain:.4f}). To get pairs, derive a trainer whose MAPOConfig has {advice}."
+    )

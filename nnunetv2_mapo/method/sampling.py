@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,33 +19,24 @@ from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
 
 
-class Sampler(Protocol):
-    """Where the candidates come from: dropout, thresholds, input noise.
+@dataclass(frozen=True)
+class CandidateSampler(ABC):
+    """Where the candidates come from: dropout, thresholds or input noise."""
 
-    Attributes:
-        values: What tells the K candidates apart, such as their dropout rates; the first one gives
-            the plain prediction.
-        num_passes: Forward passes that the candidates of one window take.
-    """
+    values: tuple[float, ...]  # what tells the K candidates apart; the first gives the plain one
 
     @property
-    def values(self) -> tuple[float, ...]: ...  # noqa: D102  # above
+    def num_passes(self) -> int:
+        """Forward passes that the candidates of one window take."""
+        return len(self.values)
 
-    @property
-    def num_passes(self) -> int: ...  # noqa: D102  # above
-
+    @abstractmethod
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
-        """Candidates of each window, all windows in one forward pass.
+        """Candidates of each window, label maps `(W, K, *patch)`, in one forward pass.
 
-        Args:
-            network: The policy, in evaluation mode.
-            windows: Shape `(W, channels, *patch)`, on the network's device.
-            labels: Meaning of the logits.
-
-        Returns:
-            Label maps, shape `(W, K, *patch)`.
+        The windows `(W, channels, *patch)` lie on the device of the network, the policy in
+        evaluation mode.
         """
-        ...
 
 
 def full_resolution(outputs: Any) -> Tensor:
@@ -53,92 +45,54 @@ def full_resolution(outputs: Any) -> Tensor:
     return logits
 
 
-def repeat_windows(windows: Tensor, num_candidates: int) -> Tensor:
-    """Each window K times in a row, shape `(W K, channels, *patch)`."""
-    return windows.repeat_interleave(num_candidates, 0)
-
-
-def group_candidates(label_maps: Tensor, num_candidates: int) -> Tensor:
-    """Undo `repeat_windows` on label maps: from `(W K, *patch)` to `(W, K, *patch)`."""
-    return label_maps.view(-1, num_candidates, *label_maps.shape[1:])
-
-
 def fit_windows_per_forward(num_passes: int, batch_size: int) -> int:
-    """Windows whose candidates fit into one forward pass, >= 1.
+    """Windows that fit into a forward pass, >= 1, each `num_passes` times for its candidates.
 
-    A forward pass without gradients needs about a quarter of a training step's memory per sample.
-
-    Args:
-        num_passes: Of the sampler, for each window.
-        batch_size: Batch size of training, which fits the device.
+    A forward pass without gradients needs about a quarter of the memory of a training step, whose
+    `batch_size` fits the device.
     """
     return max(1, 4 * batch_size // num_passes)
 
 
 @dataclass(frozen=True)
-class DropoutSampler:
-    """Segments a window once for each dropout rate.
+class DropoutSampler(CandidateSampler):
+    """Segments a window once for each dropout rate, the first 0."""
 
-    Attributes:
-        values: Dropout rate of each candidate, the first 0.
-        dropout: Dropout of the network.
-    """
-
-    values: tuple[float, ...]
-    dropout: StochasticDropout
-
-    @property
-    def num_passes(self) -> int:
-        """One for each candidate."""
-        return len(self.values)
+    dropout: StochasticDropout  # of the network
 
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
-        """See `Sampler.segment`."""
+        """See `CandidateSampler.segment`."""
         rates = torch.tensor(self.values, device=windows.device)
         with self.dropout.at(rates.repeat(len(windows))):
-            outputs = network(repeat_windows(windows, len(rates)))
-        return group_candidates(labels.label_map(full_resolution(outputs)), len(rates))
+            outputs = network(windows.repeat_interleave(len(rates), 0))
+        label_maps = labels.label_map(full_resolution(outputs))
+        return label_maps.view(-1, len(rates), *label_maps.shape[1:])
 
 
 @dataclass(frozen=True)
-class NoiseSampler:
-    """Segments a window once for each strength of noise.
+class NoiseSampler(CandidateSampler):
+    """Segments a window once for each strength of noise, the first 0.
 
-    Attributes:
-        values: Standard deviation σ of each candidate's noise in units of the preprocessed
-            intensities (most of nnU-Net's normalisations are z-scores), the first 0.
-        num_image_channels: Channels that get noise; those behind are the segmentation of a
-            cascade's previous stage.
+    A value is the standard deviation σ of the noise in units of the preprocessed intensities (most
+    of nnU-Net's normalisations are z-scores).
     """
 
-    values: tuple[float, ...]
-    num_image_channels: int
-
-    @property
-    def num_passes(self) -> int:
-        """One for each candidate."""
-        return len(self.values)
+    num_image_channels: int  # that get noise; behind them is a cascade's previous stage
 
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
-        """See `Sampler.segment`."""
+        """See `CandidateSampler.segment`."""
         sigmas = torch.tensor(self.values, device=windows.device)
-        inputs = repeat_windows(windows, len(sigmas))
+        inputs = windows.repeat_interleave(len(sigmas), 0)
         image = inputs[:, : self.num_image_channels]
         strength = sigmas.repeat(len(windows)).view(-1, *[1] * (image.ndim - 1))
         image += strength * torch.randn_like(image)
         label_maps = labels.label_map(full_resolution(network(inputs)))
-        return group_candidates(label_maps, len(sigmas))
+        return label_maps.view(-1, len(sigmas), *label_maps.shape[1:])
 
 
 @dataclass(frozen=True)
-class ThresholdSampler:
-    """Segments a window once and cuts the probabilities at each threshold.
-
-    Attributes:
-        values: Thresholds, the first 0.5.
-    """
-
-    values: tuple[float, ...]
+class ThresholdSampler(CandidateSampler):
+    """Segments a window once and cuts the probabilities at each threshold, the first 0.5."""
 
     @property
     def num_passes(self) -> int:
@@ -146,25 +100,17 @@ class ThresholdSampler:
         return 1
 
     def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
-        """See `Sampler.segment`."""
+        """See `CandidateSampler.segment`."""
         return cut(full_resolution(network(windows)).float(), self.values, labels)
 
 
 def cut(logits: Tensor, thresholds: Sequence[float], labels: Labels) -> Tensor:
-    """Segmentation of logits at each threshold.
+    """Label maps `(W, K, *patch)` of logits `(W, C, *patch)` at each of K thresholds in (0, 1).
 
     A region r is on where its probability is above the threshold θ, sigmoid(z_r) > θ. With classes
     a voxel is foreground where p_f / (p_f + p_0) > θ, and then of class f, its most probable
     foreground class; with two classes this is p_1 > θ, and θ = 0.5 is the usual argmax however many
     there are.
-
-    Args:
-        logits: Shape `(W, C, *patch)`, float32.
-        thresholds: Each in (0, 1).
-        labels: Meaning of the logits.
-
-    Returns:
-        Label maps, shape `(W, K, *patch)`.
     """
     # p_f / (p_f + p_0) = sigmoid(z_f - z_0): no softmax is needed.
     offsets = [math.log(threshold / (1 - threshold)) for threshold in thresholds]
@@ -177,15 +123,11 @@ def cut(logits: Tensor, thresholds: Sequence[float], labels: Labels) -> Tensor:
 
 def make_sampler(
     config: MAPOConfig, num_dimensions: int, dropout: StochasticDropout, num_image_channels: int
-) -> Sampler:
-    """Sampler that the settings name.
+) -> CandidateSampler:
+    """Sampler that the settings name, for a 2D or 3D configuration.
 
-    Args:
-        config: Settings.
-        num_dimensions: Of the configuration, 2 or 3.
-        dropout: Dropout of the network that is going to be sampled.
-        num_image_channels: Channels of the network's input that are image; in a cascade the
-            previous stage's segmentation comes behind them.
+    `dropout` is that of the network that is going to be sampled, `num_image_channels` as of
+    `NoiseSampler`.
     """
     values = config.candidates(num_dimensions).values
     if config.sampler == "threshold":

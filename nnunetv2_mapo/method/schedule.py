@@ -7,13 +7,7 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """Stage of an epoch.
-
-    Attributes:
-        round: 0 in the warm-up, 1 … `num_rounds` in the preference stage.
-        first_epoch: First epoch of the warm-up or the round.
-        end_epoch: The epoch after its last.
-    """
+    """Round 1 … `num_rounds`, or 0 for the warm-up, with its first epoch and the one after it."""
 
     round: int
     first_epoch: int
@@ -26,16 +20,11 @@ class Schedule:
 
     Short trainings degrade: with preferences wanted, the warm-up leaves at least one epoch and
     there are never more rounds than epochs left; one epoch alone is warm-up.
-
-    Attributes:
-        num_epochs: Length of the training in epochs, >= 1.
-        warmup_epochs: Wished warm-up in epochs; clipped to 1 … `num_epochs` - 1.
-        num_rounds: Wished number of rounds; 0 makes every epoch warm-up.
     """
 
-    num_epochs: int
-    warmup_epochs: int
-    num_rounds: int
+    num_epochs: int  # length of the training, >= 1
+    warmup_epochs: int  # wished; clipped to 1 … `num_epochs` - 1
+    num_rounds: int  # wished; 0 makes every epoch warm-up
 
     @property
     def stages(self) -> list[Stage]:

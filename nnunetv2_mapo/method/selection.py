@@ -14,28 +14,17 @@ _CHUNK = 2**24  # voxels that are counted at a time, in 64-bit integers
 
 
 class Pair(NamedTuple):
-    """Candidates of a preference pair.
+    """Candidates of a preference pair by their index; the first one of a tie."""
 
-    Attributes:
-        chosen: Index of the candidate with the highest Dice (eq. 3); the first one of a tie.
-        rejected: Index of the one with the lowest Dice whose gap is at least τ (eq. 5); the first
-            one of a tie; None if there is none.
-    """
-
-    chosen: int
-    rejected: int | None
+    chosen: int  # the highest Dice (eq. 3)
+    rejected: int | None  # the lowest Dice whose gap is at least τ (eq. 5), if there is one
 
 
 def select_pair(dice: Sequence[float], tau: float, tau_max: float = 1.0) -> Pair:
-    """Choose the preference pair of one training sample (eq. 3-5).
+    """Choose the preference pair of one training sample by the Dice of each candidate (eq. 3-5).
 
-    Args:
-        dice: Dice of each candidate, in [0, 1].
-        tau: Least Dice gap of a pair, in [0, 1]; equal candidates are none at 0 either.
-        tau_max: Largest Dice gap of a pair, in [0, 1].
-
-    Returns:
-        The pair; without a rejected candidate where no gap is between `tau` and `tau_max`.
+    It has no rejected candidate where no gap is between `tau` and `tau_max`, which are in [0, 1];
+    equal candidates are no pair at 0 either.
     """
     candidates = range(len(dice))
     chosen = max(candidates, key=lambda k: dice[k])
@@ -51,53 +40,45 @@ def candidate_dice(
 
     Present means in the target or in the candidate. Where none is (both empty) the Dice is 1.
 
-    Args:
-        candidates: Label maps, shape `(K, *spatial)`.
-        target: Ground truth as a label map, shape `(*spatial)`.
-        labels: Meaning of the label maps.
-        valid: Mask of the voxels that count, shape `(*spatial)`; None: all do.
-
-    Returns:
-        Shape `(K,)`, float64.
+    Label maps `(K, *spatial)` of candidates and `(*spatial)` of the ground truth give `(K,)`,
+    float64; `valid`, `(*spatial)`, masks the voxels that count, None: all do.
     """
-    overlap = _region_overlap if labels.regions is not None else _class_overlap
     if valid is not None:
         candidates, target = candidates[:, valid], target[valid]
     candidates, target = candidates.flatten(1), target.flatten()
-    return torch.stack(
-        [_mean_dice(overlap(candidate, target, labels.num_heads)) for candidate in candidates]
-    )
+    overlaps = [count_overlap(candidate, target, labels) for candidate in candidates]
+    return mean_dice(Overlap(*(torch.stack(counts) for counts in zip(*overlaps, strict=True))))
 
 
-class _Overlap(NamedTuple):
-    """Voxel counts of each foreground class or region."""
+class Overlap(NamedTuple):
+    """Voxels of each foreground class or region in both maps, and in the one plus in the other.
+
+    Shape `(…, C)`, int64.
+    """
 
     intersection: Tensor
     total: Tensor
 
 
-def _class_overlap(candidate: Tensor, target: Tensor, num_heads: int) -> _Overlap:
-    confusion = torch.zeros(num_heads**2, dtype=torch.int64, device=candidate.device)
-    for start in range(0, len(candidate), _CHUNK):
+def count_overlap(segmentation: Tensor, target: Tensor, labels: Labels) -> Overlap:
+    """Overlap of two label maps of shape `(n,)`."""
+    if labels.regions is not None:
+        bits = (2 ** torch.arange(labels.num_heads, device=target.device)).to(target).unsqueeze(1)
+        ours, true = segmentation & bits != 0, target & bits != 0  # (C, n)
+        return Overlap((ours & true).sum(1), ours.sum(1) + true.sum(1))
+    size = labels.num_heads
+    confusion = torch.zeros(size**2, dtype=torch.int64, device=segmentation.device)
+    for start in range(0, len(segmentation), _CHUNK):
         part = slice(start, start + _CHUNK)
-        pairs = candidate[part].long() * num_heads + target[part]
-        confusion += torch.bincount(pairs, minlength=num_heads**2)
-    confusion = confusion.view(num_heads, num_heads)
-    total = confusion.sum(0) + confusion.sum(1)
-    return _Overlap(confusion.diagonal()[1:], total[1:])
+        pairs = segmentation[part].long() * size + target[part]
+        confusion += torch.bincount(pairs, minlength=size**2)
+    confusion = confusion.view(size, size)
+    return Overlap(confusion.diagonal()[1:], (confusion.sum(0) + confusion.sum(1))[1:])
 
 
-def _region_overlap(candidate: Tensor, target: Tensor, num_heads: int) -> _Overlap:
-    ours = [(candidate >> bit) & 1 == 1 for bit in range(num_heads)]
-    true = [(target >> bit) & 1 == 1 for bit in range(num_heads)]
-    return _Overlap(
-        torch.stack([(a & b).sum() for a, b in zip(ours, true, strict=True)]),
-        torch.stack([a.sum() + b.sum() for a, b in zip(ours, true, strict=True)]),
-    )
-
-
-def _mean_dice(overlap: _Overlap) -> Tensor:
+def mean_dice(overlap: Overlap) -> Tensor:
+    """Mean Dice over what is present, shape `(…)`, float64; 1 where nothing is."""
     is_present = overlap.total > 0
-    if not is_present.any():
-        return torch.ones((), dtype=torch.float64, device=is_present.device)
-    return (2 * overlap.intersection[is_present].double() / overlap.total[is_present]).mean()
+    dice = 2 * overlap.intersection.double() / overlap.total.clamp(min=1)
+    num_present = is_present.sum(-1)
+    return torch.where(num_present > 0, dice.sum(-1) / num_present.clamp(min=1), 1.0)

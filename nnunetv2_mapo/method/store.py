@@ -1,8 +1,8 @@
 """Mined rounds on disk: the file and the record of each case, then a manifest.
 
-`preferences/round_01/CASE.b2nd` holds the int16 channels [segmentation, chosen, rejected] in the
-preprocessed geometry, `CASE.b2nd.json` what mining found out about the case and the checksum of
-that file. A case without both is not there. `manifest.json` is written when every case is.
+`preferences/round_01/CASE.b2nd` holds the channels of `stack_preferences` in the preprocessed
+geometry, `CASE.b2nd.json` what mining found out about the case and the checksum of that file. A
+case without both is not there. `manifest.json` is written when every case is.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from numpy.typing import NDArray
 
-from nnunetv2_mapo.method.candidates import Candidates
-from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.config import Candidates, MAPOConfig
 from nnunetv2_mapo.support.files import hash_file, read_sealed, write_atomically, write_sealed
 
 PREFERENCES = "preferences"  # folder of the rounds in nnU-Net's fold folder
@@ -36,29 +35,17 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """What mining found out about one training sample (a case, a slice or a window's cell).
+    """What mining found out about one training sample (a case, a slice or a window's cell)."""
 
-    Attributes:
-        dice: Dice of each candidate, in the sampler's order; the first is the plain one.
-        chosen: Index of the chosen candidate; of a region pair 0, the plain prediction.
-        rejected: Index of the rejected one; None without a pair and of a region pair.
-        num_disagreeing: Voxels in which chosen and rejected differ.
-        num_voxels: Voxels of the sample.
-        has_foreground: Whether its ground truth has any.
-        num_parts: Parts of all candidates with an effect on the Dice, of a region pair.
-        num_preferred: Those of them that are preferred to the plain prediction.
-        pair_dice: Dice of chosen and of rejected, which are put together from these parts.
-    """
-
-    dice: list[float]
-    chosen: int
-    rejected: int | None
-    num_disagreeing: int
-    num_voxels: int
-    has_foreground: bool = True
-    num_parts: int = 0
-    num_preferred: int = 0
-    pair_dice: list[float] | None = None
+    dice: list[float]  # of each candidate in the sampler's order; the first is the plain one
+    chosen: int  # index of the chosen candidate; of a region pair 0, the plain prediction
+    rejected: int | None  # index of the rejected one; None without a pair and of a region pair
+    num_disagreeing: int  # voxels in which chosen and rejected differ
+    num_voxels: int  # of the sample
+    has_foreground: bool = True  # in its ground truth
+    num_parts: int = 0  # of all candidates, with an effect on the Dice; of a region pair
+    num_preferred: int = 0  # of these, preferred to the plain prediction
+    pair_dice: list[float] | None = None  # of chosen and rejected, put together from these parts
 
     @property
     def has_pair(self) -> bool:
@@ -84,12 +71,7 @@ class SampleRecord:
 
 
 class Finished(NamedTuple):
-    """Cases of a round.
-
-    Attributes:
-        records: Records of each case that can be trained on.
-        damaged: Cases that were finished once, but whose files have changed since.
-    """
+    """Records of the cases that can be trained on; cases whose files have changed since."""
 
     records: dict[str, list[SampleRecord]]
     damaged: list[str]
@@ -97,18 +79,14 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """One round's folder.
+    """One round's folder `fold_X/preferences/round_RR`.
 
-    Attributes:
-        folder: `fold_X/preferences/round_RR`.
-        origin: What made it: configuration, plans, labels, data set … and the policy's
-            fingerprint under `"policy"`. Cases of another origin are not read.
-        values: What the candidates differ in, such as their dropout rates; for the manifest.
+    Its origin is what made it: configuration, plans, labels, data set … and the policy's
+    fingerprint under `"policy"`. Cases of another origin are not read.
     """
 
     folder: Path
     origin: dict[str, Any]
-    values: tuple[float, ...] = ()
 
     def path(self, identifier: str) -> Path:
         """File of a case."""
@@ -130,26 +108,18 @@ class Round:
         records: Sequence[SampleRecord],
         patch_size: Sequence[int],
     ) -> None:
-        """Write a case, its record last.
+        """Write a case, see `stack_preferences`, then the records of its training samples.
 
-        Args:
-            identifier: Case identifier.
-            stack: Shape `(3 or 4, *spatial)`, int16, see `stack_preferences`.
-            records: One of each training sample of the case.
-            patch_size: Patch of the configuration, which decides the file's blocks and chunks.
+        The patch size of the configuration decides the file's blocks and chunks.
 
         Raises:
             WriteError: The disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         blocks, chunks = comp_blosc2_params(stack.shape, patch_size, stack.itemsize)
-        array = blosc2.asarray(
-            np.ascontiguousarray(stack),
-            blocks=blocks,
-            chunks=chunks,
-            cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4},
-        )
-        content = array.to_cframe()
+        array = np.ascontiguousarray(stack)
+        cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4}
+        content = blosc2.asarray(array, blocks=blocks, chunks=chunks, cparams=cparams).to_cframe()
         write_atomically(self.path(identifier), content)
         record = {
             "origin": self.origin,
@@ -159,14 +129,17 @@ class Round:
         write_sealed(self.record_path(identifier), record)
 
     def find_finished(self, identifiers: Iterable[str]) -> Finished:
-        """Records of the cases that can be trained on, by checksum, and which are damaged."""
+        """Records of the cases that can be trained on, and which are damaged.
+
+        It reads each case's file once, for its checksum, which takes long where they are many.
+        """
         found = Finished({}, [])
         for identifier in identifiers:
             record = read_sealed(self.record_path(identifier))
-            if record and _complete(record["origin"]) != _complete(self.origin):
+            if record and not self._has_made(record):
                 continue
             if record and record["sha256"] == hash_file(self.path(identifier)):
-                found.records[identifier] = [SampleRecord(**each) for each in record["samples"]]
+                found.records[identifier] = _to_records(record["samples"])
             elif self.record_path(identifier).exists():
                 found.damaged.append(identifier)
         return found
@@ -174,36 +147,30 @@ class Round:
     def write_values(self, values: Sequence[float]) -> None:
         """Write what the candidates differ in, so that a round is continued with the same."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"origin": self.origin, "values": list(values)}
-        write_sealed(self.folder / CANDIDATES, content)
+        write_sealed(self.folder / CANDIDATES, {"origin": self.origin, "values": list(values)})
 
     def read_values(self) -> tuple[float, ...]:
         """Undo `write_values`; empty if nothing was written, or by another policy."""
         content = read_sealed(self.folder / CANDIDATES)
-        if content is None or _complete(content["origin"]) != _complete(self.origin):
-            return ()
-        return tuple(content["values"])
+        return tuple(content["values"]) if content and self._has_made(content) else ()
 
-    def write_manifest(self, cases: dict[str, list[SampleRecord]]) -> None:
-        """Write the manifest of a complete round."""
+    def _has_made(self, content: dict[str, Any]) -> bool:
+        return _complete(content["origin"]) == _complete(self.origin)
+
+    def write_manifest(self, cases: dict[str, list[SampleRecord]], values: Sequence[float]) -> None:
+        """Write the manifest of a complete round: records, and what the candidates differ in."""
         content = {
             "origin": self.origin,
-            "values": self.values,
+            "values": list(values),
             "cases": {
-                identifier: {
-                    "sha256": hash_file(self.path(identifier)),
-                    "samples": [asdict(record) for record in cases[identifier]],
-                }
+                identifier: {"samples": [asdict(record) for record in cases[identifier]]}
                 for identifier in sorted(cases)
             },
         }
         write_sealed(self.folder / MANIFEST, content)
 
     def find_foreign(self) -> list[str]:
-        """Differences of the store's origin to this one's, the policy left out, one line each.
-
-        Empty where nothing is stored that can be read.
-        """
+        """Differences of the store's origin to this one's, the policy left out, one line each."""
         ours = theirs = _complete(self.origin)
         for path in (self.folder / MANIFEST, *sorted(self.folder.glob("*.json"))):
             if content := read_sealed(path):
@@ -215,9 +182,9 @@ class Round:
             if key != "policy" and theirs.get(key) != mine
         ]
 
-    def forget_manifest(self) -> None:
-        """Delete the manifest, because cases are about to change."""
-        (self.folder / MANIFEST).unlink(missing_ok=True)
+
+def _to_records(samples: Iterable[dict[str, Any]]) -> list[SampleRecord]:
+    return [SampleRecord(**each) for each in samples]
 
 
 def _complete(origin: dict[str, Any]) -> dict[str, Any]:
@@ -226,20 +193,12 @@ def _complete(origin: dict[str, Any]) -> dict[str, Any]:
     return {**origin, "settings": MAPOConfig.from_dict(settings).to_dict()}
 
 
-class MinedRound(NamedTuple):
-    """What the manifest of a round says.
+@dataclass(frozen=True)
+class MinedRound(Round):
+    """A round with what its manifest says."""
 
-    Attributes:
-        folder: The round's folder.
-        origin: What made it, see `Round.origin`.
-        cases: Records of each case.
-        values: What the candidates differ in; empty in a store of version 0.1.
-    """
-
-    folder: Path
-    origin: dict[str, Any]
     cases: dict[str, list[SampleRecord]]
-    values: tuple[float, ...] = ()
+    values: tuple[float, ...]  # what the candidates differ in; empty in a store of version 0.1
 
     def candidates(self, num_dimensions: int) -> Candidates:
         """What the candidates differ in, by the settings and what the round found itself."""
@@ -249,10 +208,7 @@ class MinedRound(NamedTuple):
 
 
 def read_rounds(fold: Path) -> list[MinedRound]:
-    """Mined rounds of a fold in their order, those that are not complete left out.
-
-    Args:
-        fold: nnU-Net's folder of the fold.
+    """Mined rounds of nnU-Net's folder of a fold in their order; incomplete ones are left out.
 
     Raises:
         StoreError: A manifest is damaged.
@@ -263,10 +219,7 @@ def read_rounds(fold: Path) -> list[MinedRound]:
         if content is None:
             message = f"{path} is damaged. Delete it: its round is then left out."
             raise StoreError(message)
-        cases = {
-            case: [SampleRecord(**sample) for sample in each["samples"]]
-            for case, each in content["cases"].items()
-        }
+        cases = {case: _to_records(each["samples"]) for case, each in content["cases"].items()}
         values = tuple(content.get("values", ()))
         rounds.append(MinedRound(path.parent, content["origin"], cases, values))
     return rounds
@@ -281,15 +234,10 @@ def _file_stem(identifier: str) -> str:
 
 
 def stack_preferences(segmentation: NDArray[Any], *preferences: NDArray[Any]) -> NDArray[np.int16]:
-    """Stack as the store holds it.
+    """Channels [segmentation, chosen, rejected] or [segmentation, chosen, rejected, weight], int16.
 
-    Args:
-        segmentation: Ground truth in nnU-Net's labels, shape `(1, *spatial)`.
-        *preferences: Label maps of chosen and of rejected, and of region pairs the weight of each
-            voxel in hundredths, each of shape `(*spatial)`.
-
-    Returns:
-        Channels [segmentation, chosen, rejected] or [segmentation, chosen, rejected, weight].
+    The segmentation is in nnU-Net's labels, `(1, *spatial)`; chosen and rejected are label maps,
+    the weight of region pairs is in hundredths, `(*spatial)`.
     """
     stack: NDArray[np.int16] = np.concatenate(
         (segmentation, np.stack(preferences)), dtype=np.int16, casting="unsafe"

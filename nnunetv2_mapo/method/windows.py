@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
@@ -14,76 +14,51 @@ Index = tuple[int | slice, ...]
 
 
 class Window(NamedTuple):
-    """One sliding window.
+    """A sliding window, as indices for the three spatial axes; in 2D the first is the slice.
 
     The cells of all windows are disjoint and cover the case: a voxel belongs to the window whose
     centre is nearest along each axis.
-
-    Attributes:
-        place: Index of the window for the three spatial axes; in 2D its first entry is the slice.
-        cell: Index of the voxels that belong to it, likewise.
     """
 
-    place: Index
-    cell: Index
-
-
-class _Step(NamedTuple):
-    """A window along one axis; attributes as those of `Window`."""
-
-    place: slice
-    cell: slice
+    place: Index  # of the window
+    cell: Index  # of the voxels that belong to it
 
 
 def find_windows(
     shape: Sequence[int], patch_size: Sequence[int], tile_step_size: float
 ) -> list[Window]:
-    """Windows that cover a case.
+    """Windows that cover a case of three spatial axes, at least as large as the patch, in voxels.
 
-    Args:
-        shape: Three spatial axes, at least as large as the patch.
-        patch_size: In voxels; with two entries the windows lie in single slices.
-        tile_step_size: Largest distance of two windows as a share of the patch, in (0, 1]; at 1
-            they overlap only where they must.
+    With a patch of two entries they lie in single slices. Two of them are at most the share
+    `tile_step_size` of the patch apart, in (0, 1]; at 1 they overlap only where they must.
     """
     in_plane = tuple(shape[-len(patch_size) :])
     starts = compute_steps_for_sliding_window(in_plane, tuple(patch_size), tile_step_size)
-    axes = [_divide(*axis) for axis in zip(starts, patch_size, in_plane, strict=True)]
-    windows = [
-        Window(*(tuple(part) for part in zip(*steps, strict=True)))
-        for steps in itertools.product(*axes)
-    ]
-    if len(patch_size) == 3:
-        return windows
-    return [
-        Window((plane, *window.place), (plane, *window.cell))
-        for plane in range(shape[0])
-        for window in windows
-    ]
+    axes: list[Any] = [_divide(*axis) for axis in zip(starts, patch_size, in_plane, strict=True)]
+    if len(patch_size) == 2:
+        axes.insert(0, [(plane, plane) for plane in range(shape[0])])
+    return [Window(*zip(*steps, strict=True)) for steps in itertools.product(*axes)]
 
 
-def _divide(starts: Sequence[int], size: int, length: int) -> list[_Step]:
-    """Windows of one axis; the border of two neighbours is in the middle of their overlap."""
+def _divide(starts: Sequence[int], size: int, length: int) -> list[tuple[slice, slice]]:
+    """Place and cell of each window along one axis; cells meet in the middle of an overlap."""
     middles = [(low + size + high) // 2 for low, high in itertools.pairwise(starts)]
     cells = itertools.pairwise([0, *middles, length])
     return [
-        _Step(slice(start, start + size), slice(low, high))
-        for start, (low, high) in zip(starts, cells, strict=True)
+        (slice(start, start + size), slice(*cell))
+        for start, cell in zip(starts, cells, strict=True)
     ]
 
 
 def vote(labels: Tensor, lead: Tensor, ballot: Tensor, weight: Tensor) -> None:
     """Let one more window vote on the label of its voxels (Boyer and Moore's majority vote).
 
+    `labels` and `lead`, the label that leads and by how much (0 at first), are changed in place;
+    `ballot` is the window's label of each voxel, `weight` > 0 that of its vote.
+
     Of two labels the one with the larger sum of weights leads; of more, the one that has more than
     half of the weights, if there is one. It takes no sum for each label, of which a large case has
     no room.
-
-    Args:
-        labels: Label that leads so far, changed in place.
-        lead: Its lead, 0 at first, same shape, floating point; changed in place.
-        ballot: Label that the window votes for, same shape.
-        weight: Weight of its vote, > 0, broadcast to that shape.
     """
     is_same = labels == ballot
     after = torch.where(is_same, lead + weight, lead - weight)
@@ -96,15 +71,8 @@ def find_units(
 ) -> list[Index]:
     """Parts of a case that have a preference pair each; disjoint, and together the case.
 
-    Args:
-        shape: Three spatial axes.
-        patch_size: In voxels, 2 or 3 entries.
-        unit: `"case"`, `"slice"` (along the first axis) or `"window"` (the cells of
-            `find_windows`).
-        tile_step_size: As of `find_windows`.
-
-    Returns:
-        Index of each unit for the three spatial axes.
+    A `unit` is a `"case"`, a `"slice"` along the first axis or a `"window"`, the cells of
+    `find_windows`, whose arguments the others are; the case may be smaller than the patch.
     """
     if unit == "case":
         return [(slice(None),) * 3]
@@ -114,12 +82,11 @@ def find_units(
     patch = (*(1 for _ in shape[len(patch_size) :]), *patch_size)
     padded = [max(size, least) for size, least in zip(shape, patch, strict=True)]
     front = [(large - size) // 2 for large, size in zip(padded, shape, strict=True)]
-    return [
-        tuple(
-            axis
-            if isinstance(axis, int)
-            else slice(max(axis.start - before, 0), min(axis.stop - before, size))
-            for axis, before, size in zip(window.cell, front, shape, strict=True)
-        )
-        for window in find_windows(padded, patch_size, tile_step_size)
-    ]
+
+    def clip(axis: int | slice, before: int, size: int) -> int | slice:
+        if isinstance(axis, int):
+            return axis
+        return slice(max(axis.start - before, 0), min(axis.stop - before, size))
+
+    windows = find_windows(padded, patch_size, tile_step_size)
+    return [tuple(map(clip, window.cell, front, shape)) for window in windows]

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nnunetv2_mapo.method.candidates import RATES_2D, RATES_3D
 from nnunetv2_mapo.method.cases import load_case
-from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.config import RATES_2D, RATES_3D, MAPOConfig
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.mining import Miner, make_miner, mine_within_memory
 from nnunetv2_mapo.method.sampling import make_sampler

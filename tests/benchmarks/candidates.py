@@ -53,7 +53,7 @@ def main() -> None:
     passes = np.mean([count_passes(miner, case, 0.5) for case in cases])
     print(f"| nnU-Net, half-overlapping | {passes:.1f} | {predicted.mean():.4f} | |")
     for step in STEP_SIZES:
-        stepped = replace(miner, tile_step_size=step)
+        stepped = replace(miner, config=replace(miner.config, tile_step_size=step))
         mined = np.array([mined_dice(stepped, *case) for case in cases])
         passes = np.mean([count_passes(miner, case, step) for case in cases])
         difference = (mined - predicted).mean()

@@ -20,8 +20,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.loss import find_disagreement, margin
-from nnunetv2_mapo.method.preference_losses import sigmoid_loss
+from nnunetv2_mapo.method.loss import find_disagreement, margin, preference_loss
 
 BATCH_SIZE, PATCH, BETA = 2, (64, 64, 64), 0.1
 SHARES = (0.01, 0.05, 0.20)
@@ -64,7 +63,7 @@ def margin_form(batch: Batch) -> Tensor:
     with torch.no_grad():
         reference_margin = margin(disagreement.gather(batch.reference), disagreement)
     policy_margin = margin(disagreement.gather(batch.policy), disagreement)
-    return sigmoid_loss(policy_margin - reference_margin, BETA).mean()
+    return preference_loss(policy_margin - reference_margin, beta=BETA).mean()
 
 
 def log_form(batch: Batch) -> Tensor:

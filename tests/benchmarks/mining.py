@@ -97,7 +97,7 @@ def _make_predictor(trainer: Any) -> nnUNetPredictor:
 def _only_forward(miner: Miner, image: Tensor) -> None:
     """The network's work in `Miner.mine` and nothing else, in the same batches."""
     padded = pad_nd_image(image, miner.patch_size, "constant", {"value": 0})
-    places = find_windows(padded.shape[1:], miner.patch_size, miner.tile_step_size)
+    places = find_windows(padded.shape[1:], miner.patch_size, miner.config.tile_step_size)
     for start in range(0, len(places), miner.windows_per_forward):
         batch = places[start : start + miner.windows_per_forward]
         windows = torch.stack([padded[(slice(None), *window.place)] for window in batch])

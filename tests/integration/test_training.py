@@ -10,8 +10,9 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
+from nnunetv2_mapo.method.loss import STEP_KEYS
 from nnunetv2_mapo.method.mining import Miner
-from nnunetv2_mapo.method.progress import MINING_KEYS, STEP_KEYS
+from nnunetv2_mapo.method.progress import MINING_KEYS
 from nnunetv2_mapo.method.store import StoreError
 from nnunetv2_mapo.support.files import hash_weights
 
@@ -169,7 +170,7 @@ def test_a_checkpoint_is_loaded_by_name_and_by_content_under_either_keyword(
 def test_dropout_is_off_outside_training_steps(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     stop_in_epoch(trainer, epoch=1)
-    assert not trainer.dropout.active
+    assert not trainer.dropout.switch.active
     trainer.network.eval()
     data = torch.randn(1, 1, 8, 16, 16)
     assert torch.equal(trainer.network(data)[0], trainer.network(data)[0])

@@ -12,7 +12,8 @@ import wandb
 from test_training import stop_in_epoch
 from wandb.proto.wandb_internal_pb2 import Record
 
-from nnunetv2_mapo.method.progress import MINING_KEYS, STEP_KEYS
+from nnunetv2_mapo.method.loss import STEP_KEYS
+from nnunetv2_mapo.method.progress import MINING_KEYS
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 MakeTrainer = Callable[..., Any]

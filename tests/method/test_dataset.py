@@ -29,12 +29,16 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoD
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
+from nnunetv2_mapo.method import dataset as dataset_module
 from nnunetv2_mapo.method.dataset import (
     MoveDisagreement,
     PreferenceDataset,
     Preferences,
     carry_preferences,
+    drop_equal,
+    put_back,
     split_preferences,
+    take_off,
 )
 from nnunetv2_mapo.method.store import Round, SampleRecord, stack_preferences
 
@@ -157,6 +161,77 @@ def test_chosen_and_rejected_differ_exactly_where_the_plain_transform_makes_them
         assert not differ.all()
         assert torch.equal(moved[1:, differ], plain[1:, differ])
         assert torch.equal(moved[1, ~differ], moved[2, ~differ])
+
+
+@pytest.mark.parametrize("name", ["patch_size", "mode_seg", "border_mode_seg", "align_corners"])
+def test_nnunets_spatial_transform_has_what_moving_the_disagreement_needs(name):
+    transform = SpatialTransform((4, 4), 0, False, p_rotation=1)
+    assert hasattr(transform, name), f"batchgeneratorsv2's SpatialTransform has no {name} any more"
+    assert "grid" in transform.get_parameters(image=torch.zeros(1, 4, 4)), (
+        "the parameters of batchgeneratorsv2's SpatialTransform have no 'grid' any more"
+    )
+
+
+class OfAnotherVersion(SpatialTransform):
+    """nnU-Net's transform whose private methods nobody but itself can find."""
+
+    is_inside = False
+
+    def get_parameters(self, **data_dict):
+        self.is_inside = True
+        parameters = super().get_parameters(**data_dict)
+        self.is_inside = False
+        return parameters
+
+    def apply(self, data_dict, **params):
+        self.is_inside = True
+        moved = super().apply(data_dict, **params)
+        self.is_inside = False
+        return moved
+
+    def __getattribute__(self, name):
+        if name[0] == "_" and name[1] != "_" and not object.__getattribute__(self, "is_inside"):
+            message = f"the private method {name} of batchgeneratorsv2 is gone"
+            raise AttributeError(message)
+        return super().__getattribute__(name)
+
+
+class WithoutGrid(SpatialTransform):
+    """nnU-Net's transform whose parameters have another form."""
+
+    def get_parameters(self, **data_dict):
+        return {"drawn": super().get_parameters(**data_dict)}
+
+    def apply(self, data_dict, **params):
+        return super().apply(data_dict, **params["drawn"])
+
+
+def moved_by(transform_class, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Target and preferences of one patch; chosen equals the target, rejected its complement."""
+    transform = transform_class(PATCH[2], 0, False, p_rotation=1, p_scaling=1)
+    segmentation = blobs(WHOLE[2])
+    stack = torch.cat((segmentation, segmentation, 1 - segmentation))
+    transforms = carry_preferences(ComposeTransforms([transform]))
+    _, (target, preferences) = augment(transforms, segmentation.float(), stack, seed)
+    return target, preferences
+
+
+def test_no_private_method_of_batchgeneratorsv2_is_needed():
+    for ours, theirs in zip(moved_by(OfAnotherVersion), moved_by(SpatialTransform), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_where_a_newer_version_lacks_something_the_plain_transform_moves_the_pairs(monkeypatch):
+    expected = moved_by(SpatialTransform)
+    with pytest.warns(UserWarning, match="SpatialTransform whose get_parameters has no 'grid'"):
+        without_grid = moved_by(WithoutGrid)
+    monkeypatch.setattr(dataset_module, "_OF_SPATIAL_TRANSFORM", ("patch_size", "gone", "lost"))
+    with pytest.warns(UserWarning, match="SpatialTransform without gone, lost"):
+        plain = moved_by(SpatialTransform)
+    for target, (chosen, rejected) in (without_grid, plain):
+        assert torch.equal(target, expected[0])
+        assert torch.equal(chosen, target[0])
+        assert torch.equal(rejected, 1 - target[0])
 
 
 def test_preferences_are_carried_through_dummy_2d_augmentation():
@@ -321,8 +396,9 @@ def test_preferences_are_taken_off_before_the_first_segmentation_only_transform(
         MoveSegAsOneHotToDataTransform(1, [1]),
     ):
         transforms = carry_preferences(ComposeTransforms([step]))
-        names = [type(inner).__name__ for inner in transforms.transforms]
-        assert names == ["DropEqual", "TakeOff", type(step).__name__, "PutBack"]
+        drop, take, inner, put = transforms.transforms
+        assert (drop.func, take.func, put.func) == (drop_equal, take_off, put_back)
+        assert inner is step
 
 
 def test_a_single_transform_is_wrapped_too():

@@ -11,6 +11,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.loss import (
     MAPOLoss,
@@ -18,10 +19,10 @@ from nnunetv2_mapo.method.loss import (
     chosen_log_likelihood,
     find_disagreement,
     margin,
+    preference_loss,
     voxel_loss,
     voxel_margins,
 )
-from nnunetv2_mapo.method.preference_losses import sigmoid_loss
 
 TWO, FIVE = Labels(2), Labels(5)
 REGIONS = Labels(3, regions=((1, 2, 3), (2, 3), (3,)))
@@ -59,7 +60,7 @@ def margin_loss(policy, reference, chosen, rejected, labels, likelihood, beta) -
     disagreement = find_disagreement(chosen, rejected, labels, likelihood)
     margins = [margin(disagreement.gather(z), disagreement) for z in (policy, reference)]
     policy, reference = margins
-    return sigmoid_loss(policy - reference, beta)
+    return preference_loss(policy - reference, beta=beta)
 
 
 def random_batch(labels: Labels, shape: tuple[int, ...], seed: int = 0, differing: float = 0.3):
@@ -141,6 +142,11 @@ def test_samples_of_a_disagreement_are_taken_by_mask():
     assert second.num_disagreeing.tolist() == found.num_disagreeing[1:2].tolist()
 
 
+def averaged(**settings) -> MAPOConfig:
+    """Settings of a loss of the averaged margin."""
+    return MAPOConfig(likelihood="disagreement", **settings)
+
+
 def preference_target(target, reference, chosen, rejected, labels, likelihood):
     disagreement = find_disagreement(chosen, rejected, labels, likelihood)
     return PreferenceTarget(target, disagreement, disagreement.gather(reference))
@@ -156,7 +162,7 @@ def supervised_loss(batch_dice: bool = False) -> nn.Module:
 def test_total_is_lambda_times_nnunets_loss_plus_the_mean_preference_loss(likelihood):
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     target = torch.randint(0, 5, (3, 1, 8, 8)).float()
-    loss = MAPOLoss(supervised_loss(), FIVE, beta=0.8, lambda_supervised=0.5)
+    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.5))
     with_pairs = preference_target(target, reference, chosen, rejected, FIVE, likelihood)
     supervised = supervised_loss()(policy, target)
     preference = direct_loss(policy, reference, chosen, rejected, FIVE, likelihood, 0.8).mean()
@@ -165,11 +171,15 @@ def test_total_is_lambda_times_nnunets_loss_plus_the_mean_preference_loss(likeli
     assert loss.supervised.item() == pytest.approx(supervised.item())
 
 
+def values_of_pairs(loss: MAPOLoss) -> list[float]:
+    return [value for name, value in loss.step_values().items() if name != "loss/supervised"]
+
+
 def test_patches_without_a_pair_add_neither_loss_nor_gradient():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     rejected[1] = chosen[1]
     policy.requires_grad_()
-    loss = MAPOLoss(supervised_loss(), FIVE, beta=0.8, lambda_supervised=0.0)
+    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.0))
     pairs = preference_target(
         torch.zeros(3, 1, 8, 8), reference, chosen, rejected, FIVE, "disagreement"
     )
@@ -185,23 +195,23 @@ def test_patches_without_a_pair_add_neither_loss_nor_gradient():
 def test_a_batch_without_any_disagreement_has_exactly_zero_preference_gradient():
     policy, reference, chosen, _ = random_batch(TWO, (4, 4, 4))
     policy.requires_grad_()
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=0.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
     target = torch.zeros(3, 1, 4, 4, 4)
     total = loss(policy, preference_target(target, reference, chosen, chosen, TWO, "image"))
     total.backward()
     assert total.item() == 0
     assert policy.grad.abs().max() == 0
-    assert all(math.isnan(value) for value in loss.rewards)
+    assert all(math.isnan(value) for value in values_of_pairs(loss))
 
 
 def test_a_plain_target_gives_nnunets_loss_and_no_rewards():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     target = torch.randint(0, 5, (3, 1, 8, 8)).float()
-    loss = MAPOLoss(supervised_loss(), FIVE, beta=1.0, lambda_supervised=0.5)
+    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=0.5))
     loss(policy, preference_target(target, reference, chosen, rejected, FIVE, "image"))
     assert loss(policy, target).item() == supervised_loss()(policy, target).item()
     assert loss.supervised.item() == supervised_loss()(policy, target).item()
-    assert all(math.isnan(value) for value in loss.rewards)
+    assert all(math.isnan(value) for value in values_of_pairs(loss))
 
 
 def test_deep_supervision_enters_the_base_loss_and_only_full_resolution_the_preferences():
@@ -213,7 +223,7 @@ def test_deep_supervision_enters_the_base_loss_and_only_full_resolution_the_pref
         outputs[1], targets[1]
     )
     preference = direct_loss(policy, reference, chosen, rejected, FIVE, "image", 1.0).mean()
-    loss = MAPOLoss(base, FIVE, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(base, FIVE, averaged(beta=1.0, lambda_supervised=1.0))
     pairs = preference_target(targets, reference, chosen, rejected, FIVE, "image")
     expected = expected_base.item() + preference.item()
     assert loss(outputs, pairs).item() == pytest.approx(expected, rel=1e-6)
@@ -229,7 +239,7 @@ def test_half_precision_outputs_give_a_finite_float32_loss(dtype):
     pairs = preference_target(
         torch.zeros(3, 1, 64, 64), reference, chosen, rejected, TWO, "disagreement"
     )
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=0.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(policy.requires_grad_(), pairs)
     value.backward()
@@ -242,7 +252,7 @@ def test_half_precision_outputs_give_a_finite_float32_loss(dtype):
 def test_a_hopeless_pair_has_a_finite_loss_and_gradient():
     # -log σ(-1000) = 1000; a naive log(sigmoid) overflows
     policy = torch.tensor([-1000.0], requires_grad=True)
-    loss = sigmoid_loss(policy, 1.0)
+    loss = preference_loss(policy, beta=1.0)
     loss.sum().backward()
     assert loss.item() == pytest.approx(1000)
     assert policy.grad.item() == pytest.approx(-1)
@@ -260,7 +270,7 @@ def test_degenerate_pairs_of_extreme_logits_have_a_finite_loss_and_gradient(labe
     logits[:, 0], logits[:, 1] = largest, -largest
     logits.requires_grad_()
     pairs = find_disagreement(chosen, rejected, labels, "disagreement")
-    loss = sigmoid_loss(margin(pairs.gather(logits), pairs), 1.0)
+    loss = preference_loss(margin(pairs.gather(logits), pairs), beta=1.0)
     loss.sum().backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite().all()
@@ -283,7 +293,7 @@ def test_half_precision_does_not_overflow_where_a_patch_of_512_cubed_voxels_disa
 def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan(bad):
     policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
     pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
-    loss = MAPOLoss(lambda *_: torch.tensor(bad), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(lambda *_: torch.tensor(bad), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     value = loss(policy.requires_grad_(), pairs)
     value.backward()
     assert value.isnan()
@@ -297,7 +307,7 @@ def test_a_margin_that_is_not_finite_makes_every_gradient_nan(bad):
     reference[0, 0] = bad  # Δ is NaN or minus infinity
     pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
     weight = torch.ones(1, requires_grad=True)
-    loss = MAPOLoss(lambda output, _: output.sum(), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(lambda output, _: output.sum(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     value = loss(policy * weight, pairs)
     value.backward()
     assert value.isnan()
@@ -307,7 +317,7 @@ def test_a_margin_that_is_not_finite_makes_every_gradient_nan(bad):
 def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan_in_the_warmup_too():
     weight = torch.ones(3, requires_grad=True)
     loss = MAPOLoss(
-        lambda output, _: output.sum() * 0 + math.inf, TWO, beta=1.0, lambda_supervised=1
+        lambda output, _: output.sum() * 0 + math.inf, TWO, averaged(beta=1.0, lambda_supervised=1)
     )
     loss(weight * 2, None).backward()
     assert weight.grad.isnan().all()
@@ -327,14 +337,14 @@ def test_rewards_of_classes_by_hand():
     # softmax(0, ln 3) = (1/4, 3/4); the reference has (1/2, 1/2); β = 2
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 1, 0, 1] = math.log(3)
-    loss = MAPOLoss(supervised_loss(), TWO, beta=2.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=2.0, lambda_supervised=1.0))
     loss(policy, one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
-    rewards = loss.rewards
-    assert rewards.chosen == pytest.approx(2 * math.log(1.5), abs=1e-6)
-    assert rewards.rejected == pytest.approx(2 * math.log(0.5), abs=1e-6)
-    assert rewards.margins == pytest.approx(2 * math.log(3), abs=1e-6)
-    assert rewards.accuracies == 1
-    assert rewards.loss == pytest.approx(math.log(1 + 1 / 9), abs=1e-6)  # -log σ(ln 9)
+    rewards = loss.step_values()
+    assert rewards["rewards/chosen"] == pytest.approx(2 * math.log(1.5), abs=1e-6)
+    assert rewards["rewards/rejected"] == pytest.approx(2 * math.log(0.5), abs=1e-6)
+    assert rewards["rewards/margins"] == pytest.approx(2 * math.log(3), abs=1e-6)
+    assert rewards["rewards/accuracies"] == 1
+    assert rewards["loss/dpo"] == pytest.approx(math.log(1 + 1 / 9), abs=1e-6)  # -log σ(ln 9)
 
 
 def test_rewards_of_regions_by_hand():
@@ -343,20 +353,20 @@ def test_rewards_of_regions_by_hand():
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 0, 0, 1] = -math.log(3)
     policy[0, 1, 0, 1] = 5.0  # region 1 is off in both: it must not enter
-    loss = MAPOLoss(nn.BCEWithLogitsLoss(), labels, beta=1.0, lambda_supervised=0.0)
+    loss = MAPOLoss(nn.BCEWithLogitsLoss(), labels, averaged(beta=1.0, lambda_supervised=0.0))
     pairs = one_voxel_target(labels, torch.zeros(2, 2, 2, 2))
     target = torch.zeros(2, 2, 2, 2)
     loss(policy, PreferenceTarget(target, pairs.disagreement, pairs.reference_logits))
-    assert loss.rewards.chosen == pytest.approx(math.log(0.5), abs=1e-6)
-    assert loss.rewards.rejected == pytest.approx(math.log(1.5), abs=1e-6)
-    assert loss.rewards.margins == pytest.approx(-math.log(3), abs=1e-6)
-    assert loss.rewards.accuracies == 0
+    assert loss.step_values()["rewards/chosen"] == pytest.approx(math.log(0.5), abs=1e-6)
+    assert loss.step_values()["rewards/rejected"] == pytest.approx(math.log(1.5), abs=1e-6)
+    assert loss.step_values()["rewards/margins"] == pytest.approx(-math.log(3), abs=1e-6)
+    assert loss.step_values()["rewards/accuracies"] == 0
 
 
 def test_accuracy_is_the_share_of_the_patches_with_a_pair():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8), seed=3)
     rejected[2] = chosen[2]
-    loss = MAPOLoss(supervised_loss(), FIVE, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=1.0))
     # the policy has moved towards chosen in patch 0 and towards rejected in patch 1
     policy = reference.clone()
     policy[0].scatter_add_(0, chosen[:1].long(), torch.ones(1, 8, 8))
@@ -367,9 +377,9 @@ def test_accuracy_is_the_share_of_the_patches_with_a_pair():
             torch.zeros(3, 1, 8, 8), reference, chosen, rejected, FIVE, "disagreement"
         ),
     )
-    assert loss.rewards.accuracies == 0.5
+    assert loss.step_values()["rewards/accuracies"] == 0.5
     # one logit up for every disagreement voxel: margin +1 and -1
-    assert loss.rewards.margins == pytest.approx(0, abs=1e-6)
+    assert loss.step_values()["rewards/margins"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("labels", KINDS.values(), ids=KINDS)
@@ -395,7 +405,7 @@ def test_chosen_reward_equals_the_direct_log_likelihood(labels):
 def test_logged_values_have_the_names_that_dpo_users_know():
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 1, 0, 1] = math.log(3)
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     loss(policy, one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
     values = loss.step_values()
     assert values == {
@@ -412,7 +422,7 @@ def test_logged_values_have_the_names_that_dpo_users_know():
 
 
 def test_nothing_is_logged_before_the_first_step():
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     assert all(math.isnan(value) for value in loss.step_values().values())
 
 
@@ -431,7 +441,7 @@ def test_a_preference_target_moves_nnunets_target(is_list):
 
 
 def test_the_loss_has_no_weights_that_a_checkpoint_would_hold():
-    loss = MAPOLoss(supervised_loss(), TWO, beta=1.0, lambda_supervised=1.0)
+    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
     assert not list(loss.parameters())
     assert not loss.state_dict()
 
@@ -461,7 +471,7 @@ def test_voxel_loss_by_hand():
     logits[0, 1, 0, 1], logits[0, 0, 1, 0] = 3.0, -5.0
     pairs = two_voxels(torch.tensor([[[0.0, 1.0], [0.5, 0.0]]]))
     deltas = voxel_margins(pairs.gather(logits), pairs)
-    loss = voxel_loss(sigmoid_loss(deltas, 0.5), pairs, beta=0.5, kappa=3.0)
+    loss = voxel_loss(preference_loss(deltas, beta=0.5), pairs, beta=0.5, kappa=3.0)
     expected = 3 * (math.log1p(math.exp(-1.5)) + 0.5 * math.log1p(math.exp(2.5)))
     assert loss.item() == pytest.approx(expected)
 
@@ -471,7 +481,9 @@ def test_a_voxel_pulls_kappa_times_as_much_as_cross_entropy_can_and_saturates():
     pairs = two_voxels()
     target = PreferenceTarget(None, pairs, torch.zeros(1, 2, 2))
     loss = MAPOLoss(
-        lambda output, _: 0 * output.sum(), TWO, beta=1.0, lambda_supervised=1.0, kappa=2.0
+        lambda output, _: 0 * output.sum(),
+        TWO,
+        MAPOConfig(beta=1.0, lambda_supervised=1.0, kappa=2.0),
     )
     loss(logits, target).backward()
     assert logits.grad[0, 1, 0, 1].item() == pytest.approx(-2 / 4)  # -κ / |Ω|
@@ -490,9 +502,64 @@ def test_the_voxel_loss_skips_patches_without_a_pair():
     policy.requires_grad_()
     pairs = preference_target(None, reference, chosen, rejected, FIVE, "voxel")
     loss = MAPOLoss(
-        lambda output, _: 0 * output.sum(), FIVE, beta=1.0, lambda_supervised=1.0, kappa=1.0
+        lambda output, _: 0 * output.sum(),
+        FIVE,
+        MAPOConfig(beta=1.0, lambda_supervised=1.0, kappa=1.0),
     )
     loss(policy, pairs).backward()
     assert policy.grad[1].abs().max() == 0
     assert policy.grad[0].abs().max() > 0
-    assert 0 < loss.rewards.loss < math.inf
+    assert 0 < loss.step_values()["loss/dpo"] < math.inf
+
+
+# Losses of a pair ---------------------------------------------------------------------------------
+
+LN3 = torch.tensor(math.log(3))  # σ(ln 3) = 3/4
+
+
+def test_sigmoid_loss_by_hand():
+    # β Δ = 0.5 ln 9 = ln 3; -log σ(ln 3) = ln(4/3)
+    assert preference_loss(2 * LN3, beta=0.5).item() == pytest.approx(math.log(4 / 3))
+    assert preference_loss(torch.tensor(0.0), beta=5.0).item() == pytest.approx(math.log(2))
+
+
+def test_conservative_loss_by_hand():
+    # 0.9 ln(4/3) + 0.1 ln 4
+    expected = 0.9 * math.log(4 / 3) + 0.1 * math.log(4)
+    assert preference_loss(LN3, beta=1.0, label_smoothing=0.1).item() == pytest.approx(expected)
+
+
+def robust_loss(delta, label_smoothing):
+    return preference_loss(delta, beta=1.0, loss_type="robust", label_smoothing=label_smoothing)
+
+
+def test_robust_loss_by_hand():
+    # (0.9 ln(4/3) - 0.1 ln 4) / 0.8
+    expected = (0.9 * math.log(4 / 3) - 0.1 * math.log(4)) / 0.8
+    assert robust_loss(LN3, 0.1).item() == pytest.approx(expected)
+
+
+def test_robust_loss_is_unbiased_under_turned_pairs():
+    # turned round with probability 0.2, its mean is the sigmoid loss of the right pair
+    mean = 0.8 * robust_loss(LN3, 0.2) + 0.2 * robust_loss(-LN3, 0.2)
+    assert mean.item() == pytest.approx(math.log(4 / 3))
+
+
+def test_ipo_loss_by_hand():
+    # the aim 1 / (2 β) of β = 0.25 is 2
+    delta = torch.tensor([0.0, 2.0, 5.0])
+    assert preference_loss(delta, beta=0.25, loss_type="ipo").tolist() == [4.0, 0.0, 9.0]
+
+
+def test_hinge_loss_by_hand():
+    delta = torch.tensor([-1.0, 0.0, 1.0, 2.0, 3.0])
+    assert preference_loss(delta, beta=0.5, loss_type="hinge").tolist() == [1.5, 1.0, 0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge", "robust"])
+def test_every_loss_wants_a_larger_margin_where_policy_and_reference_agree(loss_type):
+    delta = torch.zeros(1, requires_grad=True)
+    smoothing = 0.1 if loss_type == "robust" else 0.0
+    loss = preference_loss(delta, loss_type=loss_type, beta=0.3, label_smoothing=smoothing)
+    loss.sum().backward()
+    assert delta.grad.item() < 0

@@ -3,8 +3,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,14 +14,15 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor
 
+from nnunetv2_mapo.method import rounds, store
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.mining import make_miner as make_miner_by_settings
-from nnunetv2_mapo.method.rounds import mine_round
+from nnunetv2_mapo.method.rounds import Ranks, mine_round
 from nnunetv2_mapo.method.sampling import DropoutSampler
-from nnunetv2_mapo.method.store import Round, StoreError
+from nnunetv2_mapo.method.store import Round
 from nnunetv2_mapo.method.windows import find_units
 from nnunetv2_mapo.support.device import OutOfMemoryError, seeded
 
@@ -31,13 +34,24 @@ RATES = (0.0, 0.2, 0.5, 0.8)
 
 @pytest.fixture
 def make_miner(make_network):
-    def make(patch_size, labels=CLASSES, tau=1e-6, windows_per_forward=3, unit=None) -> Miner:
+    def make(patch_size, labels=CLASSES, windows_per_forward=3, **given) -> Miner:
         network = make_network(len(patch_size), num_heads=labels.num_heads)
         sampler = DropoutSampler(RATES, StochasticDropout(network, labels.num_heads))
-        unit = unit or ("slice" if len(patch_size) == 2 else "case")
-        return Miner(network, sampler, labels, tau, patch_size, windows_per_forward, CPU, unit)
+        # what no test says otherwise: pairs of two candidates from windows side by side
+        config = MAPOConfig(
+            **{"pair": "case", "agree": False, "tau": 1e-6, "tile_step_size": 1.0, **given}
+        )
+        return Miner(network, sampler, labels, config, patch_size, windows_per_forward, CPU)
 
     return make
+
+
+def with_settings(miner: Miner, **given) -> Miner:
+    return replace(miner, config=replace(miner.config, **given))
+
+
+def units_of(unit: str) -> dict[str, str]:
+    return {"selection_unit_2d": unit, "selection_unit_3d": unit}
 
 
 def some_case(shape: tuple[int, ...], seed: int = 0, num_labels: int = 3) -> tuple[Tensor, Tensor]:
@@ -96,11 +110,11 @@ def test_a_3d_case_gives_one_pair_of_best_and_worst_candidate(make_miner, seed):
     assert record.dice == pytest.approx(dice, abs=1e-6)
     assert record.chosen == int(np.argmax(dice))
     assert record.rejected == int(np.argmin(dice))
-    assert np.array_equal(mined.chosen, candidates[record.chosen])
-    assert np.array_equal(mined.rejected, candidates[record.rejected])
-    assert record.num_disagreeing == int((mined.chosen != mined.rejected).sum()) > 0
+    assert np.array_equal(mined.preferences[0], candidates[record.chosen])
+    assert np.array_equal(mined.preferences[1], candidates[record.rejected])
+    assert record.num_disagreeing == int((mined.preferences[0] != mined.preferences[1]).sum()) > 0
     assert record.num_voxels == 10 * 9 * 12
-    assert mined.chosen.dtype == mined.rejected.dtype == np.int16
+    assert mined.preferences[0].dtype == mined.preferences[1].dtype == np.int16
 
 
 def test_a_2d_case_gives_one_record_and_one_pair_a_slice(make_miner):
@@ -110,13 +124,13 @@ def test_a_2d_case_gives_one_record_and_one_pair_a_slice(make_miner):
     candidates = miner.segment(image).numpy()
     torch.manual_seed(0)
     mined = miner.mine(image, segmentation)
-    assert mined.chosen.shape == (12, 12, 9)
+    assert mined.preferences[0].shape == (12, 12, 9)
     assert len(mined.records) == 12
     for plane, record in enumerate(mined.records):
         dice = [class_dice(c[plane], segmentation[plane].numpy()) for c in candidates]
         assert record.dice == pytest.approx(dice, abs=1e-6)
-        assert np.array_equal(mined.chosen[plane], candidates[np.argmax(dice), plane])
-        assert np.array_equal(mined.rejected[plane], candidates[np.argmin(dice), plane])
+        assert np.array_equal(mined.preferences[0][plane], candidates[np.argmax(dice), plane])
+        assert np.array_equal(mined.preferences[1][plane], candidates[np.argmin(dice), plane])
         assert record.num_voxels == 12 * 9
     assert len({record.chosen for record in mined.records}) > 1  # slices choose for themselves
 
@@ -128,7 +142,7 @@ def test_a_case_smaller_than_the_patch_is_padded_with_zeros(make_miner, shape, p
     miner = make_miner(patch_size)
     image, segmentation = some_case(shape)
     mined = miner.mine(image, segmentation)
-    assert mined.chosen.shape == mined.rejected.shape == shape
+    assert mined.preferences[0].shape == mined.preferences[1].shape == shape
     padding = [(0, 0)]
     for size, patch in zip(shape, (0, *patch_size)[-3:], strict=True):
         missing = max(patch - size, 0)
@@ -151,7 +165,7 @@ def test_without_a_gap_of_tau_chosen_equals_rejected(make_miner):
     (record,) = mined.records
     assert record.rejected is None
     assert record.num_disagreeing == 0
-    assert np.array_equal(mined.chosen, mined.rejected)
+    assert np.array_equal(mined.preferences[0], mined.preferences[1])
     assert max(record.dice) - min(record.dice) > 0  # there was something to choose
 
 
@@ -167,7 +181,7 @@ def test_ignored_voxels_neither_disagree_nor_count(make_miner, patch_size):
     candidates = miner.segment(image)
     torch.manual_seed(0)
     mined = miner.mine(image, segmentation)
-    differs = torch.from_numpy(mined.chosen != mined.rejected)
+    differs = torch.from_numpy(mined.preferences[0] != mined.preferences[1])
     assert not differs[ignored].any()
     assert differs[~ignored].any()
     for sample, record in enumerate(mined.records):
@@ -201,13 +215,13 @@ def test_regions_are_mined_as_bit_masks(make_miner):
     ) / 2
     (record,) = mined.records
     assert record.dice[0] == pytest.approx(dice, abs=1e-6)
-    assert set(np.unique(mined.chosen)) | set(np.unique(mined.rejected)) == {0, 1, 2, 3}
+    assert set(np.unique(mined.preferences)) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
 @pytest.mark.parametrize("unit", ["case", "slice", "window"])
 def test_each_unit_chooses_its_own_pair(make_miner, patch_size, unit):
-    miner = make_miner(patch_size, unit=unit)
+    miner = make_miner(patch_size, **units_of(unit))
     image, segmentation = some_case((12, 12, 9))
     torch.manual_seed(0)
     candidates = miner.segment(image).numpy()
@@ -219,8 +233,8 @@ def test_each_unit_chooses_its_own_pair(make_miner, patch_size, unit):
         found = candidates[(slice(None), *place)]
         dice = [class_dice(candidate, segmentation[place].numpy()) for candidate in found]
         assert record.dice == pytest.approx(dice, abs=1e-6)
-        assert np.array_equal(mined.chosen[place], found[np.argmax(dice)])
-        assert np.array_equal(mined.rejected[place], found[np.argmin(dice)])
+        assert np.array_equal(mined.preferences[0][place], found[np.argmax(dice)])
+        assert np.array_equal(mined.preferences[1][place], found[np.argmin(dice)])
         assert record.num_voxels == found[0].size
     if unit != "case":
         assert len({record.chosen for record in mined.records}) > 1
@@ -229,7 +243,7 @@ def test_each_unit_chooses_its_own_pair(make_miner, patch_size, unit):
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
 @pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
 def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, patch_size, labels):
-    miner = replace(make_miner(patch_size, labels=labels, tau=0.01), pair="region")
+    miner = make_miner(patch_size, labels=labels, tau=0.01, pair="region")
     image, segmentation = some_case((4, 12, 12), num_labels=3)
     torch.manual_seed(0)
     samples = list(miner.find_samples(image, segmentation))
@@ -259,14 +273,14 @@ def test_with_agree_chosen_is_right_in_every_disagreement_voxel(make_miner):
     for pair in ("case", "region"):
         mined = {}
         for agree in (False, True):
-            miner = replace(make_miner((8, 8, 8), tau=0.001), pair=pair, agree=agree)
+            miner = make_miner((8, 8, 8), tau=0.001, pair=pair, agree=agree)
             torch.manual_seed(0)
             mined[agree] = miner.mine(image, segmentation)
         all_of_it, right = mined[False], mined[True]
-        differs = all_of_it.chosen != all_of_it.rejected
-        is_right = all_of_it.chosen == segmentation.numpy()
+        differs = all_of_it.preferences[0] != all_of_it.preferences[1]
+        is_right = all_of_it.preferences[0] == segmentation.numpy()
         assert 0 < (differs & is_right).sum() < differs.sum()
-        assert np.array_equal(right.chosen != right.rejected, differs & is_right)
+        assert np.array_equal(right.preferences[0] != right.preferences[1], differs & is_right)
 
 
 def test_a_gap_above_tau_max_makes_no_pair(make_miner):
@@ -276,7 +290,8 @@ def test_a_gap_above_tau_max_makes_no_pair(make_miner):
     (record,) = miner.mine(image, segmentation).records
     gaps = sorted(max(record.dice) - dice for dice in record.dice)
     torch.manual_seed(0)
-    (banded,) = replace(miner, tau_max=(gaps[-1] + gaps[-2]) / 2).mine(image, segmentation).records
+    banded_miner = with_settings(miner, tau_max=(gaps[-1] + gaps[-2]) / 2)
+    (banded,) = banded_miner.mine(image, segmentation).records
     assert banded.dice[banded.chosen] - banded.dice[banded.rejected] == pytest.approx(gaps[-2])
 
 
@@ -286,30 +301,18 @@ def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
     image, _ = some_case((16, 16, 16))
     whole = miner.segment(image)
     assert len(seen) == 2**3
-    half = replace(miner, tile_step_size=0.5).segment(image)
+    half = with_settings(miner, tile_step_size=0.5).segment(image)
     assert len(seen) == 2**3 + 3**3
     assert half.shape == whole.shape
     assert not torch.equal(half[0], whole[0])
 
 
-def test_a_miner_follows_the_settings(make_miner):
-    made = make_miner((8, 8))
-    plan = SimpleNamespace(patch_size=(8, 8), batch_size=2)
-    config = MAPOConfig(
-        pair="case",
-        tau=0.2,
-        tau_max=0.4,
-        agree=True,
-        selection_unit_2d="window",
-        tile_step_size=0.5,
-    )
+def test_a_miner_of_a_configuration_fills_four_training_batches(make_miner):
+    made, plan = make_miner((8, 8)), SimpleNamespace(patch_size=(8, 8), batch_size=2)
+    config = MAPOConfig()
     miner = make_miner_by_settings(config, made.network, made.sampler, made.labels, plan, CPU)
-    assert (miner.tau, miner.unit, miner.tile_step_size) == (0.2, "window", 0.5)
-    assert (miner.pair, miner.tau_max, miner.agree) == ("case", 0.4, True)
+    assert miner.config is config
     assert miner.windows_per_forward == 2  # 4 times a batch of 2, by 4 rates
-    quantile = replace(config, tau_quantile=0.5)
-    miner = make_miner_by_settings(quantile, made.network, made.sampler, made.labels, plan, CPU)
-    assert miner.tau == 0  # every gap is stored until the round is known
 
 
 # A round ------------------------------------------------------------------------------------------
@@ -339,17 +342,17 @@ def read_stacks(mined: Round, identifiers) -> dict[str, np.ndarray]:
 def test_a_round_stores_segmentation_chosen_and_rejected_of_every_case(tmp_path, make_miner):
     load, mined = Cases("a", "b"), round_in(tmp_path / "round_01")
     miner = make_miner((8, 8, 8))
-    summary = mine_round(miner, load, ["a", "b"], mined, seed=0, log=print)
+    summary = mine_round(miner, load, ["a", "b"], mined, print)
     for identifier in "ab":
         image, segmentation = load.cases[identifier]
         stack = mined.open_stack(identifier)[:]
         assert np.array_equal(stack[0], segmentation)
         with seeded(f"0/1/{identifier}", CPU):
             expected = miner.mine(image, segmentation)
-        assert np.array_equal(stack[1], expected.chosen)
-        assert np.array_equal(stack[2], expected.rejected)
+        assert np.array_equal(stack[1], expected.preferences[0])
+        assert np.array_equal(stack[2], expected.preferences[1])
         assert mined.find_finished([identifier]).records == {identifier: expected.records}
-    assert (summary.num_samples, summary.num_pairs, summary.num_mined) == (2, 2, 2)
+    assert (summary.num_samples, summary.num_pairs) == (2, 2)
     manifest = json.loads((mined.folder / "manifest.json").read_text())
     assert list(manifest["cases"]) == ["a", "b"]
 
@@ -360,7 +363,7 @@ def test_pairs_do_not_depend_on_the_order_of_the_cases(tmp_path, make_miner, pat
     for order in ("abc", "cab"):
         mined = round_in(tmp_path / order)
         torch.manual_seed(len(stacks))  # nor on what was drawn before
-        mine_round(make_miner(patch_size), Cases(*"abc"), list(order), mined, seed=0, log=print)
+        mine_round(make_miner(patch_size), Cases(*"abc"), list(order), mined, print)
         stacks.append(read_stacks(mined, "abc"))
     for identifier in "abc":
         assert np.array_equal(stacks[0][identifier], stacks[1][identifier])
@@ -372,7 +375,7 @@ def test_seed_round_and_case_each_change_the_candidates(tmp_path, make_miner):
     dice = set()
     for place, (number, seed) in enumerate([(1, 0), (2, 0), (1, 1)]):
         mined = round_in(tmp_path / str(place), number)
-        mine_round(miner, load, ["a", "b"], mined, seed=seed, log=print)
+        mine_round(with_settings(miner, seed=seed), load, ["a", "b"], mined, print)
         found = mined.find_finished(["a", "b"]).records
         dice |= {tuple(records[0].dice) for records in found.values()}
     assert len(dice) == 6
@@ -381,24 +384,23 @@ def test_seed_round_and_case_each_change_the_candidates(tmp_path, make_miner):
 
 def test_a_complete_round_is_not_mined_again(tmp_path, make_miner):
     load, mined = Cases("a", "b"), round_in(tmp_path / "round_01")
-    first = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0, log=print)
+    first = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, print)
     load.loaded.clear()
-    again = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, seed=0, log=print)
+    logged = []
+    again = mine_round(make_miner((8, 8, 8)), load, ["a", "b"], mined, logged.append)
     assert load.loaded == []
-    assert again.num_mined == 0
-    assert (again.num_samples, again.num_pairs) == (first.num_samples, first.num_pairs)
-    assert again.dice_chosen == first.dice_chosen
+    assert "; 0 cases mined in " in logged[-1]
+    assert again == first
 
 
 def test_only_a_missing_case_is_mined_again_and_comes_out_the_same(tmp_path, make_miner):
     load, mined = Cases(*"abc"), round_in(tmp_path / "round_01")
-    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0, log=print)
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, print)
     before, records = read_stacks(mined, "abc"), mined.find_finished("abc")
     mined.path("b").unlink()
     load.loaded.clear()
-    summary = mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0, log=print)
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, print)
     assert load.loaded == ["b"]
-    assert summary.num_mined == 1
     assert mined.find_finished("abc") == records
     for identifier, stack in read_stacks(mined, "abc").items():
         assert np.array_equal(stack, before[identifier])
@@ -406,9 +408,7 @@ def test_only_a_missing_case_is_mined_again_and_comes_out_the_same(tmp_path, mak
 
 def test_an_interrupted_round_goes_on_and_has_its_manifest_last(tmp_path, make_miner):
     load, mined = Cases(*"abc"), round_in(tmp_path / "round_01")
-    mine_round(
-        make_miner((8, 8, 8)), load, list("abc"), round_in(tmp_path / "whole"), seed=0, log=print
-    )
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), round_in(tmp_path / "whole"), print)
 
     def interrupted(identifier: str):
         if identifier == "c":
@@ -416,12 +416,12 @@ def test_an_interrupted_round_goes_on_and_has_its_manifest_last(tmp_path, make_m
         return load(identifier)
 
     with pytest.raises(KeyboardInterrupt):
-        mine_round(make_miner((8, 8, 8)), interrupted, list("abc"), mined, seed=0, log=print)
+        mine_round(make_miner((8, 8, 8)), interrupted, list("abc"), mined, print)
     assert sorted(mined.folder.iterdir()) == [
         path for each in "ab" for path in (mined.path(each), mined.record_path(each))
     ]
     load.loaded.clear()
-    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, seed=0, log=print)
+    mine_round(make_miner((8, 8, 8)), load, list("abc"), mined, print)
     assert load.loaded == ["c"]
     assert (mined.folder / "manifest.json").is_file()
     whole = read_stacks(round_in(tmp_path / "whole"), "abc")
@@ -431,16 +431,14 @@ def test_an_interrupted_round_goes_on_and_has_its_manifest_last(tmp_path, make_m
 
 def test_cases_of_another_policy_are_mined_again(tmp_path, make_miner):
     load = Cases("a")
-    mine_round(make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path), seed=0, log=print)
-    mine_round(
-        make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path, policy="q"), seed=0, log=print
-    )
+    mine_round(make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path), print)
+    mine_round(make_miner((8, 8, 8)), load, ["a"], round_in(tmp_path, policy="q"), print)
     assert load.loaded == ["a", "a"]
 
 
 def test_cases_without_a_pair_are_stored_with_chosen_equal_to_rejected(tmp_path, make_miner):
     load, mined = Cases("a"), round_in(tmp_path)
-    summary = mine_round(make_miner((8, 8, 8), tau=1.0), load, ["a"], mined, seed=0, log=print)
+    summary = mine_round(make_miner((8, 8, 8), tau=1.0), load, ["a"], mined, print)
     stack = mined.open_stack("a")[:]
     assert np.array_equal(stack[0], load.cases["a"][1])
     assert np.array_equal(stack[1], stack[2])
@@ -448,16 +446,57 @@ def test_cases_without_a_pair_are_stored_with_chosen_equal_to_rejected(tmp_path,
     assert math.isnan(summary.dice_chosen)
 
 
-def test_cases_that_cannot_be_read_back_are_named(tmp_path, make_miner, monkeypatch):
-    def write_nothing(self, identifier, *_args):
-        self.folder.mkdir(exist_ok=True)
-        self.path(identifier).write_bytes(b"")
+class RanksInThreads(Ranks):
+    """Two ranks in the threads of this process, which tell each other what they have."""
 
-    monkeypatch.setattr(Round, "write_case", write_nothing)
-    mined = round_in(tmp_path / "round_01")
-    with pytest.raises(StoreError, match=r"cannot be read from .*round_01: \['a', 'b'\]"):
-        mine_round(make_miner((8, 8, 8)), Cases("a", "b"), ["a", "b"], mined, seed=0, log=print)
-    assert not (mined.folder / "manifest.json").exists()
+    meeting = threading.Barrier(2)
+    told: ClassVar[list] = [None, None]
+
+    @classmethod
+    def find(cls):
+        return cls(int(threading.current_thread().name), 2)
+
+    def gather(self, part):
+        self.told[self.rank] = part
+        self.meeting.wait(60)
+        parts = list(self.told)
+        self.meeting.wait(60)
+        return parts
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("given", [{}, {"tau_quantile": 0.5}], ids=["τ", "quantile"])
+def test_a_finished_case_is_read_once_when_its_round_is_opened(
+    tmp_path, make_miner, monkeypatch, num_ranks, given
+):
+    load, mined = Cases(*"abcd"), round_in(tmp_path / "round_01")
+    miner = make_miner((8, 8, 8), **given)
+    expected = mine_round(miner, load, list("abcd"), mined, print)
+    read, hash_file = [], store.hash_file
+    monkeypatch.setattr(store, "hash_file", lambda path: read.append(path) or hash_file(path))
+    if num_ranks == 1:
+        found = [mine_round(miner, load, list("abcd"), mined, print)]
+    else:
+        monkeypatch.setattr(rounds, "Ranks", RanksInThreads)
+        found = []
+        threads = [
+            threading.Thread(
+                name=str(rank),
+                target=lambda: found.append(mine_round(miner, load, list("abcd"), mined, print)),
+            )
+            for rank in range(num_ranks)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(read) == [mined.path(each) for each in "abcd"]
+    assert found == [expected] * num_ranks
+
+
+def test_a_case_that_was_just_mined_is_not_read(tmp_path, make_miner, monkeypatch):
+    monkeypatch.setattr(store, "hash_file", lambda path: pytest.fail(f"{path} is read"))
+    mine_round(make_miner((8, 8, 8)), Cases("a"), ["a"], round_in(tmp_path), print)
 
 
 # A quantile of the gaps ---------------------------------------------------------------------------
@@ -467,10 +506,11 @@ def test_cases_that_cannot_be_read_back_are_named(tmp_path, make_miner, monkeypa
 def test_with_a_quantile_the_samples_with_the_largest_gaps_keep_their_pairs(
     tmp_path, make_miner, unit
 ):
-    miner, load = make_miner((8, 8, 8), tau=0.0, unit=unit), Cases(*"abcd")
+    miner, load = make_miner((8, 8, 8), **units_of(unit)), Cases(*"abcd")
     every, mined = round_in(tmp_path / "every"), round_in(tmp_path / "half")
-    mine_round(miner, load, list("abcd"), every, seed=0, log=print)
-    summary = mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
+    mine_round(miner, load, list("abcd"), every, print)
+    half = with_settings(miner, tau_quantile=0.5)
+    summary = mine_round(half, load, list("abcd"), mined, print)
     before, after = (each.find_finished("abcd").records for each in (every, mined))
     gaps = sorted(record.gap for records in before.values() for record in records)
     assert gaps[0] > 0  # so that all count
@@ -496,9 +536,10 @@ def test_with_a_quantile_the_samples_with_the_largest_gaps_keep_their_pairs(
 def test_a_round_that_was_stopped_while_pairs_were_dropped_ends_the_same(
     tmp_path, make_miner, monkeypatch
 ):
-    miner, load = make_miner((8, 8, 8), tau=0.0, unit="slice"), Cases(*"abcd")
+    miner = make_miner((8, 8, 8), tau_quantile=0.5, **units_of("slice"))
+    load = Cases(*"abcd")
     whole, mined = round_in(tmp_path / "whole"), round_in(tmp_path / "stopped")
-    expected = mine_round(miner, load, list("abcd"), whole, 0, print, tau_quantile=0.5)
+    expected = mine_round(miner, load, list("abcd"), whole, print)
     write_case, written = Round.write_case, []
 
     def write_five(self, *arguments):
@@ -509,10 +550,10 @@ def test_a_round_that_was_stopped_while_pairs_were_dropped_ends_the_same(
 
     monkeypatch.setattr(Round, "write_case", write_five)
     with pytest.raises(KeyboardInterrupt):
-        mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
+        mine_round(miner, load, list("abcd"), mined, print)
     monkeypatch.undo()
     load.loaded.clear()
-    summary = mine_round(miner, load, list("abcd"), mined, 0, print, tau_quantile=0.5)
+    summary = mine_round(miner, load, list("abcd"), mined, print)
     assert load.loaded == []
     assert (summary.tau, summary.num_pairs) == (expected.tau, expected.num_pairs)
     assert mined.find_finished("abcd") == whole.find_finished("abcd")
@@ -549,12 +590,12 @@ def test_out_of_memory_halves_the_windows_of_a_forward_pass_for_good(tmp_path, m
     miner = make_miner((4, 4, 4), windows_per_forward=8)
     seen = fail_above(miner, 2 * len(RATES), error)
     mined = round_in(tmp_path / "short")
-    mine_round(miner, load, ["a", "b"], mined, seed=0, log=logged.append)
+    mine_round(miner, load, ["a", "b"], mined, logged.append)
     assert [each // len(RATES) for each in seen] == [8, 4, *[2] * 12]  # 2 x 12 windows of 4³
-    assert len(logged) == 2
-    assert "2 windows a forward pass now" in logged[-1]
+    assert len(logged) == 3
+    assert "2 windows a forward pass now" in logged[1]
     whole = round_in(tmp_path / "whole")
-    mine_round(make_miner((4, 4, 4), windows_per_forward=2), load, ["a", "b"], whole, 0, print)
+    mine_round(make_miner((4, 4, 4), windows_per_forward=2), load, ["a", "b"], whole, print)
     for identifier, stack in read_stacks(mined, "ab").items():
         assert np.array_equal(stack, read_stacks(whole, "ab")[identifier])
 
@@ -564,10 +605,10 @@ def test_out_of_memory_with_a_single_window_keeps_the_cases_before_and_says_what
 ):
     load, mined = Cases("a", "b"), round_in(tmp_path)
     miner = make_miner((8, 8, 8), windows_per_forward=2)
-    mine_round(miner, load, ["a"], mined, seed=0, log=print)
+    mine_round(miner, load, ["a"], mined, print)
     fail_above(miner, 0, torch.cuda.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(OutOfMemoryError, match=r"single window of \(8, 8, 8\) .* go on with --c"):
-        mine_round(miner, load, ["a", "b"], mined, seed=0, log=print)
+        mine_round(miner, load, ["a", "b"], mined, print)
     assert list(mined.find_finished(["a", "b"]).records) == ["a"]
 
 
@@ -575,21 +616,22 @@ def test_another_error_of_the_network_is_not_taken_for_a_lack_of_memory(tmp_path
     miner = make_miner((8, 8, 8))
     seen = fail_above(miner, 0, RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        mine_round(miner, Cases("a"), ["a"], round_in(tmp_path), seed=0, log=print)
+        mine_round(miner, Cases("a"), ["a"], round_in(tmp_path), print)
     assert len(seen) == 1
 
 
 def test_a_damaged_case_is_mined_again_with_a_warning(tmp_path, make_miner):
     load, mined, logged = Cases(*"abc"), round_in(tmp_path / "round_01"), []
     miner = make_miner((8, 8, 8))
-    mine_round(miner, load, list("abc"), mined, seed=0, log=logged.append)
-    assert logged == []
+    mine_round(miner, load, list("abc"), mined, logged.append)
+    assert len(logged) == 1  # what was found
+    logged.clear()
     before = read_stacks(mined, "abc")
     content = bytearray(mined.path("b").read_bytes())
     content[len(content) // 2] ^= 1
     mined.path("b").write_bytes(content)
     load.loaded.clear()
-    mine_round(miner, load, list("abc"), mined, seed=0, log=logged.append)
+    mine_round(miner, load, list("abc"), mined, logged.append)
     assert load.loaded == ["b"]
     assert logged[0].startswith("WARNING: files of ['b'] in ")
     for identifier, stack in read_stacks(mined, "abc").items():

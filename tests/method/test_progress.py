@@ -7,16 +7,16 @@ import pytest
 from matplotlib.image import imread
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
+from nnunetv2_mapo.method.loss import STEP_KEYS
 from nnunetv2_mapo.method.progress import (
     MINING_KEYS,
-    STEP_KEYS,
     plot_progress,
     register_keys,
     round_values,
     step_means,
 )
+from nnunetv2_mapo.method.rounds import RoundSummary
 from nnunetv2_mapo.method.schedule import Stage
-from nnunetv2_mapo.method.summary import RoundSummary
 
 KEYS = (*STEP_KEYS, *MINING_KEYS)
 SUMMARY = RoundSummary(
@@ -30,9 +30,6 @@ SUMMARY = RoundSummary(
     dice_rejected=0.4,
     disagreement=0.02,
     gaps=[0.1],
-    candidates=[],
-    num_mined=5,
-    seconds=1.0,
 )
 
 

@@ -17,7 +17,7 @@ from nnunetv2_mapo.method.rates import (
     spread_rates,
     with_rates,
 )
-from nnunetv2_mapo.method.sampling import DropoutSampler, ThresholdSampler
+from nnunetv2_mapo.method.sampling import DropoutSampler
 
 
 class Plan:
@@ -53,9 +53,10 @@ def cases(number):
 
 
 def find(miner, images, labels_of, messages=None, dice_fall=0.1):
+    miner = replace(miner, config=replace(miner.config, rates_dice_fall=dice_fall))
     return find_rates(
-        miner, lambda case: (images[case], labels_of(case)), list(images), dice_fall=dice_fall,
-        seed="0/1", log=(messages if messages is not None else []).append,
+        miner, lambda case: (images[case], labels_of(case)), list(images), 1,
+        (messages if messages is not None else []).append,
     )  # fmt: skip
 
 
@@ -108,9 +109,3 @@ def test_fewer_rates_leave_room_for_more_windows(miner):
     assert miner.windows_per_forward == 2  # 4 times a batch of 2, by 3 rates
     assert with_rates(miner, (0.1,)).windows_per_forward == 6
     assert with_rates(miner, (0.0, 0.1, 0.2)).windows_per_forward == 2
-
-
-def test_only_dropout_has_rates(miner):
-    other = replace(miner, sampler=ThresholdSampler((0.5, 0.4)))
-    with pytest.raises(TypeError, match="ThresholdSampler has no dropout rates"):
-        with_rates(other, (0.0, 0.1))

@@ -37,6 +37,23 @@ def test_a_missing_reference_is_none(tmp_path):
     assert read_reference(tmp_path / "reference.pth", "0" * 64, CPU) is None
 
 
+def test_a_reference_that_cannot_be_read_is_not_taken_for_a_missing_one(tmp_path):
+    (tmp_path / "reference.pth").mkdir()
+    with pytest.raises(OSError):
+        read_reference(tmp_path / "reference.pth", "0" * 64, CPU)
+
+
+def test_a_device_without_memory_is_not_taken_for_a_damaged_reference(tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.cuda.OutOfMemoryError
+
+    weights, path = some_weights(), tmp_path / "reference.pth"
+    write_reference(path, weights)
+    monkeypatch.setattr(torch.Tensor, "to", fail)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        read_reference(path, hash_weights(weights), CPU)
+
+
 def test_other_weights_than_the_expected_are_none(tmp_path):
     path = tmp_path / "reference.pth"
     write_reference(path, some_weights())

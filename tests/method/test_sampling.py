@@ -43,7 +43,7 @@ def test_candidates_of_rate_zero_are_the_plain_predictions(make_network, num_dim
     assert not torch.equal(expected[0], expected[1])
     for candidate in (1, 2):
         assert not torch.equal(candidates[:, candidate].long(), expected)
-    assert not dropout.active
+    assert not dropout.switch.active
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -25,6 +24,7 @@ ORIGIN = {
     "settings": {"tau": 0.1, "rates_2d": [0.0, 0.1]},
     "policy": "abc",
 }
+VALUES = (0.0, 0.1)
 RECORD = SampleRecord([0.9, 0.4], chosen=0, rejected=1, num_disagreeing=7, num_voxels=60)
 NO_PAIR = SampleRecord([0.9, 0.9], chosen=0, rejected=None, num_disagreeing=0, num_voxels=60)
 
@@ -89,7 +89,7 @@ def test_identifiers_may_contain_dots(mined):
 def test_no_name_leads_out_of_the_store(mined, identifier):
     mined.write_case(identifier, some_stack(), [RECORD], (4, 4))
     mined.write_case("other", some_stack(), [NO_PAIR], (4, 4))
-    mined.write_manifest({identifier: [RECORD], "other": [NO_PAIR]})
+    mined.write_manifest({identifier: [RECORD], "other": [NO_PAIR]}, VALUES)
     found = mined.find_finished([identifier, "other"])
     assert found == ({identifier: [RECORD], "other": [NO_PAIR]}, [])
     assert np.array_equal(mined.open_stack(identifier)[:], some_stack())
@@ -103,7 +103,7 @@ def test_files_have_the_users_permissions(mined):
     before = os.umask(0o027)
     try:
         mined.write_case("case", some_stack(), [RECORD], (4, 4))
-        mined.write_manifest({"case": [RECORD]})
+        mined.write_manifest({"case": [RECORD]}, VALUES)
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in mined.folder.iterdir()} == {0o640}
@@ -112,7 +112,7 @@ def test_files_have_the_users_permissions(mined):
 @pytest.mark.parametrize("target", ["stack", "record", "manifest"])
 def test_a_planted_pickle_is_never_run(mined, planted, target):
     mined.write_case("case", some_stack(), [RECORD], (4, 4))
-    mined.write_manifest({"case": [RECORD]})
+    mined.write_manifest({"case": [RECORD]}, VALUES)
     content = pickle.dumps(planted)
     pickle.loads(content)
     assert planted.trace.exists()  # it would run
@@ -203,21 +203,19 @@ def test_a_record_without_its_stack_is_damaged(mined):
 
 def test_a_case_may_be_called_manifest(mined):
     mined.write_case("manifest", some_stack(), [RECORD], (4, 4))
-    mined.write_manifest({"manifest": [RECORD]})
+    mined.write_manifest({"manifest": [RECORD]}, VALUES)
     assert mined.find_finished(["manifest"]).records == {"manifest": [RECORD]}
 
 
-def test_manifest_holds_origin_records_and_checksums(mined):
+def test_manifest_holds_origin_values_and_records(mined):
     records = {"b": [NO_PAIR], "a": [RECORD, NO_PAIR]}
     for identifier, samples in records.items():
         mined.write_case(identifier, some_stack(), samples, (4, 4))
-    mined.write_manifest(records)
+    mined.write_manifest(records, VALUES)
     manifest = json.loads((mined.folder / "manifest.json").read_text())
     assert manifest["origin"] == ORIGIN
     assert list(manifest["cases"]) == ["a", "b"]
-    for identifier in "ab":
-        content = (mined.folder / f"{identifier}.b2nd").read_bytes()
-        assert manifest["cases"][identifier]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert manifest["values"] == [0.0, 0.1]
     assert manifest["cases"]["a"]["samples"] == [
         {
             "dice": [0.9, 0.4], "chosen": 0, "rejected": 1, "num_disagreeing": 7, "num_voxels": 60,
@@ -237,10 +235,10 @@ def test_manifest_holds_origin_records_and_checksums(mined):
 @pytest.mark.parametrize("has_manifest", [True, False])
 def test_a_foreign_store_is_described_line_by_line(mined, has_manifest):
     mined.write_case("a", some_stack(), [RECORD], (4, 4))
-    mined.write_manifest({"a": [RECORD]})
+    mined.write_manifest({"a": [RECORD]}, VALUES)
     assert mined.find_foreign() == []
     if not has_manifest:
-        mined.forget_manifest()
+        (mined.folder / "manifest.json").unlink()
     other = {**ORIGIN, "labels": {"background": 0}, "plans": "p", "policy": "another"}
     assert replace(mined, origin=other).find_foreign() == [
         "labels: {'background': 0, 'tumour': [1, 2]} in the store, {'background': 0} now",
@@ -262,7 +260,7 @@ def test_rounds_are_read_from_their_manifests_and_incomplete_ones_left_out(tmp_p
         some_round = Round(folder, {"round": number})
         some_round.write_case("case", some_stack(), [RECORD], (4, 4))
         if number != 10:
-            some_round.write_manifest({"case": [RECORD]})
+            some_round.write_manifest({"case": [RECORD]}, VALUES)
     found = read_rounds(tmp_path)
     assert [mined.origin for mined in found] == [{"round": 1}, {"round": 2}]
     assert found[0].cases == {"case": [RECORD]}
@@ -296,7 +294,7 @@ FLIPS = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 @given(target=st.sampled_from(["stack", "record", "manifest"]), flip=FLIPS, cut=st.booleans())
 def test_damage_anywhere_is_found_and_nothing_damaged_is_used(mined, target, flip, cut):
     mined.write_case("case", some_stack(), [RECORD, NO_PAIR], (4, 4))
-    mined.write_manifest({"case": [RECORD, NO_PAIR]})
+    mined.write_manifest({"case": [RECORD, NO_PAIR]}, VALUES)
     path = {
         "stack": mined.path("case"),
         "record": mined.record_path("case"),
@@ -337,10 +335,10 @@ def test_values_of_the_candidates_are_those_of_the_same_origin(mined):
 
 def test_the_manifest_says_what_the_candidates_differ_in(mined, tmp_path):
     mined.write_case("a", some_stack(), [RECORD], (4, 4))
-    replace(mined, values=(0.0, 0.25)).write_manifest({"a": [RECORD]})
+    mined.write_manifest({"a": [RECORD]}, (0.0, 0.25))
     (stored,) = read_rounds(tmp_path)
     assert stored.candidates(2).values == (0.0, 0.25)
-    before = stored._replace(values=())  # a store of version 0.1
+    before = replace(stored, values=())  # a store of version 0.1
     assert before.candidates(2).values == (0.0, 0.1)
 
 

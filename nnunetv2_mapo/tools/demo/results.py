@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from nnunetv2_mapo.method.store import PREFERENCES, Round, SampleRecord, read_rounds
-from nnunetv2_mapo.method.summary import RoundSummary
+from nnunetv2_mapo.method.rounds import RoundSummary
+from nnunetv2_mapo.method.store import SampleRecord, read_rounds
 from nnunetv2_mapo.tools.demo.phantom import ENDING, LABELS, read_image
 
 _COLOURS = {"organ": "#56b4e9", "lesion": "#e69f00"}  # distinct for the colour-blind too
@@ -58,14 +58,14 @@ def draw_pairs(path: Path, raw: Path, fold: Path, predictions: Path, cases: Sequ
     """
     figure = Figure(figsize=(10, 2.15 * len(cases) + 0.5), layout="constrained")
     axes = figure.subplots(len(cases), len(TITLES), squeeze=False)
-    mined, records = Round(fold / PREFERENCES / "round_01", {}), read_rounds(fold)[0].cases
+    mined = read_rounds(fold)[0]
     for row, case in zip(axes, cases, strict=True):
         _, chosen, rejected, *_ = np.asarray(mined.open_stack(case)[:])
         plane = int((chosen != rejected).sum((1, 2)).argmax())
         image = read_image(raw / "imagesTr" / f"{case}_0000{ENDING}")[plane]
         truth = read_image(raw / "labelsTr" / f"{case}{ENDING}")[plane]
         final = read_image(predictions / f"{case}{ENDING}")[plane]
-        (record,) = records[case]
+        (record,) = mined.cases[case]
         panels = (
             (None, case),
             (truth, ""),

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nnunetv2_mapo.method.rounds import summarize_stored
 from nnunetv2_mapo.method.store import read_rounds
-from nnunetv2_mapo.method.summary import summarize_stored
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.tools.demo.phantom import ENDING, LABELS, write_dataset

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from nnunetv2_mapo.method.candidates import RATES_3D
+from nnunetv2_mapo.method.config import RATES_3D
 
 from .protocol import Regime
 

@@ -4,15 +4,14 @@ import math
 
 import pytest
 
-from nnunetv2_mapo.method.candidates import Candidates
-from nnunetv2_mapo.method.store import SampleRecord
-from nnunetv2_mapo.method.summary import (
-    CandidateSummary,
+from nnunetv2_mapo.method.config import Candidates, MAPOConfig
+from nnunetv2_mapo.method.rounds import (
     explain_no_pairs,
     quantile_tau,
     summarize,
     tabulate_round,
 )
+from nnunetv2_mapo.method.store import SampleRecord
 
 RECORDS = {
     "a": [
@@ -26,7 +25,7 @@ RECORDS = {
 
 
 def test_summary_by_hand():
-    summary = summarize(RECORDS, tau=0.5, num_mined=1, seconds=2.5)
+    summary = summarize(RECORDS, MAPOConfig(tau=0.5))
     assert summary.num_samples == 3
     assert summary.num_pairs == 2
     assert summary.dice_plain == pytest.approx((0.75 + 0.25 + 0.5) / 3)
@@ -34,36 +33,26 @@ def test_summary_by_hand():
     assert summary.dice_rejected == pytest.approx((0.5 + 0.0) / 2)
     assert summary.disagreement == pytest.approx((0.1 + 0.3) / 2)
     assert summary.gaps == [0.5, 0.0, 0.5]
-    assert (summary.num_mined, summary.seconds) == (1, 2.5)
     assert str(summary) == (
         "2 pairs / 3 samples, Dice plain 0.5000, of the pairs chosen 0.7500, rejected 0.2500, "
-        "disagreement 20.00% of the voxels; 1 cases mined in 2.5 s"
+        "disagreement 20.00% of the voxels"
     )
 
 
-def test_candidates_of_each_rate_by_hand():
+def test_table_of_a_round_has_a_line_for_each_rate():
     # Dice of the three samples, sorted: 0.25 0.5 0.75; 0 0.25 1; 0.25 0.25 0.5. With three values
     # the quartiles lie halfway between the middle one and its neighbours.
-    assert summarize(RECORDS, tau=0.5, num_mined=3, seconds=0.0).candidates == [
-        CandidateSummary(0.5, (0.375, 0.5, 0.625), num_chosen=1, num_rejected=0),
-        CandidateSummary(pytest.approx(1.25 / 3), (0.125, 0.25, 0.625), 1, 1),
-        CandidateSummary(pytest.approx(1.0 / 3), (0.25, 0.25, 0.375), 0, 1),
+    table = tabulate_round(RECORDS, Candidates("rate", "rates_2d", (0.0, 0.125, 0.25)))
+    assert table.splitlines() == [
+        " rate  mean Dice    25%  median    75%  chosen  rejected",
+        "    0     0.5000 0.3750  0.5000 0.6250       1         0",
+        "0.125     0.4167 0.1250  0.2500 0.6250       1         1",
+        " 0.25     0.3333 0.2500  0.2500 0.3750       0         1",
     ]
-
-
-def test_table_of_a_round_has_a_line_for_each_rate_and_one_for_the_pairs():
-    summary = summarize(RECORDS, tau=0.5, num_mined=3, seconds=0.0)
-    assert tabulate_round(
-        summary, Candidates("rate", "rates_2d", (0.0, 0.125, 0.25))
-    ).splitlines() == [
-        "rate   mean Dice    25 %  median    75 %  chosen  rejected",
-        "-----  ---------  ------  ------  ------  ------  --------",
-        "0         0.5000  0.3750  0.5000  0.6250       1         0",
-        "0.125     0.4167  0.1250  0.2500  0.6250       1         1",
-        "0.25      0.3333  0.2500  0.2500  0.3750       0         1",
+    assert summarize(RECORDS, MAPOConfig(tau=0.5)).describe_gaps() == (
         "Dice gap of a sample's best and worst candidate: median 0.5000; 2 of 3 samples have a "
-        "pair (66.7%, tau = 0.5), which disagrees in 20.00% of the voxels",
-    ]
+        "pair (66.7%, tau = 0.5)"
+    )
 
 
 def test_region_pairs_are_summarised_by_their_parts():
@@ -78,30 +67,29 @@ def test_region_pairs_are_summarised_by_their_parts():
         ),
         SampleRecord([0.5, 0.5], 0, None, num_disagreeing=0, num_voxels=100),
     ]  # fmt: skip
-    summary = summarize({"a": samples}, tau=0.05, num_mined=1, seconds=0.0)
+    summary = summarize({"a": samples}, MAPOConfig(tau=0.05))
     assert (summary.num_pairs, summary.num_samples) == (2, 3)
     assert (summary.num_parts, summary.num_preferred) == (4, 1)
     assert summary.dice_chosen == pytest.approx((0.75 + 1.0) / 2)
     assert summary.dice_rejected == pytest.approx((0.25 + 0.5) / 2)
     assert "4 parts of which 25.0% are preferred" in str(summary)
-    table = tabulate_round(summary, Candidates("rate", "rates_2d", (0.0, 0.125)))
-    assert table.splitlines()[0].split() == ["rate", "mean", "Dice", "25", "%", "median", "75", "%"]
+    table = tabulate_round({"a": samples}, Candidates("rate", "rates_2d", (0.0, 0.125)))
+    assert table.splitlines()[0].split() == ["rate", "mean", "Dice", "25%", "median", "75%"]
 
 
-def test_table_of_a_round_without_pairs_says_nothing_of_their_voxels():
-    summary = summarize({"a": RECORDS["a"][1:]}, tau=0.1, num_mined=1, seconds=0.0)
-    table = tabulate_round(summary, Candidates("rate", "rates_2d", (0.0, 0.1, 0.2)))
-    assert table.endswith("0 of 1 samples have a pair (0.0%, tau = 0.1)")
-    assert [line.split()[-2:] for line in table.splitlines()[2:5]] == [["0", "0"]] * 3
+def test_table_of_a_round_without_pairs_has_zeros():
+    candidates = Candidates("rate", "rates_2d", (0.0, 0.1, 0.2))
+    table = tabulate_round({"a": RECORDS["a"][1:]}, candidates)
+    assert [line.split()[-2:] for line in table.splitlines()[1:]] == [["0", "0"]] * 3
 
 
 def test_summary_without_pairs_has_nan_for_what_only_pairs_have():
-    summary = summarize({"a": RECORDS["a"][1:]}, tau=0.1, num_mined=0, seconds=0.0)
+    summary = summarize({"a": RECORDS["a"][1:]}, MAPOConfig(tau=0.1))
     assert summary.num_pairs == 0
     assert summary.dice_plain == 0.25
     for value in (summary.dice_chosen, summary.dice_rejected, summary.disagreement):
         assert math.isnan(value)
-    assert str(summary) == "0 pairs / 1 samples, Dice plain 0.2500; 0 cases mined in 0.0 s"
+    assert str(summary) == "0 pairs / 1 samples, Dice plain 0.2500"
 
 
 def test_no_pairs_are_explained_with_gaps_and_tau():
@@ -109,7 +97,7 @@ def test_no_pairs_are_explained_with_gaps_and_tau():
         SampleRecord([0.5, 0.5 + gap], chosen=1, rejected=None, num_disagreeing=0, num_voxels=1)
         for gap in (0.0125, 0.025, 0.05)
     ]
-    summary = summarize({"a": samples}, tau=0.3, num_mined=1, seconds=0.0)
+    summary = summarize({"a": samples}, MAPOConfig(tau=0.3))
     candidates = Candidates("dropout rate", "rates_3d", (0.0, 0.125))
     message = explain_no_pairs(summary, candidates, "case")
     assert message.startswith("WARNING: this round has NO preference pair")
@@ -124,7 +112,7 @@ def test_no_pairs_are_explained_with_gaps_and_tau():
 
 def test_equal_candidates_are_explained_without_a_tau_that_would_help():
     samples = [SampleRecord([0.5, 0.5], chosen=0, rejected=None, num_disagreeing=0, num_voxels=1)]
-    summary = summarize({"a": samples}, tau=0.0, num_mined=1, seconds=0.0)
+    summary = summarize({"a": samples}, MAPOConfig(tau=0.0))
     candidates = Candidates("noise σ", "noise_sigmas", (0.0, 0.05))
     message = explain_no_pairs(summary, candidates, "case")
     assert "whose MAPOConfig has candidates that differ more (noise_sigmas), or" in message
