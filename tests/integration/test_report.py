@@ -18,7 +18,7 @@ from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.reference import read_reference
 from nnunetv2_mapo.method.selection import candidate_dice
 from nnunetv2_mapo.method.store import read_rounds
-from nnunetv2_mapo.tools.evaluate.evaluation_files import read_evaluation
+from nnunetv2_mapo.tools.evaluate import read_evaluation
 from nnunetv2_mapo.tools.models import open_cases, open_model
 from nnunetv2_mapo.tools.report.pair_pictures import PairPainter, read_stack
 from nnunetv2_mapo.tools.report.warmup_validation import predict_validation

@@ -10,23 +10,21 @@ from markupsafe import Markup
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_mapo.method.reference import REFERENCE, read_reference
-from nnunetv2_mapo.tools.compare.comparison_page import render_comparison
-from nnunetv2_mapo.tools.compare.comparison_text import describe_comparison
-from nnunetv2_mapo.tools.compare.method_values import compare_methods
-from nnunetv2_mapo.tools.compare.methods import (
+from nnunetv2_mapo.tools.compare import (
     ComparisonError,
     Method,
     check_same,
     note_sources,
     read_methods,
 )
-from nnunetv2_mapo.tools.evaluate.evaluation import (
+from nnunetv2_mapo.tools.compare.tables import compare_methods, render_comparison
+from nnunetv2_mapo.tools.evaluate import (
     Evaluation,
-    evaluate_folder,
     merge_evaluations,
     tabulate_means,
+    write_evaluation,
 )
-from nnunetv2_mapo.tools.evaluate.evaluation_files import write_evaluation
+from nnunetv2_mapo.tools.evaluate.run import evaluate_folder
 from nnunetv2_mapo.tools.history import HistoryError, find_checkpoint, read_history
 from nnunetv2_mapo.tools.models import open_cases, open_model
 from nnunetv2_mapo.tools.page import render_part
@@ -50,10 +48,9 @@ def render_results(
         ComparisonError: Results are missing, or are not of the same cases, classes or metrics.
         HistoryError: There are no weights after the warm-up.
     """
-    folders = [*others, folder]
-    methods = read_methods(folders, folds)
+    methods = read_methods([*others, folder], folds)
     evaluation = methods[-1].evaluation
-    notes = note_sources(methods, folders, folds)
+    notes = note_sources(methods)
     header, rows = tabulate_means(evaluation)
     if device is not None:
         tolerance = find_tolerance(folder, evaluation)
@@ -64,9 +61,7 @@ def render_results(
         check_same(methods)
     comparison = None
     if len(methods) > 1:
-        comparisons = compare_methods(methods)
-        text = describe_comparison(comparisons, methods, notes)
-        comparison = render_comparison(text, comparisons)
+        comparison = render_comparison(compare_methods(methods))
     return render_part("results.html", header=header, rows=rows, notes=notes, comparison=comparison)
 
 

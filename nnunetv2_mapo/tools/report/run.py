@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nnunetv2_mapo.method.store import StoreError, read_rounds
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.tools.compare.methods import ComparisonError
+from nnunetv2_mapo.tools.compare import ComparisonError
 from nnunetv2_mapo.tools.device import choose_device
 from nnunetv2_mapo.tools.evaluate.case_metrics import EvaluationError
 from nnunetv2_mapo.tools.history import History, HistoryError, read_history
