@@ -51,9 +51,16 @@ def read_methods(folders: Sequence[Path], folds: Sequence[int | str] | None = No
     Raises:
         ComparisonError: The folders, their folds, cases, classes or metrics cannot be compared.
     """
-    names, results = name_methods(folders), find_results(folders, folds)
+    names, results = name_methods(folders), _find_results(folders, folds)
     paths = [path for found in results for path in found.values()]
-    file = METRICS_JSON if all((path / METRICS_JSON).is_file() for path in paths) else SUMMARY_JSON
+    lack = [str(path) for path in paths if not (path / METRICS_JSON).is_file()]
+    file = SUMMARY_JSON if lack else METRICS_JSON
+    if only := [str(path) for path in paths if not (path / file).is_file()]:
+        message = (
+            f"{', '.join(only)} has only {METRICS_JSON}, which others do not have. Make it with "
+            f"nnUNetv2_mapo evaluate for {', '.join(lack)}."
+        )
+        raise ComparisonError(message)
     try:
         methods = [
             Method(name, _read_folds(found, file), _read_histories(found))
@@ -65,14 +72,10 @@ def read_methods(folders: Sequence[Path], folds: Sequence[int | str] | None = No
     return methods
 
 
-def find_results(
+def _find_results(
     folders: Sequence[Path], wanted: Sequence[int | str] | None
 ) -> list[dict[str, Path]]:
-    """Where each folder holds the results of each fold; of a folder of segmentations, fold `""`.
-
-    Raises:
-        ComparisonError: There are none, or the folds are not the same.
-    """
+    """Where each folder holds the results of each fold; of a folder of segmentations, fold `""`."""
     results = [_find_folds(folder) for folder in folders]
     chosen = {str(fold) for fold in wanted or {fold for found in results for fold in found}}
     if wanted is None and chosen != {"all"}:
@@ -82,7 +85,8 @@ def find_results(
     if any(not chosen - {""} <= {*found} for found in models.values()):
         lines = "; ".join(f"{folder}: {', '.join(found)}" for folder, found in models.items())
         common = " ".join(sorted(set.intersection(*({*found} for found in models.values()))))
-        message = f"The finished folds are not the same: {lines}. Compare with -f {common or '…'}."
+        advice = f"Compare with -f {common}" if common else "They share none"
+        message = f"The finished folds are not the same: {lines}. {advice}."
         raise ComparisonError(message)
     return [{f: path for f, path in found.items() if f in {*chosen, ""}} for found in results]
 
@@ -90,13 +94,13 @@ def find_results(
 def _find_folds(folder: Path) -> dict[str, Path]:
     # Earlier versions wrote metrics into fold_X itself if these were to go to another folder.
     places = {
-        path.name.removeprefix("fold_"): [path / "validation", path]
+        path.name.removeprefix("fold_"): [path, path / "validation"]
         for path in sorted(folder.glob("fold_*"))
     } or {"": [folder]}
     found = {
         fold: path
         for fold, paths in places.items()
-        for path in reversed(paths)
+        for path in paths  # the last one counts
         if (path / METRICS_JSON).is_file() or (path / SUMMARY_JSON).is_file()
     }
     if not found:
@@ -133,6 +137,7 @@ def _read_folds(results: Mapping[str, Path], file: str) -> Evaluation:
     for fold, path in results.items():
         if (path / SUMMARY_JSON).is_file():
             _check_fresh(parts[fold].values["Dice"], path)
+    _check_provenance({f"fold {fold}": part for fold, part in parts.items()})
     return merge_evaluations(parts)
 
 
@@ -162,21 +167,26 @@ def _read_histories(results: Mapping[str, Path]) -> dict[str, History | None]:
     return histories
 
 
+def _check_provenance(parts: Mapping[str, Evaluation]) -> None:
+    """Refuse evaluations that were not made in the same way, and name what differs."""
+    table = pd.DataFrame({name: part.provenance for name, part in parts.items()})
+    table = table.drop(index="versions", errors="ignore")  # the other entries name what measures
+    different = table[table.nunique(axis="columns", dropna=False) > 1]
+    if len(different):
+        message = (
+            f"These were not evaluated in the same way:\n{different.to_string()}\n"
+            "Run nnUNetv2_mapo evaluate on all of them in the same way."
+        )
+        raise ComparisonError(message)
+
+
 def check_same(methods: Sequence[Method]) -> None:
     """Refuse methods that were evaluated in different ways, or on different cases or classes.
 
     Raises:
         ComparisonError: It names what differs.
     """
-    provenances = pd.DataFrame({method.name: method.evaluation.provenance for method in methods})
-    provenances = provenances.drop(index="versions", errors="ignore")  # of every package
-    different = provenances[provenances.nunique(axis="columns", dropna=False) > 1]
-    if len(different):
-        message = (
-            f"The methods were not evaluated in the same way:\n{different.to_string()}\n"
-            "Run nnUNetv2_mapo evaluate on all of them in the same way."
-        )
-        raise ComparisonError(message)
+    _check_provenance({method.name: method.evaluation for method in methods})
     for level, plural in (("class", "classes"), ("case", "cases")):
         keys = {each.name: {*each.evaluation.values.index.unique(level)} for each in methods}
         every = set().union(*keys.values())

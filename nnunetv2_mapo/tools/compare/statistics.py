@@ -165,8 +165,7 @@ def wilcoxon_p(differences: NDArray[Any]) -> float:
 def subtract_rank_sums(differences: NDArray[Any]) -> float:
     """Rank sum of the positive differences minus that of the negative ones, as in Wilcoxon's test.
 
-    Returns:
-        Above 0 where the test speaks for positive differences; 0 without any difference.
+    It is above 0 where the test speaks for positive differences; 0 without any difference.
     """
     nonzero = differences[differences != 0]
     return float((np.sign(nonzero) * stats.rankdata(np.abs(nonzero))).sum())

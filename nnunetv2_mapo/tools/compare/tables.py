@@ -80,11 +80,11 @@ def run_compare(arguments: argparse.Namespace) -> None:
         raise CommandError(str(error)) from error
     if arguments.output is not None:  # before printing, which a closed pipe can end
         try:
-            write_comparison(comparison, arguments.output)
+            _write_comparison(comparison, arguments.output)
         except (OSError, WriteError) as error:
             message = f"The comparison cannot be written: {error}. Name another folder with -o."
             raise CommandError(message) from error
-    print(format_comparison(comparison))
+    print(_format_comparison(comparison))
     if arguments.output is not None:
         print(f"\nWritten: comparison.html and comparison.json in {arguments.output}")
 
@@ -112,11 +112,11 @@ def compare_methods(methods: Sequence[Method], metrics: Sequence[str] | None = N
         if METRICS[name].higher_is_better is None:  # the sign tells the direction, the size counts
             titles[name] = f"absolute {titles[name]}"
     scores = score_cases(values[wanted])
-    costs, notes = tabulate_costs(methods), [*note_sources(methods), *_NOTES]
+    costs, notes = _tabulate_costs(methods), [*note_sources(methods), *_NOTES]
     return Comparison(titles, scores, summarize(scores), compare(scores), costs, notes)
 
 
-def tabulate_costs(methods: Sequence[Method]) -> pd.DataFrame:
+def _tabulate_costs(methods: Sequence[Method]) -> pd.DataFrame:
     """`Comparison.costs`."""
     nothing = (math.nan, math.nan, math.nan)
     rows = [
@@ -176,7 +176,7 @@ def tabulate_comparison(comparison: Comparison) -> list[pd.DataFrame]:
     return [each.reset_index().rename(columns=names) for each in (scores, differences, costs)]
 
 
-def tabulate_cases(comparison: Comparison, method: str) -> pd.DataFrame:
+def _tabulate_cases(comparison: Comparison, method: str) -> pd.DataFrame:
     """Differences of each case to the baseline, as text."""
     differences = comparison.scores[method] - comparison.scores.iloc[:, 0]
     table = differences.unstack("metric")[[*comparison.titles]].rename(columns=comparison.titles)
@@ -190,7 +190,7 @@ def _format(
     return table.assign(**texts)
 
 
-def format_comparison(comparison: Comparison) -> str:
+def _format_comparison(comparison: Comparison) -> str:
     """Everything that is said of a comparison but the single cases."""
     tables = [
         format_table([*table], table.astype(str).to_numpy().tolist())
@@ -210,7 +210,7 @@ def render_comparison(comparison: Comparison) -> Markup:
         tables=tabulate_comparison(comparison),
         notes=comparison.notes,
         figures={name: _draw(comparison, name) for name in others},
-        cases={name: tabulate_cases(comparison, name) for name in others},
+        cases={name: _tabulate_cases(comparison, name) for name in others},
     )
 
 
@@ -232,13 +232,8 @@ def _draw(comparison: Comparison, method: str) -> list[tuple[Markup, str]]:
     return figures
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write the comparison as a page and as JSON, in which NaN is null.
-
-    Raises:
-        OSError: The folder cannot be made.
-        WriteError: It cannot be written to.
-    """
+def _write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write the comparison as a page and as JSON, in which NaN is null."""
     tables = {
         "scores": comparison.summaries,
         "differences": comparison.differences,

@@ -51,8 +51,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """
     predictions, output = arguments.predictions, arguments.output or arguments.predictions
     folds = sorted(path.name for path in predictions.glob("fold_*") if path.is_dir())
-    references = arguments.labels or find_references(predictions, is_model=bool(folds))
-    dataset_json = read_dataset_json(arguments.djfile or predictions / "dataset.json")
+    references = arguments.labels or _find_references(predictions, is_model=bool(folds))
+    dataset_json = _read_dataset_json(arguments.djfile or predictions / "dataset.json")
 
     def evaluate(part: Path) -> Evaluation:
         return evaluate_folder(
@@ -66,15 +66,15 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
     try:
         if not folds:
-            report(evaluate(Path()), "", output)
+            _report(evaluate(Path()), "", output)
             return
         evaluated = {}
-        for fold in keep_finished(predictions, folds, chill=arguments.chill):
+        for fold in _keep_finished(predictions, folds, chill=arguments.chill):
             evaluated[fold] = evaluate(Path(fold, "validation"))
-            report(evaluated[fold], fold, output / fold / "validation")
+            _report(evaluated[fold], fold, output / fold / "validation")
         evaluated.pop(FOLD_ALL, None)
         if evaluated:
-            report(merge_evaluations(evaluated), ", ".join(evaluated), output)
+            _report(merge_evaluations(evaluated), ", ".join(evaluated), output)
     except (EvaluationError, WriteError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
@@ -82,7 +82,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         raise CommandError(message) from error
 
 
-def report(evaluation: Evaluation, name: str, folder: Path) -> None:
+def _report(evaluation: Evaluation, name: str, folder: Path) -> None:
     """Print the means of the folds `name`, if it is of folds, and write the metrics."""
     values, provenance = evaluation.values, evaluation.provenance
     print(f"\n{name}\n{format_table(*tabulate_means(evaluation))}")
@@ -100,12 +100,8 @@ def report(evaluation: Evaluation, name: str, folder: Path) -> None:
     print(f"Written: metrics.json and metrics.csv in {folder}", flush=True)
 
 
-def read_dataset_json(path: Path) -> dict[str, Any]:
-    """Content of `dataset.json`.
-
-    Raises:
-        CommandError: It cannot be read.
-    """
+def _read_dataset_json(path: Path) -> dict[str, Any]:
+    """Content of `dataset.json`."""
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
         if {"labels", "file_ending"} <= {*content}:
@@ -117,12 +113,8 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     raise CommandError(message)
 
 
-def find_references(predictions: Path, *, is_model: bool) -> Path:
-    """Folder of the ground truth that nnU-Net keeps of a model's data set.
-
-    Raises:
-        CommandError: It is not a model, or there is none.
-    """
+def _find_references(predictions: Path, *, is_model: bool) -> Path:
+    """Folder of the ground truth that nnU-Net keeps of a model's data set."""
     preprocessed = nnUNet_preprocessed.get() or "$nnUNet_preprocessed"
     # resolve() would follow links, and the name of a link is the one that counts
     dataset = Path(os.path.abspath(predictions)).parent.name  # noqa: PTH100
@@ -135,12 +127,8 @@ def find_references(predictions: Path, *, is_model: bool) -> Path:
     raise CommandError(message)
 
 
-def keep_finished(predictions: Path, folds: Sequence[str], *, chill: bool) -> list[str]:
-    """Folds whose validation is finished: nnU-Net writes its `summary.json` with the last case.
-
-    Raises:
-        CommandError: One is not, unless `chill` leaves it out; or none is.
-    """
+def _keep_finished(predictions: Path, folds: Sequence[str], *, chill: bool) -> list[str]:
+    """Folds whose validation is finished: nnU-Net writes its `summary.json` with the last case."""
     finished = [f for f in folds if (predictions / f / "validation" / SUMMARY_JSON).is_file()]
     if len(finished) == len(folds) or (chill and finished):
         return finished
@@ -180,7 +168,7 @@ def evaluate_folder(
         message = f"The tolerance is {tolerance_mm}; it must be a number of mm, 0 or more."
         raise EvaluationError(message)
     ending = dataset_json["file_ending"]
-    files = match_files(predictions, references, ending, allow_missing=allow_missing)
+    files = _match_files(predictions, references, ending, allow_missing=allow_missing)
     task = make_task(dataset_json, Path(next(iter(files.values())).reference), tolerance_mm)
     evaluated = _evaluate_cases(list(files.values()), task, num_processes)
     progress = tqdm(evaluated, total=len(files), desc="Evaluating", unit="case")
@@ -193,14 +181,10 @@ def evaluate_folder(
     return Evaluation(values, describe(task), class_names)
 
 
-def match_files(
+def _match_files(
     predictions: Path, references: Path, ending: str, *, allow_missing: bool
 ) -> dict[str, CaseFiles]:
-    """Files of each case, sorted by identifier.
-
-    Raises:
-        EvaluationError: There is no prediction, or a prediction or a ground truth has no other.
-    """
+    """Files of each case, sorted by identifier."""
     predicted, known = (
         {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")}
         for folder in (predictions, references)

@@ -207,6 +207,14 @@ def test_other_tolerances_are_refused(tmp_path, capsys):
     assert re.search(r"tolerance +1 mm +2 mm", error)
 
 
+def test_folds_that_were_evaluated_in_different_ways_are_refused(tmp_path, capsys):
+    for name in ("A", "B"):
+        write_metrics(tmp_path / name / "fold_0" / "validation", {"a": 0.5})
+        write_metrics(tmp_path / name / "fold_1" / "validation", {"b": 0.5}, tolerance="2 mm")
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
+    assert re.search(r"fold 0 +fold 1\ntolerance +1 mm +2 mm", capsys.readouterr().err)
+
+
 def test_metrics_that_lack_a_case_of_the_summary_are_refused(tmp_path, capsys):
     for name in ("A", "B"):
         write_metrics(tmp_path / name, RISING)
@@ -225,11 +233,13 @@ def test_metrics_that_were_written_elsewhere_are_found(tmp_path, capsys):
     assert read_row(printed, "Dice", "B", has="no difference")["wins"] == "8"
 
 
-def test_without_a_common_file_the_missing_one_is_named(tmp_path, capsys):
+def test_without_a_common_file_the_command_that_makes_it_is_named(tmp_path, capsys):
     write_metrics(tmp_path / "A", RISING)
     second = make_model(tmp_path, "B", {0: HIGHER})
     assert main(["compare", str(tmp_path / "A"), second]) == 1
-    assert f"{tmp_path / 'A' / 'summary.json'} cannot be read" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'A'} has only metrics.json" in error
+    assert error.endswith(f"nnUNetv2_mapo evaluate for {second}/fold_0/validation.\n")
 
 
 def test_other_versions_of_packages_do_not_matter(tmp_path):
