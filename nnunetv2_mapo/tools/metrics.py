@@ -1,12 +1,9 @@
 """Metrics of one class of one case: overlap, distances of the surfaces, volume. Reads nothing.
 
 The distances are MONAI's, between *edge voxels*: voxels of a mask with a face neighbour outside it
-or outside the image. Masks that are empty, after ignored voxels were taken out of both:
-
-- Both are empty: every metric is NaN, as nnU-Net's Dice, and left out of means.
-- One is empty: Dice, IoU and NSD are 0, ASD and HD95 the diagonal of the image, longer than any
-  distance in it: leaving failures out would favour the method that fails. The relative volume
-  error is -1 without a prediction, and NaN without a reference, where it is not defined.
+or outside the image. What masks without a voxel get, after ignored voxels were taken out of both,
+says `EMPTY_MASKS`: the diagonal is longer than any distance in the image, because leaving failures
+out would favour the method that fails.
 """
 
 from __future__ import annotations
@@ -108,7 +105,7 @@ def compute_metrics(
             are taken, so their border is never a surface of only one of two masks that agree.
 
     Returns:
-        Empty masks have the values that the head of this module says.
+        Empty masks have the values that `EMPTY_MASKS` says.
     """
     if ignored is not None:
         prediction, reference = prediction & ~ignored, reference & ~ignored

@@ -21,8 +21,6 @@ FEW_CASES = 20  # below it, a result is called a hint
 TIE = 1e-9  # differences up to this are rounding errors of equal values
 NUM_RESAMPLES = 9999
 
-Verdict = Literal["better", "worse", "no difference shown"]
-
 
 def score_cases(values: pd.DataFrame) -> pd.DataFrame:
     """One value of each case: the mean over the same classes for all methods.
@@ -184,7 +182,7 @@ def holm(p_values: pd.Series) -> pd.Series:
 
 def judge(
     interval: tuple[float, float], p_corrected: float, rank_sums: float, *, higher_is_better: bool
-) -> Verdict:
+) -> Literal["better", "worse", "no difference shown"]:
     """Verdict on a method: a difference is shown where test and interval agree on its direction.
 
     They disagree where many small losses meet a few large wins: the test sees the losses, the

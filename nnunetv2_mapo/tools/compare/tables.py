@@ -131,10 +131,8 @@ def _tabulate_costs(methods: Sequence[Method]) -> pd.DataFrame:
 def conclude(differences: pd.DataFrame) -> str:
     """One sentence: whether this many cases can conclude anything.
 
-    Cases without a difference do not count for that: the test leaves them out.
-
-    Args:
-        differences: See `compare`; the row with the most cases that differ counts.
+    Cases without a difference do not count for that: the test leaves them out. Of the rows of
+    `compare`, that with the most cases that differ counts.
     """
     differing = differences["wins"] + differences["losses"]
     num_differing, num_tests = differing.max(), differences["p"].notna().sum()

@@ -75,12 +75,7 @@ class Task:
 
 
 def make_task(dataset_json: dict[str, Any], example: Path, tolerance: float) -> Task:
-    """Task of a data set.
-
-    Args:
-        dataset_json: nnU-Net's `dataset.json`.
-        example: One of the files.
-        tolerance: Of NSD, in mm or px.
+    """Task of nnU-Net's `dataset.json` and one of the files; the tolerance is in mm or px.
 
     Raises:
         EvaluationError: The data set's description or the file cannot be used.
