@@ -184,8 +184,10 @@ def _tabulate_cases(comparison: Comparison, method: str) -> pd.DataFrame:
 def _format(
     table: pd.DataFrame, columns: list[str], write: Callable[[float], str], missing: str = "nan"
 ) -> pd.DataFrame:
-    texts = table[columns].map(lambda value: missing if math.isnan(value) else write(value))
-    return table.assign(**texts)
+    def write_all(values: pd.Series) -> list[str]:
+        return [missing if math.isnan(value) else write(value) for value in values]
+
+    return table.assign(**{column: write_all(table[column]) for column in columns})
 
 
 def _format_comparison(comparison: Comparison) -> str:
