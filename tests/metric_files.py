@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nnunetv2_mapo.tools.evaluate.evaluation import Evaluation
-from nnunetv2_mapo.tools.evaluate.evaluation_files import write_evaluation
+from nnunetv2_mapo.tools.evaluate import Evaluation, tabulate_values, write_evaluation
 from nnunetv2_mapo.tools.metrics import METRICS
 
 PROVENANCE = {
@@ -23,4 +22,4 @@ HIGHER = {case: dice + 0.05 + 0.001 * dice for case, dice in RISING.items()}
 def write_metrics(folder: Path, dice: Dice, **provenance: str) -> None:
     others = dict.fromkeys(METRICS, 1.0)
     values = {case: {"1": {**others, "Dice": value}} for case, value in dice.items()}
-    write_evaluation(Evaluation(values, {**PROVENANCE, **provenance}), folder)
+    write_evaluation(Evaluation(tabulate_values(values), {**PROVENANCE, **provenance}), folder)

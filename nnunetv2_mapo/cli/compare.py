@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunetv2_mapo.cli.options import parse_fold
 from nnunetv2_mapo.support.errors import CommandError
 
 
@@ -15,7 +16,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "difference of each case to the first method, 95 % bootstrap interval of its mean, "
         "Wilcoxon signed-rank test with Holm's correction, wins, ties and losses, and what each "
         "training cost. Reads what nnUNetv2_mapo evaluate wrote, or else nnU-Net's own Dice and "
-        "IoU. Prints Markdown."
+        "IoU."
     )
     parser = commands.add_parser(
         "compare",
@@ -23,46 +24,34 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description=text,
         epilog="example: nnUNetv2_mapo compare nnUNetTrainer__*__2d nnUNetTrainer_MAPO__*__2d",
     )
-    parser.add_argument(
-        "folders",
-        type=Path,
-        nargs="+",
-        metavar="FOLDER",
+    add = parser.add_argument
+    # fmt: off
+    add("folders", type=Path, nargs="+", metavar="FOLDER",
         help="two or more, the baseline first: model folders TRAINER__PLANS__CONFIGURATION of "
-        "nnUNet_results, or folders of segmentations that were evaluated",
-    )
-    parser.add_argument(
-        "-f", nargs="+", metavar="FOLD", help="folds of the models to compare (default: all)"
-    )
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        metavar="NAME",
+        "nnUNet_results, or folders of segmentations that were evaluated")
+    add("-f", dest="folds", nargs="+", type=parse_fold, metavar="FOLD",
+        help="folds of the models to compare (default: all)")
+    add("--metrics", nargs="+", metavar="NAME",
         help="metrics to compare (default: all); fewer, chosen beforehand, need a smaller "
-        "correction",
-    )
-    parser.add_argument(
-        "-o",
-        type=Path,
-        metavar="DIR",
-        help="folder for comparison.md, comparison.html and comparison.json",
-    )
+        "correction")
+    add("-o", dest="output", type=Path, metavar="DIR",
+        help="folder for comparison.html and comparison.json")
+    # fmt: on
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compare, write the files, print Markdown.
+    """Compare, write the files, print the tables.
 
     Raises:
         CommandError: The folders cannot be compared, or the files not be written.
     """
-    folders = [folder.expanduser() for folder in arguments.folders]
-    if len(folders) < 2:
+    if len(arguments.folders) < 2:
         message = "A comparison needs two folders or more, the baseline first."
         raise CommandError(message)
-    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+    if missing := [str(folder) for folder in arguments.folders if not folder.is_dir()]:
         message = f"There is no folder {', '.join(missing)}."
         raise CommandError(message)
-    from nnunetv2_mapo.tools.compare.run import run_compare
+    from nnunetv2_mapo.tools.compare.tables import run_compare
 
-    run_compare(arguments, folders)
+    run_compare(arguments)

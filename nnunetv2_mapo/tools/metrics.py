@@ -1,12 +1,9 @@
 """Metrics of one class of one case: overlap, distances of the surfaces, volume. Reads nothing.
 
 The distances are MONAI's, between *edge voxels*: voxels of a mask with a face neighbour outside it
-or outside the image. Masks that are empty, after ignored voxels were taken out of both:
-
-- Both are empty: every metric is NaN, as nnU-Net's Dice, and left out of means.
-- One is empty: Dice, IoU and NSD are 0, ASD and HD95 the diagonal of the image, longer than any
-  distance in it: leaving failures out would favour the method that fails. The relative volume
-  error is -1 without a prediction, and NaN without a reference, where it is not defined.
+or outside the image. What masks without a voxel get, after ignored voxels were taken out of both,
+says `EMPTY_MASKS`: the diagonal is longer than any distance in the image, because leaving failures
+out would favour the method that fails.
 """
 
 from __future__ import annotations
@@ -46,41 +43,26 @@ class Metric(NamedTuple):
     definition: str
 
 
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("Dice", "", True, "2 |P & R| / (|P| + |R|), nnU-Net's"),
-        Metric("IoU", "", True, "|P & R| / |P or R|, nnU-Net's"),
-        Metric(
-            "ASD",
-            "unit",
-            False,
-            "mean distance of the edge voxels of both masks to the nearest of the other mask",
-        ),
-        Metric(
-            "HD95",
-            "unit",
-            False,
-            "larger of the two directions' 95th percentiles of these distances",
-        ),
-        Metric("NSD", "", True, "share of the edge voxels of both masks within the tolerance"),
-        Metric("volume_error", "volume_unit", None, "volume of P - volume of R"),
-        Metric("relative_volume_error", "", None, "(volume of P - volume of R) / volume of R"),
-    )
-}
+# fmt: off
+METRICS = {metric.name: metric for metric in (
+    Metric("Dice", "", True, "2 |P & R| / (|P| + |R|), nnU-Net's"),
+    Metric("IoU", "", True, "|P & R| / |P or R|, nnU-Net's"),
+    Metric("ASD", "unit", False,
+           "mean distance of the edge voxels of both masks to the nearest of the other mask"),
+    Metric("HD95", "unit", False,
+           "larger of the two directions' 95th percentiles of these distances"),
+    Metric("NSD", "", True, "share of the edge voxels of both masks within the tolerance"),
+    Metric("volume_error", "volume_unit", None, "volume of P - volume of R"),
+    Metric("relative_volume_error", "", None, "(volume of P - volume of R) / volume of R"),
+)}
+# fmt: on
 
 
 class MaskMetrics(NamedTuple):
     """Value of each metric, in the order of `METRICS`.
 
-    Attributes:
-        dice: In [0, 1].
-        iou: In [0, 1].
-        asd: Average symmetric surface distance, in the unit of the spacing.
-        hd95: 95th percentile of the Hausdorff distance, in the unit of the spacing.
-        nsd: Normalised surface Dice, in [0, 1].
-        volume_error: Signed, in the unit of `Grid.voxel_volume`.
-        relative_volume_error: Signed, of the reference's volume.
+    ASD and HD95 are in the unit of the spacing, the signed volume error in that of
+    `Grid.voxel_volume`; the others have none.
     """
 
     dice: float
@@ -90,14 +72,6 @@ class MaskMetrics(NamedTuple):
     nsd: float
     volume_error: float
     relative_volume_error: float
-
-
-class SurfaceMetrics(NamedTuple):
-    """The part of `MaskMetrics` that needs surfaces."""
-
-    asd: float
-    hd95: float
-    nsd: float
 
 
 class Grid(NamedTuple):
@@ -131,7 +105,7 @@ def compute_metrics(
             are taken, so their border is never a surface of only one of two masks that agree.
 
     Returns:
-        Its contract for empty masks is that of this module.
+        Empty masks have the values that `EMPTY_MASKS` says.
     """
     if ignored is not None:
         prediction, reference = prediction & ~ignored, reference & ~ignored
@@ -140,35 +114,26 @@ def compute_metrics(
         return MaskMetrics(*[math.nan] * len(METRICS))
     num_common = int((prediction & reference).sum())
     if num_predicted and num_reference:
-        surface = compute_surface_metrics(prediction, reference, grid.spacing, tolerance=tolerance)
+        asd, hd95, nsd = _measure_surfaces(prediction, reference, grid.spacing, tolerance)
     else:
-        diagonal = math.hypot(
-            *(n * step for n, step in zip(reference.shape, grid.spacing, strict=True))
-        )
-        surface = SurfaceMetrics(asd=diagonal, hd95=diagonal, nsd=0.0)
+        asd = hd95 = math.hypot(*np.multiply(reference.shape, grid.spacing))  # the diagonal
+        nsd = 0.0
     excess = num_predicted - num_reference
     return MaskMetrics(
         dice=2 * num_common / (num_predicted + num_reference),
         iou=num_common / (num_predicted + num_reference - num_common),
-        asd=surface.asd,
-        hd95=surface.hd95,
-        nsd=surface.nsd,
+        asd=asd,
+        hd95=hd95,
+        nsd=nsd,
         volume_error=excess * grid.voxel_volume,
         relative_volume_error=excess / num_reference if num_reference else math.nan,
     )
 
 
-def compute_surface_metrics(
-    prediction: Mask, reference: Mask, spacing: tuple[float, ...], *, tolerance: float
-) -> SurfaceMetrics:
-    """Metrics of the edge voxels of two masks that are not empty, by MONAI.
-
-    Args:
-        prediction: Shape `(y, x)` or `(z, y, x)`.
-        reference: The same shape.
-        spacing: As `Grid.spacing`.
-        tolerance: As in `compute_metrics`.
-    """
+def _measure_surfaces(
+    prediction: Mask, reference: Mask, spacing: tuple[float, ...], tolerance: float
+) -> tuple[float, float, float]:
+    """ASD, HD95 and NSD of two masks that are not empty, by MONAI."""
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
     from monai.metrics.surface_dice import compute_surface_dice
     from monai.metrics.surface_distance import compute_average_surface_distance
@@ -186,4 +151,4 @@ def compute_surface_metrics(
             y_pred, y, include_background=True, percentile=95, spacing=spacing
         )
         nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=spacing)
-    return SurfaceMetrics(asd=asd.item(), hd95=hd95.item(), nsd=nsd.item())
+    return asd.item(), hd95.item(), nsd.item()

@@ -23,11 +23,9 @@ from nnunetv2_mapo.method.rounds import summarize_stored
 from nnunetv2_mapo.method.store import MinedRound, StoreError, read_rounds
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.tools.compare.comparison_page import render_comparison
-from nnunetv2_mapo.tools.compare.comparison_text import describe_comparison
-from nnunetv2_mapo.tools.compare.method_values import compare_methods
-from nnunetv2_mapo.tools.compare.methods import ComparisonError, note_sources, read_methods
-from nnunetv2_mapo.tools.evaluate.evaluation import tabulate_means
+from nnunetv2_mapo.tools.compare import ComparisonError, note_sources, read_methods
+from nnunetv2_mapo.tools.compare.tables import compare_methods, render_comparison
+from nnunetv2_mapo.tools.evaluate import tabulate_means
 from nnunetv2_mapo.tools.figures import draw_curves, draw_dice_of_candidates
 from nnunetv2_mapo.tools.history import History, HistoryError, format_duration, read_history
 from nnunetv2_mapo.tools.models import ModelError, model_folder, open_model, open_training_cases
@@ -164,13 +162,11 @@ def find_results(
         if others:
             raise
         return None, f"There are no results: {error}"
-    notes = note_sources(methods, folders, folds)
+    notes = note_sources(methods)
     header, rows = tabulate_means(methods[-1].evaluation)
     comparison = None
     if others:
-        comparisons = compare_methods(methods)
-        text = describe_comparison(comparisons, methods, notes)
-        comparison = render_comparison(text, comparisons)
+        comparison = render_comparison(compare_methods(methods))
     content = {"header": header, "rows": rows, "notes": notes, "comparison": comparison}
     return render_part("results.html", **content), ""
 

@@ -193,5 +193,5 @@ def test_masks_are_not_changed():
 
 
 def test_importing_the_package_does_not_import_monai():
-    code = "import sys, nnunetv2_mapo.tools.evaluate.evaluation; sys.exit('monai' in sys.modules)"
+    code = "import sys, nnunetv2_mapo.tools.evaluate.run; sys.exit('monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -75,29 +75,19 @@ class Task:
 
 
 def make_task(dataset_json: dict[str, Any], example: Path, tolerance: float) -> Task:
-    """Task of a data set.
-
-    Args:
-        dataset_json: nnU-Net's `dataset.json`.
-        example: One of the files.
-        tolerance: Of NSD, in mm or px.
+    """Task of nnU-Net's `dataset.json` and one of the files; the tolerance is in mm or px.
 
     Raises:
         EvaluationError: The data set's description or the file cannot be used.
     """
     try:
-        order = dataset_json.get("regions_class_order")
-        labels = LabelManager(dataset_json["labels"], order)
-    except (KeyError, AssertionError, RuntimeError) as error:
-        message = f"dataset.json has no usable labels ({error}): see nnU-Net's dataset format."
-        raise EvaluationError(message) from error
-    try:
+        labels = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
         with redirect_stderr(StringIO()):  # nnU-Net prints a traceback for each reader that fails
             reader = determine_reader_writer_from_dataset_json(
                 dataset_json, str(example), verbose=False
             )
-    except RuntimeError as error:
-        message = f"{example} cannot be read: {error}"
+    except (AssertionError, RuntimeError) as error:
+        message = f"{example} cannot be read, or dataset.json has no usable labels: {error}"
         raise EvaluationError(message) from error
     classes = labels.foreground_regions if labels.has_regions else labels.foreground_labels
     return Task(reader, tuple(classes), labels.ignore_label, tolerance)
@@ -106,21 +96,18 @@ def make_task(dataset_json: dict[str, Any], example: Path, tolerance: float) -> 
 def describe(task: Task) -> dict[str, str]:
     """Provenance of what `task` computes."""
     packages = ("nnunetv2", "monai", "torch", "scipy", "numpy")
+    versions = [f"nnunetv2-mapo {__version__}", *(f"{name} {version(name)}" for name in packages)]
     length, volume = ("px", "px") if task.in_pixels else ("mm", "ml")
-    ignored = "none"
-    if task.ignore_label is not None:
-        ignored = f"{task.ignore_label}: where the reference has it, both masks are empty"
+    ignored = f"{task.ignore_label}: where the reference has it, both masks are empty"
     return {
         "implementation": f"MONAI {version('monai')}, edge voxels",
-        "versions": ", ".join(
-            [f"nnunetv2-mapo {__version__}", *(f"{name} {version(name)}" for name in packages)]
-        ),
+        "versions": ", ".join(versions),
         "reader": task.reader.__name__,
         "unit": length,
         "volume_unit": volume,
         "tolerance": f"{task.tolerance} {length}",
         "empty_masks": EMPTY_MASKS,
-        "ignore_label": ignored,
+        "ignore_label": "none" if task.ignore_label is None else ignored,
         **{name: metric.definition for name, metric in METRICS.items()},
     }
 
@@ -135,13 +122,11 @@ def evaluate_case(files: CaseFiles, task: Task) -> dict[str, dict[str, float]]:
         EvaluationError: A file cannot be read, or the two do not fit each other.
     """
     prediction = read_segmentation(files.prediction, task.reader)
-    reference = read_reference(
-        files,
-        prediction,
-        task.reader,
+    advice = (
         "evaluate predictions in the geometry of the ground truth, as nnUNetv2_predict writes "
-        "them, or name another ground truth with -gt",
+        "them, or name another ground truth with --labels"
     )
+    reference = read_reference(files, prediction, task.reader, advice)
     shape, grid = find_grid(reference, in_pixels=task.in_pixels)
     ignored = None
     if task.ignore_label is not None:
@@ -183,32 +168,18 @@ def read_reference(
         advice: What to do if the geometries differ.
 
     Raises:
-        EvaluationError: It cannot be read, or has another geometry.
+        EvaluationError: It cannot be read, or has another shape or spacing.
     """
     reference = read_segmentation(files.reference, reader)
     if issubclass(reader, Tiff3DIO) and not Path(files.reference).with_suffix(".json").exists():
         # nnU-Net copies the ground truth to gt_segmentations without the file of its spacing.
         reference = reference._replace(spacing=prediction.spacing)
-    require_same_geometry(files, prediction, reference, advice)
-    return reference
-
-
-def require_same_geometry(
-    files: CaseFiles, prediction: Segmentation, reference: Segmentation, advice: str
-) -> None:
-    """Refuse two volumes of different shapes or spacings.
-
-    Raises:
-        EvaluationError: They are.
-    """
-    shapes = prediction.labels.shape, reference.labels.shape
-    spacings = prediction.spacing, reference.spacing
-    if shapes[0] != shapes[1]:
-        what, theirs = "shape", shapes
-    elif not np.allclose(spacings[0], spacings[1], rtol=1e-3):
-        what, theirs = "spacing", spacings
+    if prediction.labels.shape != reference.labels.shape:
+        what, theirs = "shape", (prediction.labels.shape, reference.labels.shape)
+    elif not np.allclose(prediction.spacing, reference.spacing, rtol=1e-3):
+        what, theirs = "spacing", (prediction.spacing, reference.spacing)
     else:
-        return
+        return reference
     message = (
         f"{files.prediction} has the {what} {theirs[0]}, but its ground truth {files.reference} "
         f"has {theirs[1]}: {advice}."

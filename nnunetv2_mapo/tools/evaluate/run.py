@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.paths import nnUNet_preprocessed
+from tqdm import tqdm
 
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.support.table import format_table
+from nnunetv2_mapo.support.files import WriteError
+from nnunetv2_mapo.support.table import format_table, list_some
+from nnunetv2_mapo.tools.evaluate import (
+    SUMMARY_JSON,
+    Evaluation,
+    merge_evaluations,
+    read_evaluation,
+    tabulate_means,
+    tabulate_values,
+    write_evaluation,
+)
+from nnunetv2_mapo.tools.evaluate.case_metrics import (
+    CaseFiles,
+    EvaluationError,
+    Task,
+    describe,
+    evaluate_case,
+    make_task,
+)
 
-if TYPE_CHECKING:
-    from nnunetv2_mapo.tools.evaluate.evaluation import Evaluation
-
-FOLD_ALL = "fold_all"
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Segmentations that are evaluated together.
-
-    Attributes:
-        name: For the table.
-        predictions: Where they are.
-        output: Where the metrics go.
-        is_fold: Whether it is a fold's finished validation, which has a part of the cases.
-    """
-
-    name: str
-    predictions: Path
-    output: Path
-    is_fold: bool
+FOLD_ALL = "fold_all"  # validates on its training cases
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -42,32 +49,32 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: Something is missing, cannot be read or written, or does not fit.
     """
-    predictions = arguments.predictions.expanduser()
-    output = (arguments.o or predictions).expanduser()
-    folders = find_folders(predictions, output, chill=arguments.chill)
-    references = find_references(predictions, arguments.gt, is_model=folders[0].is_fold)
-    dataset_json = read_dataset_json(arguments.djfile or predictions / "dataset.json")
-    print("Importing nnU-Net and MONAI ...", flush=True)
-    from nnunetv2.configuration import default_num_processes
+    predictions, output = arguments.predictions, arguments.output or arguments.predictions
+    folds = sorted(path.name for path in predictions.glob("fold_*") if path.is_dir())
+    references = arguments.labels or _find_references(predictions, is_model=bool(folds))
+    dataset_json = _read_dataset_json(arguments.djfile or predictions / "dataset.json")
 
-    from nnunetv2_mapo.support.files import WriteError
-    from nnunetv2_mapo.tools.evaluate.case_metrics import EvaluationError
-    from nnunetv2_mapo.tools.evaluate.evaluation import evaluate_folder
-
-    def evaluate(folder: Folder) -> Evaluation:
+    def evaluate(part: Path) -> Evaluation:
         return evaluate_folder(
-            folder.predictions,
+            predictions / part,
             references,
             dataset_json,
             tolerance_mm=arguments.tolerance,
-            num_processes=default_num_processes if arguments.np is None else arguments.np,
-            allow_missing=arguments.chill or folder.is_fold,
+            num_processes=arguments.np or default_num_processes,
+            allow_missing=arguments.chill,
         )
 
     try:
-        if not arguments.chill:
-            check_folds(folders, dataset_json["file_ending"])
-        evaluate_all(folders, output, evaluate)
+        if not folds:
+            _report(evaluate(Path()), "", output)
+            return
+        evaluated = {}
+        for fold in _keep_finished(predictions, folds, chill=arguments.chill):
+            evaluated[fold] = evaluate(Path(fold, "validation"))
+            _report(evaluated[fold], fold, output / fold / "validation")
+        evaluated.pop(FOLD_ALL, None)
+        if evaluated:
+            _report(merge_evaluations(evaluated), ", ".join(evaluated), output)
     except (EvaluationError, WriteError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
@@ -75,159 +82,152 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         raise CommandError(message) from error
 
 
-def evaluate_all(
-    folders: Sequence[Folder], output: Path, evaluate: Callable[[Folder], Evaluation]
-) -> None:
-    """Evaluate, print and write each folder, then all folds of a cross-validation together.
-
-    Args:
-        folders: What to evaluate.
-        output: Where the metrics of all folds go.
-        evaluate: Evaluates a folder.
-    """
-    from nnunetv2_mapo.tools.evaluate.evaluation import merge_evaluations
-    from nnunetv2_mapo.tools.evaluate.evaluation_files import write_evaluation
-
-    folds = {}
-    for folder in folders:
-        evaluation = evaluate(folder)
-        print(f"\n{format_evaluation(folder.name, evaluation)}", flush=True)
-        write_evaluation(evaluation, folder.output)
-        print(f"Written: metrics.json and metrics.csv in {folder.output}")
-        if folder.is_fold and folder.name != FOLD_ALL:
-            folds[folder.name] = evaluation
-    if folds:
-        overall = merge_evaluations(folds)
-        if len(folds) > 1:
-            print(f"\n{format_evaluation(', '.join(folds), overall)}")
-        write_evaluation(overall, output)
-        print(f"Written: metrics.json and metrics.csv of {', '.join(folds)} in {output}")
-
-
-def find_folders(predictions: Path, output: Path, *, chill: bool) -> list[Folder]:
-    """Folders to evaluate: the folds of a model folder, or the folder itself, without a name.
-
-    Raises:
-        CommandError: There is nothing to evaluate, or a fold has no finished validation.
-    """
-    if not predictions.is_dir():
-        message = f"{predictions} is not a folder. Give a folder of segmentations or of a model."
-        raise CommandError(message)
-    folds = sorted(path for path in predictions.glob("fold_*") if path.is_dir())
-    if not folds:
-        return [Folder("", predictions, output, is_fold=False)]
-    # nnU-Net writes summary.json when the last case of a validation is there.
-    finished = [fold for fold in folds if (fold / "validation" / "summary.json").is_file()]
-    unfinished = [fold.name for fold in folds if fold not in finished]
-    if not finished or (unfinished and not chill):
-        message = (
-            f"{', '.join(unfinished)} of {predictions}: no finished validation. Finish it with "
-            "nnUNetv2_train DATASET CONFIGURATION FOLD -tr TRAINER --val"
-            + (", or leave it out with --chill." if finished else ".")
+def _report(evaluation: Evaluation, name: str, folder: Path) -> None:
+    """Print the means of the folds `name`, if it is of folds, and write the metrics."""
+    values, provenance = evaluation.values, evaluation.provenance
+    print(f"\n{name}\n{format_table(*tabulate_means(evaluation))}")
+    error = values["relative_volume_error"]
+    if num_empty := int(((error == -1) | (error.isna() & values["Dice"].notna())).sum()):
+        print(
+            f"One mask is empty and the other is not {num_empty} times: Dice and NSD are 0 there, "
+            "ASD and HD95 the image's diagonal."
         )
-        raise CommandError(message)
-    for name in unfinished:
-        print(f"{name} is left out: it has no finished validation.")
-    if len(finished) > 1 and any(fold.name == FOLD_ALL for fold in finished):
-        print(f"{FOLD_ALL} validates on its training cases: the folds together are without it.")
-    return [
-        Folder(
-            fold.name,
-            fold / "validation",
-            fold / "validation"
-            if output.resolve() == predictions.resolve()
-            else output / fold.name,
-            is_fold=True,
-        )
-        for fold in finished
-    ]
-
-
-def check_folds(folders: Sequence[Folder], ending: str) -> None:
-    """Refuse folds that do not have every prediction that nnU-Net validated.
-
-    Args:
-        folders: Folds, or a folder of segmentations, which has no list of its cases.
-        ending: Of the files.
-
-    Raises:
-        CommandError: Predictions are missing.
-        ComparisonError: The `summary.json` of a fold is damaged.
-    """
-    from nnunetv2_mapo.tools.evaluate.evaluation_files import read_summary
-
-    for folder in (folder for folder in folders if folder.is_fold):
-        cases = read_summary(folder.predictions / "summary.json").values
-        if lacks := [c for c in cases if not (folder.predictions / f"{c}{ending}").is_file()]:
-            message = (
-                f"{folder.predictions} lacks {', '.join(lacks)}, which its summary.json has. "
-                "Predict them with nnUNetv2_train DATASET CONFIGURATION FOLD -tr TRAINER --val, or "
-                "evaluate the others alone with --chill."
-            )
-            raise CommandError(message)
-
-
-def find_references(predictions: Path, given: Path | None, *, is_model: bool) -> Path:
-    """Folder of the ground truth.
-
-    Raises:
-        CommandError: It is not given or not there.
-    """
-    if given is not None:
-        references = given.expanduser()
-    elif not is_model:
-        message = (
-            "Give the folder of the ground truth with -gt, such as nnUNet_raw/DATASET/labelsTs."
-        )
-        raise CommandError(message)
-    else:
-        preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112  # nnU-Net's own name
-        if not preprocessed:
-            message = "nnUNet_preprocessed is not set: set it, or give the ground truth with -gt."
-            raise CommandError(message)
-        # resolve() would follow links, and the name of a link is the one that counts
-        model = Path(os.path.abspath(predictions))  # noqa: PTH100
-        references = Path(preprocessed) / model.parent.name / "gt_segmentations"
-    if not references.is_dir():
-        message = f"There is no ground truth in {references}. Give its folder with -gt."
-        raise CommandError(message)
-    return references
-
-
-def read_dataset_json(path: Path) -> dict[str, Any]:
-    """Content of `dataset.json`.
-
-    Raises:
-        CommandError: It cannot be read.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        message = f"{path} cannot be read ({error}). Give the data set's dataset.json with -djfile."
-        raise CommandError(message) from error
-    if not isinstance(content, dict) or not {"labels", "file_ending"} <= set(content):
-        message = f"{path} has no labels and file_ending: it is no dataset.json of nnU-Net."
-        raise CommandError(message)
-    return content
-
-
-def format_provenance(provenance: dict[str, str]) -> str:
-    """What computed the numbers, in one line."""
-    return (
+    print(
         f"Surfaces: {provenance['implementation']}, distances in {provenance['unit']}; "
         f"NSD within {provenance['tolerance']}"
     )
+    write_evaluation(evaluation, folder)
+    print(f"Written: metrics.json and metrics.csv in {folder}", flush=True)
 
 
-def format_evaluation(name: str, evaluation: Evaluation) -> str:
-    """Table of the means of each class and of the foreground, and what computed them."""
-    from nnunetv2_mapo.tools.evaluate.evaluation import tabulate_means
+def _read_dataset_json(path: Path) -> dict[str, Any]:
+    """Content of `dataset.json`."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if {"labels", "file_ending"} <= {*content}:
+            return content
+        problem = "it has no labels and file_ending"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    message = f"{path} is no dataset.json of nnU-Net ({problem}). Give the data set's with -djfile."
+    raise CommandError(message)
 
-    table = format_table(*tabulate_means(evaluation))
-    if num_empty := evaluation.count_one_empty():
-        table += (
-            f"\nOne mask is empty and the other is not {num_empty} times: Dice and NSD are 0 "
-            "there, ASD and HD95 the image's diagonal."
+
+def _find_references(predictions: Path, *, is_model: bool) -> Path:
+    """Folder of the ground truth that nnU-Net keeps of a model's data set."""
+    preprocessed = nnUNet_preprocessed.get() or "$nnUNet_preprocessed"
+    # resolve() would follow links, and the name of a link is the one that counts
+    dataset = Path(os.path.abspath(predictions)).parent.name  # noqa: PTH100
+    references = Path(preprocessed, dataset, "gt_segmentations")
+    if is_model and references.is_dir():
+        return references
+    problem = f"There is no ground truth in {references}. " if is_model else ""
+    example = "such as nnUNet_raw/DATASET/labelsTs"
+    message = f"{problem}Give the folder of the ground truth with --labels, {example}."
+    raise CommandError(message)
+
+
+def _keep_finished(predictions: Path, folds: Sequence[str], *, chill: bool) -> list[str]:
+    """Folds whose validation is finished: nnU-Net writes its `summary.json` with the last case."""
+    finished = [f for f in folds if (predictions / f / "validation" / SUMMARY_JSON).is_file()]
+    if len(finished) == len(folds) or (chill and finished):
+        return finished
+    message = (
+        f"{', '.join(sorted({*folds} - {*finished}))} of {predictions}: no finished validation. "
+        "Finish it with nnUNetv2_train DATASET CONFIGURATION FOLD -tr TRAINER --val, or leave it "
+        "out with --chill."
+    )
+    raise CommandError(message)
+
+
+def evaluate_folder(
+    predictions: Path,
+    references: Path,
+    dataset_json: dict[str, Any],
+    *,
+    tolerance_mm: float,
+    num_processes: int,
+    allow_missing: bool = False,
+) -> Evaluation:
+    """Evaluate every segmentation of a folder.
+
+    Args:
+        predictions: Folder of segmentations.
+        references: Folder of the ground truth, files of the same names.
+        dataset_json: nnU-Net's `dataset.json`.
+        tolerance_mm: Distance up to which NSD takes an edge voxel for right, in mm; in pixels for
+            images without spacing (PNG, BMP, 2D TIFF).
+        num_processes: Worker processes; with 1 there is none but this.
+        allow_missing: Whether cases may have no prediction: those of nnU-Net's `summary.json` in
+            the folder, or where there is none, all of the ground truth.
+
+    Raises:
+        EvaluationError: Something is missing, cannot be read or does not fit.
+    """
+    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        message = f"The tolerance is {tolerance_mm}; it must be a number of mm, 0 or more."
+        raise EvaluationError(message)
+    ending = dataset_json["file_ending"]
+    files = _match_files(predictions, references, ending, allow_missing=allow_missing)
+    task = make_task(dataset_json, Path(next(iter(files.values())).reference), tolerance_mm)
+    evaluated = _evaluate_cases(list(files.values()), task, num_processes)
+    progress = tqdm(evaluated, total=len(files), desc="Evaluating", unit="case")
+    values = tabulate_values(dict(zip(files, progress, strict=True)))
+    names = {
+        str(tuple(label) if isinstance(label, list) else label): name
+        for name, label in dataset_json["labels"].items()
+    }
+    class_names = {key: names[key] for key in values.index.unique("class") if key in names}
+    return Evaluation(values, describe(task), class_names)
+
+
+def _match_files(
+    predictions: Path, references: Path, ending: str, *, allow_missing: bool
+) -> dict[str, CaseFiles]:
+    """Files of each case, sorted by identifier."""
+    predicted, known = (
+        {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")}
+        for folder in (predictions, references)
+    )
+    if not predicted:
+        message = f"{predictions} has no file that ends in {ending}, as dataset.json demands."
+        raise EvaluationError(message)
+    if unknown := sorted(predicted - known):
+        message = f"No ground truth in {references} for {list_some(unknown)} of {predictions}."
+        raise EvaluationError(message)
+    summary = predictions / SUMMARY_JSON
+    needed = known if allow_missing or not summary.is_file() else {*read_evaluation(summary).cases}
+    if (missing := sorted(needed - predicted)) and not allow_missing:
+        message = (
+            f"No prediction in {predictions} for {list_some(missing)}. Predict all cases, or "
+            "evaluate the others alone with --chill."
         )
-    table += f"\n{format_provenance(evaluation.provenance)}"
-    return f"{name}\n{table}" if name else table
+        raise EvaluationError(message)
+    return {
+        case: CaseFiles(f"{references / case}{ending}", f"{predictions / case}{ending}")
+        for case in sorted(predicted)
+    }
+
+
+def _evaluate_cases(
+    files: Sequence[CaseFiles], task: Task, num_processes: int
+) -> Iterator[dict[str, dict[str, float]]]:
+    evaluate = partial(evaluate_case, task=task)
+    if num_processes == 1:
+        yield from map(evaluate, files)
+        return
+    pool = ProcessPoolExecutor(
+        min(num_processes, len(files)),
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,  # one thread each, or they starve each other
+        initargs=(1,),
+    )
+    try:
+        with pool:
+            yield from pool.map(evaluate, files)
+    except BrokenProcessPool as error:
+        message = (
+            "A worker process died, most likely for lack of memory: use fewer with -np. Each "
+            "holds a few copies of one case."
+        )
+        raise EvaluationError(message) from error

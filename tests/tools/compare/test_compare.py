@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from metric_files import HIGHER, RISING, Dice, write_metrics
 
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.tools.compare.method_values import average_classes
-from nnunetv2_mapo.tools.compare.methods import name_methods
-from nnunetv2_mapo.tools.evaluate.evaluation import Evaluation
-from nnunetv2_mapo.tools.evaluate.evaluation_files import read_summary
+from nnunetv2_mapo.tools.compare import name_methods
+from nnunetv2_mapo.tools.compare.statistics import score_cases
+from nnunetv2_mapo.tools.evaluate import read_evaluation, tabulate_values
 from nnunetv2_mapo.tools.metrics import METRICS
 
 
@@ -41,17 +42,31 @@ def make_model(tmp_path: Path, trainer: str, folds: Mapping[int | str, Dice]) ->
     return str(model)
 
 
+def read_row(printed: str, metric: str, method: str, has: str = "") -> dict[str, str]:
+    """Cells of the row of a printed table by the head of their column."""
+    tables = [table.splitlines() for table in printed.split("\n\n") if "\n---" in table]
+    [(head, row)] = [
+        (table[0], row)
+        for table in tables
+        for row in table[2:]
+        if row.startswith(metric) and f" {method} " in row and has in row
+    ]
+    cells, heads = (re.split(r"\s{2,}", line.strip()) for line in (row, head))
+    return dict(zip(heads, cells, strict=True))
+
+
 def test_models_are_compared_by_nnunets_summary_and_the_better_command_is_named(tmp_path, capsys):
     models = [make_model(tmp_path, "A", {0: RISING}), make_model(tmp_path, "B", {0: HIGHER})]
     assert main(["compare", *models]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("# B compared with A\n\n**8 cases: too few to conclude")
+    assert printed.startswith("B compared with A\n\n8 cases: too few to conclude, read")
     # Eight of eight are better: p = 2 / 2**8, twice that for Dice and IoU.
-    assert "Dice: a hint that B is better than A; mean difference +0.05" in printed
-    assert "corrected p = 0.016, 8 cases" in printed
-    assert "8 / 0 / 0" in printed
+    row = read_row(printed, "Dice", "B", has="hint: better")
+    assert row["mean"].startswith("+0.05")
+    assert (row["p"], row["corrected p"]) == ("0.0078", "0.016")
+    assert (row["wins"], row["ties"], row["losses"]) == ("8", "0", "0")
     assert "Final validation of fold 0." in printed
-    assert f"For all metrics: nnUNetv2_mapo evaluate {models[0]}; nnUNetv2_mapo" in printed
+    assert "for all metrics, run nnUNetv2_mapo evaluate on each folder first" in printed
 
 
 def test_metrics_json_is_preferred_and_all_its_metrics_are_compared(tmp_path, capsys):
@@ -60,7 +75,7 @@ def test_metrics_json_is_preferred_and_all_its_metrics_are_compared(tmp_path, ca
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
     printed = capsys.readouterr().out
     for metric in ("Dice", "IoU", "ASD [mm]", "HD95 [mm]", "NSD", "absolute volume_error [ml]"):
-        assert f"\n| {metric} " in printed
+        assert f"\n{metric} " in printed
     assert "MONAI 1.5; NSD within 1 mm" in printed
     assert "nnUNetv2_mapo evaluate" not in printed
 
@@ -72,14 +87,14 @@ def test_one_folder_without_metrics_json_makes_it_nnunets_metrics(tmp_path, caps
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
     printed = capsys.readouterr().out
     assert "ASD" not in printed
-    assert printed.count("nnUNetv2_mapo evaluate") == 1
-    assert f"nnUNetv2_mapo evaluate {tmp_path / 'B'} -gt GROUND_TRUTH" in printed
+    assert "for all metrics, run nnUNetv2_mapo evaluate" in printed
 
 
 def test_chosen_metrics_need_a_smaller_correction(tmp_path, capsys):
     models = [make_model(tmp_path, "A", {0: RISING}), make_model(tmp_path, "B", {0: HIGHER})]
     assert main(["compare", *models, "--metrics", "Dice"]) == 0
-    assert "corrected p = 0.0078, 8 cases" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert read_row(printed, "Dice", "B", has="hint: better")["corrected p"] == "0.0078"
     assert main(["compare", *models, "--metrics", "HD95"]) == 1
     assert "no metric HD95 in what was evaluated: Dice, IoU" in capsys.readouterr().err
 
@@ -90,24 +105,25 @@ def test_files_hold_every_case_a_figure_and_the_numbers(tmp_path):
         for name, dice in {"A": RISING, "B": HIGHER, "C": RISING}.items()
     ]
     assert main(["compare", *models, "-o", str(tmp_path / "out")]) == 0
-    markdown = (tmp_path / "out" / "comparison.md").read_text()
-    assert "## C minus A, each case" in markdown
-    assert "|nothing|–|–|" in markdown.replace(" ", "")
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert page.count("<svg") == 4  # two metrics, two methods
     assert "too few to conclude" in page
     assert "hint: better" in page
-    assert "is better than" not in page  # the sentences are in the Markdown
-    assert "a hint that B is better than A" in markdown
+    assert "C minus A, each case" in page
+    assert re.search(r"nothing</td>\s*<td>–</td><td>–</td>", page)
     assert "better in 8" in page
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert content["methods"] == ["A", "B", "C"]
-    dice = content["metrics"][0]
-    assert dice["direction"]["metric"] == "Dice"
-    assert dice["differences"]["B"]["num_wins"] == 8
-    assert dice["differences"]["C"]["num_undefined"] == 1
-    assert dice["values"]["C"]["nothing"] is None
-    assert content["trainings"]["A"] == {"0": None}
+    assert content["conclusion"].startswith("8 cases: too few")
+    [dice] = [
+        row for row in content["differences"] if (row["metric"], row["method"]) == ("Dice", "B")
+    ]
+    assert (dice["verdict"], dice["wins"]) == ("better", 8)
+    assert [row["cases"] for row in content["scores"]] == [8] * 6
+    nothing = [row for row in content["cases"] if row["case"] == "nothing"]
+    assert nothing[0] == {"metric": "Dice", "case": "nothing", "A": None, "B": None, "C": None}
+    assert content["costs"][0] == {
+        "method": "A", "fold": "0", "epochs": None, "training_s": None, "mining_s": None
+    }  # fmt: skip
 
 
 def test_costs_are_those_of_all_folds(tmp_path, capsys):
@@ -130,27 +146,23 @@ def test_costs_are_those_of_all_folds(tmp_path, capsys):
         }
         torch.save(checkpoint, Path(models[0]) / f"fold_{fold}" / "checkpoint_final.pth")
     assert main(["compare", *models]) == 0
-    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()]
-    costs = {row[1].strip(): [cell.strip() for cell in row[2:5]] for row in rows if len(row) == 6}
-    assert costs["A"] == ["2", "8.0 min", "0 s"]  # 90 + 150 s in each of two folds
-    assert costs["B_MAPO"] == ["unknown"] * 3
+    printed = capsys.readouterr().out
+    assert re.search(r"^A +4 +8.0 min +0 s$", printed, re.MULTILINE)  # 90 + 150 s in each fold
+    assert re.search(r"^B_MAPO +unknown +unknown +unknown$", printed, re.MULTILINE)
 
 
 def test_copies_are_equal_in_every_case(tmp_path, capsys):
     models = [make_model(tmp_path, name, {0: RISING}) for name in ("A", "B")]
     assert main(["compare", *models]) == 0
     printed = capsys.readouterr().out
-    assert "0 / 8 / 0" in printed
-    assert "no difference between B and A shown; mean difference +0.0000" in printed
+    row = read_row(printed, "Dice", "B", has="no difference shown")
+    assert (row["mean"], row["ties"]) == ("+0.0000", "8")
 
 
 def test_one_case_concludes_nothing(tmp_path, capsys):
     models = [make_model(tmp_path, name, {0: {"a": 0.5}}) for name in ("A", "B")]
     assert main(["compare", *models, "-o", str(tmp_path / "out")]) == 0
-    assert (
-        "Too few cases differ to conclude anything: with 1 case, of which 0 differ"
-        in capsys.readouterr().out
-    )
+    assert "1 case, of which 0 differ: too few to conclude anything" in capsys.readouterr().out
     json.loads((tmp_path / "out" / "comparison.json").read_text())
 
 
@@ -183,16 +195,24 @@ def test_other_classes_are_refused(tmp_path, capsys):
     write_summary(tmp_path / "A", RISING)
     write_summary(tmp_path / "B", RISING, label="2")
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
-    assert "do not have the same classes: A: 1; B: 2" in capsys.readouterr().err
+    assert "do not have the same classes: A lacks 2; B lacks 1" in capsys.readouterr().err
 
 
 def test_other_tolerances_are_refused(tmp_path, capsys):
     write_metrics(tmp_path / "A", RISING)
     write_metrics(tmp_path / "B", HIGHER, tolerance="2 mm")
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
-    assert "A and B were not evaluated in the same way: tolerance: 1 mm and 2 mm" in (
-        capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "were not evaluated in the same way" in error
+    assert re.search(r"tolerance +1 mm +2 mm", error)
+
+
+def test_folds_that_were_evaluated_in_different_ways_are_refused(tmp_path, capsys):
+    for name in ("A", "B"):
+        write_metrics(tmp_path / name / "fold_0" / "validation", {"a": 0.5})
+        write_metrics(tmp_path / name / "fold_1" / "validation", {"b": 0.5}, tolerance="2 mm")
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
+    assert re.search(r"fold 0 +fold 1\ntolerance +1 mm +2 mm", capsys.readouterr().err)
 
 
 def test_metrics_that_lack_a_case_of_the_summary_are_refused(tmp_path, capsys):
@@ -200,7 +220,7 @@ def test_metrics_that_lack_a_case_of_the_summary_are_refused(tmp_path, capsys):
         write_metrics(tmp_path / name, RISING)
     write_summary(tmp_path / "B", {**RISING, "case_8": 1.0})
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
-    assert "metrics.json lacks case_8, which summary.json has" in capsys.readouterr().err
+    assert "Dice of case_8 is nan, but 1.0000 there" in capsys.readouterr().err
 
 
 def test_metrics_that_were_written_elsewhere_are_found(tmp_path, capsys):
@@ -210,7 +230,7 @@ def test_metrics_that_were_written_elsewhere_are_found(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
     printed = capsys.readouterr().out
     assert "Final validation of fold 0." in printed
-    assert "8 / 0 / 0" in printed
+    assert read_row(printed, "Dice", "B", has="no difference")["wins"] == "8"
 
 
 def test_without_a_common_file_the_command_that_makes_it_is_named(tmp_path, capsys):
@@ -219,7 +239,7 @@ def test_without_a_common_file_the_command_that_makes_it_is_named(tmp_path, caps
     assert main(["compare", str(tmp_path / "A"), second]) == 1
     error = capsys.readouterr().err
     assert f"{tmp_path / 'A'} has only metrics.json" in error
-    assert error.endswith(f"nnUNetv2_mapo evaluate {second}\n")
+    assert error.endswith(f"nnUNetv2_mapo evaluate for {second}/fold_0/validation.\n")
 
 
 def test_other_versions_of_packages_do_not_matter(tmp_path):
@@ -234,7 +254,9 @@ def test_metrics_of_segmentations_that_were_made_anew_are_refused(tmp_path, caps
     write_summary(tmp_path / "B", HIGHER)
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 1
     error = capsys.readouterr().err
-    assert "metrics.json is not of the segmentations that are there now: case_0" in error
+    assert (
+        "metrics.json is not of the segmentations that summary.json is of: Dice of case_" in error
+    )
     assert "evaluate again" in error
 
 
@@ -246,9 +268,9 @@ def test_metrics_of_segmentations_that_were_made_anew_are_refused(tmp_path, caps
         (["A", "A"], "A folder is given twice"),
         (["A", "empty/../A"], "A folder is given twice"),
         (["A", "nothing"], "It has no case"),
-        (["A", "mixed"], "do not have the same classes"),
+        (["A", "mixed"], "its cases do not have the same classes"),
         (["A", "empty"], "has neither metrics.json nor summary.json"),
-        (["A", "damaged"], "is not nnU-Net's summary of an evaluation"),
+        (["A", "damaged"], "cannot be read as an evaluation"),
     ],
 )
 def test_folders_that_cannot_be_compared_are_explained(tmp_path, capsys, names, expected):
@@ -273,7 +295,7 @@ def test_output_in_an_old_code_page_has_no_arrows(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
     stream.flush()
-    assert "Dice (?)" in stream.buffer.getvalue().decode("cp1252")
+    assert "Dice ?" in stream.buffer.getvalue().decode("cp1252")
 
 
 def test_files_are_written_even_if_nobody_reads_what_is_printed(tmp_path, monkeypatch):
@@ -306,6 +328,11 @@ def test_names_are_as_short_as_tells_the_methods_apart():
     assert name_methods(paths) == [str(path) for path in paths]
 
 
+def score_methods(**cases: dict[str, dict[str, dict[str, float]]]) -> pd.DataFrame:
+    tables = {name: tabulate_values(its_cases) for name, its_cases in cases.items()}
+    return score_cases(pd.concat(tables, names=["method"]))
+
+
 def test_a_case_has_the_mean_of_its_classes_and_the_size_of_signed_metrics():
     def measure(dice: float, error: float) -> dict[str, float]:
         return {"Dice": dice, "volume_error": error}
@@ -315,11 +342,11 @@ def test_a_case_has_the_mean_of_its_classes_and_the_size_of_signed_metrics():
         "b": {"1": measure(math.nan, math.nan), "2": measure(0.25, 0.0)},
         "c": {"1": measure(math.nan, 0.0), "2": measure(math.nan, 0.0)},
     }
-    both = {"A": Evaluation(values, {}), "B": Evaluation(values, {})}
-    for cases in average_classes(both, "Dice").values():
-        assert cases == pytest.approx({"a": 0.75, "b": 0.25, "c": math.nan}, nan_ok=True)
-    for cases in average_classes(both, "volume_error").values():
-        assert cases == {"a": 1.5, "b": 0.0, "c": 0.0}
+    scores = score_methods(A=values, B=values)
+    for method in ("A", "B"):
+        dice = scores.loc["Dice", method]
+        assert dice.to_dict() == pytest.approx({"a": 0.75, "b": 0.25, "c": math.nan}, nan_ok=True)
+        assert scores.loc["volume_error", method].to_dict() == {"a": 1.5, "b": 0.0, "c": 0.0}
 
 
 def test_a_class_that_only_one_method_leaves_empty_counts_as_right_for_it():
@@ -327,13 +354,12 @@ def test_a_class_that_only_one_method_leaves_empty_counts_as_right_for_it():
     empty = dict.fromkeys(METRICS, math.nan)
     false_positive = {**empty, "Dice": 0.0, "ASD": 9.0, "volume_error": 2.0}
     other = {**empty, "Dice": 0.5, "ASD": 3.0, "volume_error": -1.0, "relative_volume_error": -0.2}
-    evaluations = {
-        name: Evaluation({"a": {"1": first, "2": other}}, {})
-        for name, first in {"A": empty, "B": false_positive}.items()
-    }
+    scores = score_methods(
+        A={"a": {"1": empty, "2": other}}, B={"a": {"1": false_positive, "2": other}}
+    )
 
     def average(metric: str) -> list[float]:
-        return [cases["a"] for cases in average_classes(evaluations, metric).values()]
+        return scores.loc[metric, "a"].to_list()
 
     assert average("Dice") == [(1 + 0.5) / 2, (0 + 0.5) / 2]
     assert average("ASD") == [(0 + 3) / 2, (9 + 3) / 2]
@@ -347,9 +373,8 @@ def test_a_false_positive_in_a_case_without_reference_is_a_loss(tmp_path):
     folders = [str(tmp_path / name) for name in ("A", "B")]
     assert main(["compare", *folders, "-o", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    dice = content["metrics"][0]["differences"]["B"]
-    assert (dice["num_losses"], dice["num_undefined"]) == (1, 0)
-    assert dice["cases"]["empty"] == -1
+    assert content["differences"][0]["losses"] == 1
+    assert {"metric": "Dice", "case": "empty", "A": 1, "B": 0} in content["cases"]
 
 
 @pytest.mark.parametrize(
@@ -359,4 +384,4 @@ def test_a_false_positive_in_a_case_without_reference_is_a_loss(tmp_path):
 def test_cases_have_the_names_of_their_files(tmp_path, file, case):
     entry = {"prediction_file": file, "metrics": {"1": {"Dice": 1, "IoU": 1}}}
     (tmp_path / "summary.json").write_text(json.dumps({"metric_per_case": [entry]}))
-    assert list(read_summary(tmp_path / "summary.json").values) == [case]
+    assert read_evaluation(tmp_path / "summary.json").cases == [case]
