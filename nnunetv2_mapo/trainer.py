@@ -177,9 +177,12 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The base trainer's step, with dropout and, in the preference stage, preferences."""
-        rates = sample_rates(self.rates, len(batch["data"]), self.device)
-        batch, rates = self._add_preferences(batch, rates)
         has_dropout = self.mapo.has_dropout(is_warmup=self._mined is None)
+        if has_dropout:
+            rates = sample_rates(self.rates, len(batch["data"]), self.device)
+        else:  # draws no random number: the warm-up is the base trainer's
+            rates = torch.zeros(len(batch["data"]), device=self.device)
+        batch, rates = self._add_preferences(batch, rates)
         with self.dropout.at(rates) if has_dropout else nullcontext():
             output = super().train_step(batch)
         if self._reference is not None and self.mapo.reference_update == "average":

@@ -1,10 +1,10 @@
-"""The control: without it, nobody can tell the effect of preferences from that of dropout."""
+"""The control: without it, nobody can tell the effect of preferences."""
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
 
 
 class nnUNetTrainer_MAPO_NoPreference(nnUNetTrainer_MAPO):
-    """The warm-up for all epochs: MAPO's dropout, no preferences."""
+    """The warm-up for all epochs, no preferences: the base trainer, but for variants with dropout."""
 
     mapo = MAPOConfig(num_rounds=0)

@@ -36,10 +36,12 @@ class Arm:
 
 
 STOCK = "stock"  # the base trainer without MAPO
-CONTROL = "control"  # MAPO's dropout without preferences: what every other arm is held against
+CONTROL = "control"  # MAPO without preferences; from scratch that is the stock trainer, bit for bit
 
-# Dropout of training that drops nothing; as many candidates as by default.
-DRY = {
+# Light dropout of training, as the paper has it, and as was the default until it was compared.
+DROPOUT = {"warmup_dropout": True, "preference_dropout": "without pair"}
+# Dropout of training that drops nothing: how the default was measured before it was one.
+DRY = DROPOUT | {
     "rates_2d": tuple(1e-9 * step for step in range(11)),
     "rates_3d": tuple(1e-9 * step for step in range(7)),
 }
@@ -57,7 +59,7 @@ ARMS: dict[str, Arm | None] = {
             "likelihood": "image",
             "beta": 0.1,
             "lambda_supervised": 0.5,
-            "preference_dropout": "off",
+            "warmup_dropout": True,
         }
     ),
     # one choice at a time
@@ -71,7 +73,6 @@ ARMS: dict[str, Arm | None] = {
         }
     ),
     "same_masks": Arm({"preference_dropout": "same masks"}),
-    "no_dropout": Arm({"preference_dropout": "off"}),
     "fixed_rates": Arm({"rates": "fixed"}),
     "fall_005": Arm({"rates_dice_fall": 0.05}),
     "fall_02": Arm({"rates_dice_fall": 0.2}),
@@ -79,10 +80,24 @@ ARMS: dict[str, Arm | None] = {
     "kappa_1": Arm({"kappa": 1.0}),
     "kappa_4": Arm({"kappa": 4.0}),
     "wrong_too": Arm({"agree": False}),
-    "dry": Arm(DRY),  # its control is the stock trainer
-    "strong_dropout": Arm({"rates_3d": RATES_3D}),
-    "control_strong": Arm({"rates_3d": RATES_3D}, "_NoPreference"),
+    "dry": Arm(DRY),
+    # dropout in training, each with its control
+    "dropout": Arm(DROPOUT),
+    "dropout_kappa_2": Arm(DROPOUT | {"kappa": 2.0}),
+    "dropout_wrong_too": Arm(DROPOUT | {"agree": False}),
+    "dropout_control": Arm(DROPOUT, "_NoPreference"),
+    "strong_dropout": Arm(DROPOUT | {"rates_3d": RATES_3D}),
+    "control_strong": Arm(DROPOUT | {"rates_3d": RATES_3D}, "_NoPreference"),
 }
+
+
+_WITH_DROPOUT = ("dropout", "dropout_kappa_2", "dropout_wrong_too", "paper_loss")
+_CONTROLS = dict.fromkeys(_WITH_DROPOUT, "dropout_control") | {"strong_dropout": "control_strong"}
+
+
+def control_of(regime: str, arm: str) -> str:
+    """Arm that an arm is held against: the same training without preferences."""
+    return CONTROL if regime == "finetune" else _CONTROLS.get(arm, STOCK)
 
 
 def read_shipped(variant: str) -> Any:

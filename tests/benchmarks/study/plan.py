@@ -42,13 +42,12 @@ class Block(NamedTuple):
                     yield Cell(self.regime, dataset, arm, seed)
 
 
-MAIN = ("stock", "control", "mapo")
+MAIN = ("stock", "mapo")  # the stock trainer is the control
+FINE_TUNED = ("stock", "control", "mapo")
 
 CHOICES = (
     "case_pairs",
-    "no_dropout",
     "fixed_rates",
-    "same_masks",
     "fall_005",
     "fall_02",
     "kappa_2",
@@ -56,20 +55,21 @@ CHOICES = (
     "kappa_4",
     "wrong_too",
 )
+DROPOUT = ("dropout_control", "dropout")
 STRONG = ("control_strong", "strong_dropout")
 
 BLOCKS = [
-    Block("short", MAIN, (3, 4, 5, 6)),
-    Block("finetune", MAIN, (3, 4, 5, 6), ("Hippocampus", "Kvasir")),
-    Block("short", MAIN, (0, 1, 2)),
+    Block("short", MAIN, (4,)),
+    Block("finetune", FINE_TUNED, (3, 4, 5), ("Hippocampus", "Kvasir")),
+    Block("short", MAIN, (5, 6, 7)),
+    Block("finetune", FINE_TUNED, (6,), ("Hippocampus", "Kvasir")),
+    Block("short", DROPOUT, (3, 4, 5)),
     Block("short", ("kappa_2", "kappa_1", "wrong_too"), CHOOSING_SEEDS),
-    Block("short", (*STRONG, "dry"), CHOOSING_SEEDS, ("Hippocampus",)),
-    Block("finetune", MAIN, (3, 4, 5, 6)),
-    Block("short", ("paper_loss",), (4, 5, 6)),
+    Block("short", (*MAIN, "dry"), CHOOSING_SEEDS),
+    Block("short", STRONG, CHOOSING_SEEDS, ("Hippocampus",)),
+    Block("finetune", FINE_TUNED, CLAIMING_SEEDS),
+    Block("short", ("paper_loss",), CLAIMING_SEEDS),
     Block("short", CHOICES, CHOOSING_SEEDS),
-    Block("short", ("dry",), CHOOSING_SEEDS),
-    Block("short", MAIN, (7,)),
-    Block("finetune", MAIN, (7,)),
     Block("long", MAIN, (4,)),
 ]
 

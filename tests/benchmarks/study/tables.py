@@ -10,7 +10,7 @@ import numpy as np
 from nnunetv2_mapo.support.table import format_table
 from nnunetv2_mapo.tools.metrics import METRICS
 
-from .arms import ARMS, CONTROL
+from .arms import ARMS, control_of
 from .effects import Effect, compare, count_signs, mean_of_numbers
 from .plan import Cell
 from .protocol import DATASETS, REGIMES
@@ -44,7 +44,7 @@ def tabulate(
             parts.append(f"{title}\n\n{_format(_HEADER, rows, markdown)}")
         if effects:
             rows = [sign_row(arm, found, metric) for arm, found in effects.items()]
-            title = f"{regime}: {metric} against {CONTROL}"
+            title = f"{regime}: {metric} against the control"
             parts.append(f"{title}\n\n{_format(_SIGNS, rows, markdown)}")
     return "\n\n".join(parts) or "There is no result of these regimes and seeds."
 
@@ -62,9 +62,11 @@ def row_of(
     own = by_seed(results, arm)
     values = scale * stack(own, sorted(own), metric)
     row = [arm, f"{mean_of_numbers(values):.2f}", str(len(own)), "", ""]
-    control = by_seed(results, CONTROL)
+    regime = next(iter(results)).regime
+    control_arm = control_of(regime, arm)
+    control = by_seed(results, control_arm)
     shared = sorted(set(own) & set(control))
-    if arm != CONTROL and shared:
+    if arm != control_arm and shared:
         both = (scale * stack(each, shared, metric) for each in (own, control))
         effect = compare(*both)
         effects.setdefault(arm, []).append(effect)
