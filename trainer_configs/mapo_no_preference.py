@@ -5,6 +5,6 @@ from nnunetv2_mapo.trainer import nnUNetTrainer_MAPO
 
 
 class nnUNetTrainer_MAPO_NoPreference(nnUNetTrainer_MAPO):
-    """The warm-up for all epochs, no preferences: the base trainer, but for variants with dropout."""
+    """The warm-up for all epochs, no preferences: by default that is the base trainer."""
 
     mapo = MAPOConfig(num_rounds=0)
