@@ -22,7 +22,7 @@ from nnunetv2_mapo.method.progress import MINING_KEYS, PLOT
 from nnunetv2_mapo.method.reference import REFERENCE
 from nnunetv2_mapo.method.store import MANIFEST, PREFERENCES, SampleRecord
 from nnunetv2_mapo.tools.metrics import METRICS
-from nnunetv2_mapo.zoo.sizes import NETWORKS, PlannedUNet
+from nnunetv2_mapo.zoo.networks import NETWORKS, PlannedUNet
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -10,8 +10,8 @@ from nnunetv2_mapo import __version__
 from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.method.store import SampleRecord
 from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.tools.demo import DATASET, Demo
 from nnunetv2_mapo.tools.demo.results import find_largest_gaps
-from nnunetv2_mapo.tools.demo.run import DATASET, Demo
 from nnunetv2_mapo.tools.nnunet import NNUNet, find_command, shorten
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_mapo.cli import build_parser, main
-from nnunetv2_mapo.cli.completion import SHELLS, find_paths
+from nnunetv2_mapo.cli import SHELLS, build_parser, find_paths, main
 
 COMMAND = "nnUNetv2_mapo"
 needs_bash = pytest.mark.skipif(

@@ -20,7 +20,7 @@ from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
 from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.method.progress import register_keys
-from nnunetv2_mapo.tools.export import export
+from nnunetv2_mapo.tools import export
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

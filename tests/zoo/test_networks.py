@@ -17,10 +17,9 @@ from torch import nn
 from nnunetv2_mapo import MAPOTrainer
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.support.errors import InputError
-from nnunetv2_mapo.tools.export.export import find_plain_trainer
+from nnunetv2_mapo.tools.export import find_plain_trainer
 from nnunetv2_mapo.zoo import networks as module
-from nnunetv2_mapo.zoo.networks import MonaiTrainer, network_builder
-from nnunetv2_mapo.zoo.sizes import NETWORKS, check_patch_size
+from nnunetv2_mapo.zoo.networks import NETWORKS, MonaiTrainer, check_patch_size, network_builder
 
 TRAINER_CONFIGS = Path(__file__).parents[2] / "trainer_configs"
 NUM_HEADS = 3

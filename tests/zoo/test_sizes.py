@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nnunetv2_mapo.support.errors import InputError
-from nnunetv2_mapo.zoo.sizes import (
+from nnunetv2_mapo.zoo.networks import (
     NETWORKS,
     PatchRule,
     PlannedUNet,

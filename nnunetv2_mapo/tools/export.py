@@ -28,7 +28,7 @@ from nnunetv2_mapo.method.progress import register_keys
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.files import complete_or_absent
-from nnunetv2_mapo.tools.export import stock_logits
+from nnunetv2_mapo.tools import stock_logits
 from nnunetv2_mapo.tools.models import (
     ModelError,
     find_checkpoint,

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from nnunetv2_mapo.tools.export.export import copy_file, plain_checkpoint
+from nnunetv2_mapo.tools.export import copy_file, plain_checkpoint
 
 
 def test_a_plain_checkpoint_has_another_trainer_and_nothing_of_mapo_and_no_names_of_cases():

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nnunetv2_mapo.tools.export import stock_logits
+from nnunetv2_mapo.tools import stock_logits
 
 SCRIPT = Path(stock_logits.__file__)
 PROGRAM = """

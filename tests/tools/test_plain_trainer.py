@@ -10,7 +10,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 
 from nnunetv2_mapo import MAPOTrainer, nnUNetTrainer_MAPO
-from nnunetv2_mapo.tools.export.export import find_plain_trainer
+from nnunetv2_mapo.tools.export import find_plain_trainer
 from nnunetv2_mapo.tools.models import ModelError
 
 

@@ -1,1 +1,0 @@
-"""Models of MAPO for an nnU-Net that does not have this package."""
