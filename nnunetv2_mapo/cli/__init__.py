@@ -1,13 +1,11 @@
-"""The command `nnUNetv2_mapo`: its sub-commands, and what the TAB key completes."""
+"""The command `nnUNetv2_mapo`: its sub-commands."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import TextIOWrapper
-from pathlib import Path
-from typing import Any
 
 from nnunetv2_mapo import __version__
 from nnunetv2_mapo.cli.options import check_model
@@ -22,7 +20,6 @@ _COMMANDS = (
     add_demo, add_doctor, add_preview, add_evaluate, add_compare, add_report, add_export,
     add_uncertainty,
 )  # fmt: skip
-SHELLS = ("bash", "zsh", "tcsh")
 _DESCRIPTION = """\
 MAPO trains any network of nnU-Net v2 to prefer its better segmentations: it
 segments each training case several times with dropout, and learns where such a
@@ -34,37 +31,6 @@ To train with MAPO, append _MAPO to the name of any trainer of nnU-Net:
 """
 
 
-class PrintCompletion(argparse.Action):
-    """Prints the script that completes sub-commands, options, choices and paths, then exits."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Print the script of the shell `values`."""
-        import shtab  # not at the top: help must not wait for it
-
-        for action in find_paths(parser):
-            is_folder = str(action.metavar).endswith(("DIR", "FOLDER"))
-            # shtab reads this attribute; a file completes to folders on the way to it too
-            action.complete = shtab.DIRECTORY if is_folder else shtab.FILE  # type: ignore[attr-defined]
-        print(shtab.complete(parser, values))
-        parser.exit()
-
-
-def find_paths(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Arguments of a parser and its sub-commands that are files or folders (`type=Path`)."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                yield from find_paths(command)
-        elif action.type is Path:
-            yield action
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Parser of `nnUNetv2_mapo` with every sub-command."""
     parser = argparse.ArgumentParser(
@@ -74,13 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"nnunetv2-mapo {__version__}")
-    parser.add_argument(
-        "--print-completion",
-        action=PrintCompletion,
-        choices=SHELLS,
-        help="print what makes the TAB key complete this command, for: "
-        'eval "$(nnUNetv2_mapo --print-completion bash)"',
-    )
     commands = parser.add_subparsers(title="sub-commands", metavar="COMMAND")
     for add_command in _COMMANDS:
         add_command(commands)

@@ -59,10 +59,8 @@ def adding_to_checkpoint(describe: Callable[[], dict[str, Any]]) -> Iterator[Non
 
     `torch.save` is taken over for that time: nnU-Net offers no other way to add to a checkpoint
     before it is on the disk. The file appears under the name that the trainer gave it, complete
-    or not at all; whatever else is saved inside the block is not touched.
-
-    Args:
-        describe: Makes what the key holds; the hash of the weights is added.
+    or not at all; whatever else is saved inside the block is not touched. `describe` makes what
+    the key holds, to which the hash of the weights is added.
 
     Raises:
         WriteError: The disk is full; the earlier checkpoint of that name is still there.
@@ -133,16 +131,12 @@ def _find_damage(checkpoint: Mapping[str, Any], needed: Sequence[str]) -> str:
     """What is wrong with a checkpoint's content; a KeyError if it lacks something needed."""
     weights, *_ = (checkpoint[key] for key in ("network_weights", *needed))
     mapo = checkpoint.get("mapo", {})  # a stock checkpoint has none
+    if mapo.get("weights") and hash_weights(weights) != mapo["weights"]:
+        return "its checksum is wrong"
     average = mapo.get("reference")
-    hashes = [(weights, mapo.get("weights"), "its checksum is wrong")]
-    if average:
-        hashes.append((average["weights"], average["sha256"], "the reference in it is damaged"))
-    wrong = (reason for tensors, expected, reason in hashes if _differs(tensors, expected))
-    return next(wrong, "")
-
-
-def _differs(weights: Mapping[str, Tensor], expected: str | None) -> bool:
-    return expected is not None and hash_weights(weights) != expected
+    if average and hash_weights(average["weights"]) != average["sha256"]:
+        return "the reference in it is damaged"
+    return ""
 
 
 def explain_other_network(
@@ -160,18 +154,12 @@ def explain_other_network(
 def find_lost_reference(
     path: Path, policy: dict[str, Tensor], expected_hash: str
 ) -> tuple[dict[str, Tensor], str] | None:
-    """The weights of a reference whose file is missing or damaged, from elsewhere.
-
-    Args:
-        path: The reference's file; the best checkpoint lies beside it.
-        policy: Weights of the policy; of a training that was stopped before the file was written
-            they are the reference's.
-        expected_hash: Of the reference's weights.
+    """The weights of a reference whose file is missing or damaged, and where they are still.
 
     Returns:
-        The weights and where they were found; None if they are gone.
+        None if no weights of the expected hash are in the policy or the best checkpoint.
     """
-    if hash_weights(policy) == expected_hash:
+    if hash_weights(policy) == expected_hash:  # stopped before the file was written
         return policy, "the policy"
     best = path.with_name(BEST)
     if best.is_file():

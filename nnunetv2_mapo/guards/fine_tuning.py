@@ -33,10 +33,7 @@ from nnunetv2_mapo.support.device import untouched
 
 
 def find_base(trainer: Any) -> Base | None:
-    """Checkpoint to start from; None for a training that is continued, or from scratch.
-
-    Args:
-        trainer: A `MAPOTrainer` whose training has not started.
+    """Checkpoint that a `MAPOTrainer` starts from; None if it is continued, or from scratch.
 
     Raises:
         BaseError: There is none, or it must not be used.
@@ -111,12 +108,7 @@ def _refuse_leak(trainer: Any, base: Base, *, is_named: bool) -> None:
 
 
 def start_from_base(trainer: Any, network: nn.Module, base: Base) -> dict[str, Any]:
-    """Take the weights over.
-
-    Args:
-        trainer: An initialised `MAPOTrainer`.
-        network: Its network, not compiled, not wrapped.
-        base: What `find_base` found.
+    """Take the weights over into the network of an initialised trainer, not compiled, not wrapped.
 
     Returns:
         JSON form of where the weights come from.
@@ -142,11 +134,8 @@ def start_from_base(trainer: Any, network: nn.Module, base: Base) -> dict[str, A
             f"images unlike those that it knows. {HOW_TO_FIT}"
         )
         raise BaseError(message)
-    log(
-        "MAPO: fine-tuning {path} ({trainer}, {dataset}, fold {fold}, {num_epochs} epochs)".format(
-            **base.origin
-        )
-    )
+    words = "MAPO: fine-tuning {path} ({trainer}, {dataset}, fold {fold}, {num_epochs} epochs)"
+    log(words.format(**base.origin))
     if there != here:
         log(
             f"MAPO: WARNING: its channels are {there}, those of this training {here}: each has "
@@ -167,11 +156,8 @@ def find_label_weights(trainer: Any, network: nn.Module) -> set[str]:
     described: tuple[Any, ...] = (trainer.plans_manager, plan)
     # the same question that nnU-Net asks of trainers that were written for an older version
     if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
-        described = (
-            plan.network_arch_class_name,
-            plan.network_arch_init_kwargs,
-            plan.network_arch_init_kwargs_req_import,
-        )
+        described = (plan.network_arch_class_name, plan.network_arch_init_kwargs,
+                     plan.network_arch_init_kwargs_req_import)  # fmt: skip
     with untouched(trainer.device):
         larger = trainer.build_network_architecture(
             *described,

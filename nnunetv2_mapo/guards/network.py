@@ -37,14 +37,12 @@ def check_network(
 ) -> list[str]:
     """Try a network and its dropout in five forward passes of at most two samples.
 
-    All random states are afterwards as they were before.
-
     Args:
         network: In evaluation mode, without deep supervision, not compiled.
         dropout: Its dropout, off.
         num_outputs: Number of segmentation heads.
         input_shape: `(channels, *patch)`.
-        device: Where the network lies.
+        device: Where the network lies; its random state is afterwards as it was before.
 
     Returns:
         What a user should know, one line each.
@@ -133,9 +131,8 @@ class _Trial:
                 "MAPOConfig."
             )
             raise NetworkError(message)
-        if not uncalled:
-            return []
-        return [f"no dropout in layers that the network never calls: {_list(uncalled, seen)}"]
+        note = f"no dropout in layers that the network never calls: {_list(uncalled, seen)}"
+        return [note] if uncalled else []
 
     def _measure_noise(self, plain: Tensor) -> float:
         """How much a pass at rate 0 differs from one without dropout, or two such passes."""

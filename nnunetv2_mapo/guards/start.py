@@ -33,9 +33,6 @@ class InUseError(RuntimeError):
     """Another process trains in the folder; the message says which."""
 
 
-# The data ---------------------------------------------------------------------------------------
-
-
 def check_fold(fold: int | str) -> None:
     """Refuse what nnU-Net would take for the last fold."""
     if isinstance(fold, int) and fold < 0:
@@ -104,9 +101,6 @@ def check_foreground(dataset: Any) -> None:
     raise InputError(message)
 
 
-# The folder ---------------------------------------------------------------------------------------
-
-
 def lock_folder(folder: Path) -> None:
     """Make this process the only one that trains in a folder, until it ends.
 
@@ -150,9 +144,6 @@ def clear_folder(folder: Path, *, is_new: bool) -> None:
         (folder / REFERENCE).unlink(missing_ok=True)
     for leftover in folder.rglob(f"*{UNFINISHED}"):
         leftover.unlink()
-
-
-# The training that is continued -------------------------------------------------------------------
 
 
 def check_settings(trainer: str, settings: MAPOConfig, earlier: dict[str, Any] | None) -> None:

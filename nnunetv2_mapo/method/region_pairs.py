@@ -90,8 +90,10 @@ def find_effects(
     if valid is not None:
         differs &= valid
         plain, target = np.where(valid, plain, 0), np.where(valid, target, 0)
-    # all neighbours, corners included
-    parts = cc3d.connected_components(differs, connectivity=8 if plain.ndim == 2 else 26)
+    # All neighbours, corners included. Not of booleans: of those, cc3d 4.1.1 finds parts in 2D that
+    # reach into voxels which are False, with numbers beyond the number of parts.
+    connectivity = 8 if plain.ndim == 2 else 26
+    parts = cc3d.connected_components(differs.astype(np.uint8), connectivity=connectivity)
     where = parts[differs]
     plain_overlap = count_overlap(
         torch.from_numpy(plain.ravel()), torch.from_numpy(target.ravel()), labels

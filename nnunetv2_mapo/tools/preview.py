@@ -164,8 +164,7 @@ class Preview:
     @cached_property
     def settings(self) -> dict[str, Settings]:
         """Default and, if they differ, recommended settings by name."""
-        knows_dropout = self.model.mapo is not None
-        recommended = recommend(self.found, self.default, knows_dropout=knows_dropout)
+        recommended = recommend(self.found, self.default)
         settings = {"default": self.default, "recommended": recommended}
         return settings if recommended != self.default else {"default": self.default}
 
@@ -261,13 +260,6 @@ class Preview:
             (
                 best.rates[-1] == self.rates[-1],
                 "Even the largest rate leaves useful candidates: look at higher ones with --rates.",
-            ),
-            (
-                self.model.mapo is None,
-                "This network was trained without MAPO's dropout. A MAPO warm-up makes the network "
-                "more robust: its Dice falls later, so expect fewer pairs at the same rates. No "
-                "rates below the default are recommended on this network's account; look again at "
-                "a checkpoint of the warm-up.",
             ),
         ]
         return [f"Note: {note}" for holds, note in notes if holds]

@@ -91,7 +91,7 @@ class CandidateDice:
         return self.rates[max(num_useful - 1, 1)]
 
 
-def recommend(found: CandidateDice, default: Settings, *, knows_dropout: bool) -> Settings:
+def recommend(found: CandidateDice, default: Settings) -> Settings:
     """Settings for this data set.
 
     The default where it would do: half of the samples have a pair, and even its largest rate
@@ -102,13 +102,8 @@ def recommend(found: CandidateDice, default: Settings, *, knows_dropout: bool) -
     Args:
         found: What was looked at.
         default: Settings of the trainer as it is shipped, for this dimension.
-        knows_dropout: The network was trained with MAPO's dropout. One that was not says nothing
-            against a rate, because a warm-up makes it robust to that: no rate below the default's
-            is recommended on its account.
     """
     largest = found.largest_useful_rate()
-    if not knows_dropout:
-        largest = max(largest, default.rates[-1])
     if default.rates[-1] <= largest and found.share_with_pair(default) >= ENOUGH_PAIRS:
         return default
     rates = np.linspace(0, largest, len(default.rates)).round(4).tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.region_pairs import find_effects, pair_regions
@@ -148,3 +149,17 @@ def test_effects_equal_those_counted_on_the_whole_case(labels, shape):
     for part in range(1, len(effects)):
         expected = dice(flip(plain, candidate, parts == part)) - dice(plain)
         assert effects[part] == pytest.approx(expected if sizes[part] > 1 else 0, abs=1e-6)
+
+
+@pytest.mark.parametrize("num_dimensions", [2, 3])
+def test_parts_are_the_connected_sets_of_differing_voxels(num_dimensions):
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        shape = tuple(rng.integers(2, 12, num_dimensions))
+        differs = rng.random(shape) < rng.random()
+        parts, effects = find_effects(empty(shape), differs.astype(np.uint8), empty(shape), TWO)
+        expected, num_parts = label(differs, np.ones((3,) * num_dimensions))  # all neighbours
+        assert np.array_equal(parts > 0, differs)
+        assert parts.max() == num_parts == len(effects) - 1
+        pairs = np.unique(np.stack((expected[differs], parts[differs])), axis=1)
+        assert pairs.shape[1] == num_parts  # each part is one connected set

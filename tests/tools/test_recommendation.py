@@ -63,31 +63,25 @@ def test_largest_useful_rate_keeps_three_quarters_of_the_plain_median():
 
 def test_default_that_would_do_is_recommended():
     default = Settings((0.0, 0.1, 0.2), tau=0.1)
-    assert recommend(falling(0.8, 0.7, 0.65, 0.1), default, knows_dropout=True) == default
+    assert recommend(falling(0.8, 0.7, 0.65, 0.1), default) == default
 
 
 def test_rates_are_raised_where_the_default_gives_few_pairs():
     default = Settings((0.0, 0.05, 0.1), tau=0.1)
-    settings = recommend(falling(0.8, 0.78, 0.75, 0.65, 0.1), default, knows_dropout=True)
+    settings = recommend(falling(0.8, 0.78, 0.75, 0.65, 0.1), default)
     assert settings == Settings((0.0, 0.15, 0.3), tau=0.1)  # gap 0.8 - 0.65 = 0.15
 
 
 def test_tau_is_what_half_of_the_samples_reach_where_that_is_less_than_the_default():
     dice = [[0.8, 0.8 - gap] for gap in (0.01, 0.035, 0.045, 0.2)]
     default = Settings((0.0, 0.3), tau=0.1)
-    settings = recommend(make_preview(dice, (0.0, 0.3)), default, knows_dropout=True)
+    settings = recommend(make_preview(dice, (0.0, 0.3)), default)
     assert settings == Settings((0.0, 0.3), tau=0.04)  # two of four gaps are at least 0.045
 
 
 def test_tau_is_never_below_two_percent():
-    settings = recommend(falling(0.8, 0.795), Settings((0.0, 0.1), tau=0.1), knows_dropout=True)
+    settings = recommend(falling(0.8, 0.795), Settings((0.0, 0.1), tau=0.1))
     assert settings.tau == 0.02
-
-
-def test_rates_below_the_default_are_recommended_only_to_a_network_that_knows_dropout():
-    preview, default = falling(0.8, 0.65, 0.4, 0.1), Settings((0.0, 0.15, 0.3), tau=0.1)
-    assert recommend(preview, default, knows_dropout=True) == Settings((0.0, 0.05, 0.1), tau=0.1)
-    assert recommend(preview, default, knows_dropout=False) == default
 
 
 def test_rate_of_a_fall_by_hand():
