@@ -174,8 +174,7 @@ class MAPOConfig:
         warmup_fraction_2d, warmup_fraction_3d: Share of all epochs that is warm-up. Paper.
         warmup_epochs: Warm-up in epochs; takes the place of the fractions if given.
         num_rounds: Rounds of mining and preference optimisation; 0: warm-up alone. Paper: 4.
-        start_from: Warm-up weights that become policy and reference: the `"best"` by nnU-Net's
-            moving average of the pseudo Dice (paper) or the `"last"`.
+        start_from: Warm-up weights to go on from: the `"best"` by pseudo Dice (paper) or `"last"`.
         seed: Seed of mining; the same seed gives the same pairs.
         num_epochs_2d, num_epochs_3d: Length of the training; None keeps the base trainer's.
         adam_learning_rate: Fixed learning rate of the paper's optimisers (Adam in 2D, AdamW in

@@ -90,11 +90,10 @@ def find_dropout_sites(
     excluded = _find_matches(exclude, names, with_parts=True)
     heads = find_heads(names, num_outputs)
     around = {
-        inner: attention
-        for attention in names
-        if isinstance(attention, nn.MultiheadAttention)
-        for inner in attention.modules()
-        if inner is not attention
+        inner: its_names[0]
+        for module, its_names in names.items()
+        if isinstance(module, nn.MultiheadAttention)
+        for inner in [*module.modules()][1:]
     }
     sequence_first = _find_sequence_first(network)
     layers = []
@@ -107,7 +106,7 @@ def find_dropout_sites(
         elif module in included:
             is_site, reason = True, f"included by {included[module]!r}"
         elif module in around:
-            is_site, reason = False, f"inside attention {names[around[module]][0]}"
+            is_site, reason = False, f"inside attention {around[module]}"
         elif module in heads:
             is_site, reason = False, f"output head: {heads[module]} to {num_outputs} heads"
         else:

@@ -253,9 +253,8 @@ class MAPOLoss(nn.Module):
         """Mean over the patches with a pair of what `step_values` says of them, shape `(5,)`."""
         pairs = target.disagreement
         margins = margin(logits, pairs) - margin(target.reference_logits, pairs)
-        chosen = chosen_log_likelihood(logits, pairs, self.labels) - chosen_log_likelihood(
-            target.reference_logits, pairs, self.labels
-        )
+        chosen = chosen_log_likelihood(logits, pairs, self.labels)
+        chosen -= chosen_log_likelihood(target.reference_logits, pairs, self.labels)
         rewards = self.config.beta * torch.stack([chosen, chosen - margins, margins])
         values = torch.cat([losses[None], rewards, (margins > 0).float()[None]])
         return (values * pairs.has_pair).sum(1) / pairs.has_pair.sum()

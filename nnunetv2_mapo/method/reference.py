@@ -31,10 +31,9 @@ def write_reference(path: Path, weights: dict[str, Tensor]) -> None:
 def read_reference(
     path: Path, expected_hash: str, device: torch.device
 ) -> dict[str, Tensor] | None:
-    """Read the reference's weights; nothing but tensors is unpickled.
+    """Read the reference's weights onto a device; nothing but tensors is unpickled.
 
-    Returns:
-        State dict on `device`; None if the file is missing, damaged or not the expected one.
+    There are none if the file is missing, damaged or not the expected one.
 
     Raises:
         OSError: It is there but cannot be read.

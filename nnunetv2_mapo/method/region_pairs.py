@@ -49,11 +49,12 @@ def pair_regions(
         valid: Mask of the voxels that count, shape `(*spatial)`; None: all do.
     """
     plain = candidates[0]
+    before = _count(plain, target, labels, valid)
     largest = np.zeros(plain.shape, np.float32)
     chosen, rejected = plain.copy(), plain.copy()
     num_parts = num_preferred = 0
     for candidate in candidates[1:]:
-        parts, effects = find_effects(plain, candidate, target, labels, valid)
+        parts, effects = find_effects(plain, candidate, target, labels, valid, before)
         num_parts += int((effects != 0).sum())
         num_preferred += int((effects > 0).sum())
         place = np.flatnonzero(parts)  # few voxels of a large case
@@ -80,35 +81,39 @@ def find_effects(
     target: LabelMap,
     labels: Labels,
     valid: Mask | None = None,
+    before: Overlap | None = None,
 ) -> Effects:
     """Change of the sample's Dice when one part of the plain prediction is the candidate's.
 
     It is exact: a part changes the voxel counts only within itself. Arguments as of `pair_regions`,
-    with two label maps in the place of all candidates.
+    with two label maps in the place of all candidates, and the overlap of `plain` if it is known.
     """
     differs = plain != candidate
     if valid is not None:
         differs &= valid
-        plain, target = np.where(valid, plain, 0), np.where(valid, target, 0)
+    before = before or _count(plain, target, labels, valid)
     # All neighbours, corners included. Not of booleans: of those, cc3d 4.1.1 finds parts in 2D that
     # reach into voxels which are False, with numbers beyond the number of parts.
     connectivity = 8 if plain.ndim == 2 else 26
     parts = cc3d.connected_components(differs.astype(np.uint8), connectivity=connectivity)
     where = parts[differs]
-    plain_overlap = count_overlap(
-        torch.from_numpy(plain.ravel()), torch.from_numpy(target.ravel()), labels
-    )
     differing = [_heads(each[differs], labels) for each in (plain, candidate, target)]
     sizes, changes = np.bincount(where, minlength=1), []
     for old, new, true in zip(*differing, strict=True):
         gain = new.astype(np.int8) - old.astype(np.int8)
         changes.append([np.bincount(where, each, len(sizes)) for each in (gain * true, gain)])
     change = torch.from_numpy(np.array(changes, np.int64)).permute(1, 2, 0)  # (2, P + 1, C)
-    overlap = Overlap(*(before + more for before, more in zip(plain_overlap, change, strict=True)))
+    overlap = Overlap(*(old + more for old, more in zip(before, change, strict=True)))
     dice = mean_dice(Overlap(*(counts.contiguous() for counts in overlap))).numpy()
     effects = dice - dice[0]  # number 0 is no part and changes nothing
     effects[sizes < _LEAST_VOXELS] = 0
     return Effects(parts, effects.astype(np.float32))
+
+
+def _count(plain: LabelMap, target: LabelMap, labels: Labels, valid: Mask | None) -> Overlap:
+    if valid is not None:
+        plain, target = plain[valid], target[valid]
+    return count_overlap(torch.from_numpy(plain.ravel()), torch.from_numpy(target.ravel()), labels)
 
 
 def _heads(label_map: LabelMap, labels: Labels) -> Iterator[Mask]:

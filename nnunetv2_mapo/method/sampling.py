@@ -126,8 +126,7 @@ def make_sampler(
 ) -> CandidateSampler:
     """Sampler that the settings name, for a 2D or 3D configuration.
 
-    `dropout` is that of the network that is going to be sampled, `num_image_channels` as of
-    `NoiseSampler`.
+    `dropout` is of the network to be sampled, `num_image_channels` as of `NoiseSampler`.
     """
     values = config.candidates(num_dimensions).values
     if config.sampler == "threshold":

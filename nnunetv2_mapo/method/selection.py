@@ -39,7 +39,6 @@ def candidate_dice(
     """Dice of every candidate: mean over the foreground classes, or regions, that are present.
 
     Present means in the target or in the candidate. Where none is (both empty) the Dice is 1.
-
     Label maps `(K, *spatial)` of candidates and `(*spatial)` of the ground truth give `(K,)`,
     float64; `valid`, `(*spatial)`, masks the voxels that count, None: all do.
     """
@@ -63,9 +62,12 @@ class Overlap(NamedTuple):
 def count_overlap(segmentation: Tensor, target: Tensor, labels: Labels) -> Overlap:
     """Overlap of two label maps of shape `(n,)`."""
     if labels.regions is not None:
-        bits = (2 ** torch.arange(labels.num_heads, device=target.device)).to(target).unsqueeze(1)
-        ours, true = segmentation & bits != 0, target & bits != 0  # (C, n)
-        return Overlap((ours & true).sum(1), ours.sum(1) + true.sum(1))
+        ours = [(segmentation >> bit) & 1 == 1 for bit in range(labels.num_heads)]
+        true = [(target >> bit) & 1 == 1 for bit in range(labels.num_heads)]
+        return Overlap(
+            torch.stack([(a & b).sum() for a, b in zip(ours, true, strict=True)]),
+            torch.stack([a.sum() + b.sum() for a, b in zip(ours, true, strict=True)]),
+        )
     size = labels.num_heads
     confusion = torch.zeros(size**2, dtype=torch.int64, device=segmentation.device)
     for start in range(0, len(segmentation), _CHUNK):
