@@ -94,8 +94,8 @@ def find_effects(
     before = before or _count(plain, target, labels, valid)
     # All neighbours, corners included. Not of booleans: of those, cc3d 4.1.1 finds parts in 2D that
     # reach into voxels which are False, with numbers beyond the number of parts.
-    connectivity = 8 if plain.ndim == 2 else 26
-    parts = cc3d.connected_components(differs.astype(np.uint8), connectivity=connectivity)
+    differing_voxels = differs.astype(np.uint8)
+    parts = cc3d.connected_components(differing_voxels, connectivity=8 if plain.ndim == 2 else 26)
     where = parts[differs]
     differing = [_heads(each[differs], labels) for each in (plain, candidate, target)]
     sizes, changes = np.bincount(where, minlength=1), []
