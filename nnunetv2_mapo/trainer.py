@@ -37,25 +37,11 @@ from nnunetv2_mapo.method.dataset import (
     carry_preferences,
     split_preferences,
 )
-from nnunetv2_mapo.method.dropout import (
-    StochasticDropout,
-    preference_rates,
-    sample_rates,
-)
+from nnunetv2_mapo.method.dropout import StochasticDropout, preference_rates, sample_rates
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.loss import (
-    STEP_KEYS,
-    MAPOLoss,
-    PreferenceTarget,
-    find_disagreement,
-)
+from nnunetv2_mapo.method.loss import STEP_KEYS, MAPOLoss, PreferenceTarget, find_disagreement
 from nnunetv2_mapo.method.mining import make_miner
-from nnunetv2_mapo.method.progress import (
-    plot_progress,
-    register_keys,
-    round_values,
-    step_means,
-)
+from nnunetv2_mapo.method.progress import plot_progress, register_keys, round_values, step_means
 from nnunetv2_mapo.method.rates import find_rates, with_rates
 from nnunetv2_mapo.method.reference import (
     REFERENCE,

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nnunetv2_mapo.method.dropout import StochasticDropout
-from nnunetv2_mapo.method.dropout_sites import Layer, find_heads, join_names
+from nnunetv2_mapo.method.dropout_sites import Layer, find_heads
 from nnunetv2_mapo.method.reference import build_reference
 from nnunetv2_mapo.method.sampling import full_resolution
 from nnunetv2_mapo.support.device import is_out_of_memory, seeded
-from nnunetv2_mapo.support.table import list_some
+from nnunetv2_mapo.support.table import join_names, list_some
 
 _BLOCK = "and a block around it in dropout_include if its output holds the batch first"
 RATE = 0.5  # of the sample with dropout: large, so that what it reaches is seen
@@ -182,8 +182,9 @@ class _Trial:
         called: list[str] = []
         with ExitStack() as hooks:
             for name, module in self.network.named_modules():
-                note = partial(_note_call, name or type(module).__name__, called)
-                hooks.callback(module.register_forward_pre_hook(note).remove)
+                note = partial(called.append, name or type(module).__name__)
+                hook = module.register_forward_pre_hook(lambda *_, note=note: note())
+                hooks.callback(hook.remove)
             heads = find_heads(copy.modules(), self.num_outputs)
             for weight in {weight for head in heads for weight in head.parameters()}:
                 weight.neg_()
@@ -196,10 +197,6 @@ class _Trial:
             )
             raise NetworkError(message)
         _refuse_probabilities(plain, negated)
-
-
-def _note_call(name: str, called: list[str], *_: Any) -> None:
-    called.append(name)
 
 
 def _refuse_probabilities(plain: Tensor, negated: Tensor) -> None:

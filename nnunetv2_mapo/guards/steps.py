@@ -42,12 +42,7 @@ class StepGuard:
             self._skips = True
 
     def check(self, values: Mapping[str, Any], epoch: int, cases: Iterable[Any]) -> None:
-        """Count the step that was just made, if it was skipped.
-
-        Args:
-            values: Its `loss` and what else is known of it.
-            epoch: Epoch of the step.
-            cases: Identifiers of the cases of its batch.
+        """Count the step that was just made, with its `loss` and other values, if it was skipped.
 
         Raises:
             NotFiniteError: Too many steps in a row were skipped.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,13 +20,9 @@ _KINDS: dict[tuple[type[nn.Module], ...], str] = {
     (nn.MultiheadAttention,): "attention",
 }
 _TRANSFORMERS = (
-    nn.MultiheadAttention,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-    nn.TransformerEncoder,
-    nn.TransformerDecoder,
-    nn.Transformer,
-)
+    nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+    nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,19 +117,6 @@ def find_heads(modules: Iterable[nn.Module], num_outputs: int) -> dict[nn.Module
     if fitting and not heads:
         heads = {fitting[-1]: f"last {_kind(fitting[-1])}"}
     return heads
-
-
-def join_names(names: Sequence[str], all_names: Iterable[str]) -> list[str]:
-    """Patterns that fit some of all sites and no other: one where names differ in numbers only."""
-    joined: dict[str, list[str]] = {}
-    for name in names:
-        joined.setdefault(re.sub(r"\d+", "*", name), []).append(name)
-    others = set(all_names) - set(names)
-    patterns = []
-    for pattern, its_names in joined.items():
-        is_exact = not any(fnmatchcase(other, pattern) for other in others)
-        patterns += [pattern] if is_exact and len(its_names) > 1 else its_names
-    return patterns
 
 
 def _kind(module: nn.Module) -> str:

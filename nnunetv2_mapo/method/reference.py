@@ -72,12 +72,9 @@ def reference_logits(
 ) -> Tensor:
     """The reference's logits at the disagreement voxels, under the conditions of the policy.
 
-    Args:
-        reference: As of `build_reference`.
-        images: Shape `(B, channels, *patch)`; samples without a disagreement are not computed.
-        disagreement: Of the batch.
-        rates: Dropout rate of each sample, shape `(B,)`, at which the policy, which comes next,
-            draws the same masks; None: no dropout.
+    Of images of shape `(B, channels, *patch)`, those without a disagreement are not computed. At
+    the dropout rate of each, shape `(B,)`, the policy, which comes next, draws the same masks; None
+    is no dropout.
     """
     logits = torch.zeros(disagreement.heads.shape, device=images.device)
     if disagreement.voxels.shape[1] == 0:

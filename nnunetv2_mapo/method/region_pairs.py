@@ -92,8 +92,7 @@ def find_effects(
     if valid is not None:
         differs &= valid
     before = before or _count(plain, target, labels, valid)
-    # All neighbours, corners included. Not of booleans: of those, cc3d 4.1.1 finds parts in 2D that
-    # reach into voxels which are False, with numbers beyond the number of parts.
+    # all neighbours, corners included; of booleans, cc3d 4.1.1 numbers voxels in 2D that are False
     differing_voxels = differs.astype(np.uint8)
     parts = cc3d.connected_components(differing_voxels, connectivity=8 if plain.ndim == 2 else 26)
     where = parts[differs]

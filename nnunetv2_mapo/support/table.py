@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 
 def list_some(names: Sequence[str]) -> str:
     """The first ten names, and how many more there are."""
     shown = ", ".join(names[:10])
     return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
+
+
+def join_names(names: Sequence[str], all_names: Iterable[str]) -> list[str]:
+    """Patterns that fit some of all sites and no other: one where names differ in numbers only."""
+    joined: dict[str, list[str]] = {}
+    for name in names:
+        joined.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    others = set(all_names) - set(names)
+    patterns = []
+    for pattern, its_names in joined.items():
+        is_exact = not any(fnmatchcase(other, pattern) for other in others)
+        patterns += [pattern] if is_exact and len(its_names) > 1 else its_names
+    return patterns
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

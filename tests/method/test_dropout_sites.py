@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 import nnunetv2_mapo
-from nnunetv2_mapo.method.dropout_sites import find_dropout_sites, join_names
+from nnunetv2_mapo.method.dropout_sites import find_dropout_sites
 
 NUM_HEADS = 3
 
@@ -107,12 +107,6 @@ def test_a_pattern_that_fits_no_module_is_refused_with_close_names(setting):
         find_dropout_sites(network(), NUM_HEADS, **{setting: ("encoder.O",)})
     with pytest.raises(ValueError, match=r"'xyz' fits no module of the network\. print"):
         find_dropout_sites(network(), NUM_HEADS, **{setting: ("xyz",)})
-
-
-def test_names_that_differ_in_numbers_become_one_pattern_unless_it_fits_other_sites():
-    names = ["blocks.0.mlp.2", "blocks.11.mlp.2", "head"]
-    assert join_names(names, names) == ["blocks.*.mlp.*", "head"]
-    assert join_names(names, [*names, "blocks.3.mlp.0"]) == names
 
 
 def test_the_case_of_names_matters():
