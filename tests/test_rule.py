@@ -33,6 +33,7 @@ PAPER = MAPOConfig(
     beta=0.1,
     lambda_supervised=0.5,
     likelihood="image",
+    warmup_dropout=True,
     preference_dropout="off",
     num_epochs_2d=300,
     num_epochs_3d=1300,
@@ -44,6 +45,8 @@ FINE_TUNE = MAPOConfig(
     learning_rate_factor=0.1,
     warmup_fraction_2d=0.25,
     warmup_fraction_3d=0.25,
+    warmup_dropout=True,
+    preference_dropout="without pair",
 )
 
 

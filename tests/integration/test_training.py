@@ -403,3 +403,16 @@ def test_validation_only_and_best_checkpoint_work(make_trainer: MakeTrainer) -> 
     trainer.perform_actual_validation(save_probabilities=True)
     folder = Path(trainer.output_folder) / "validation"
     assert {"summary.json", "case_4.npz", "case_5.nii.gz"} <= {p.name for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_the_control_is_the_base_trainer_bit_for_bit(
+    make_trainer: MakeTrainer, configuration: str
+) -> None:
+    """So a stock model is the control, and what MAPO adds to it is preferences alone."""
+    hashes = []
+    for name in ("nnUNetTrainerSeeded", "nnUNetTrainerSeeded_MAPO_NoPreference"):
+        trainer = make_trainer(name, configuration)
+        trainer.run_training()
+        hashes.append(hash_weights(trainer.network.state_dict()))
+    assert hashes[0] == hashes[1]

@@ -167,8 +167,8 @@ def test_a_higher_rate_has_a_higher_variance_and_rate_0_none_but_between_windows
 @pytest.mark.parametrize(
     ("name", "rate", "said"),
     [
-        (STOCK, 0.1, "NOTE: nothing in the checkpoint says that MAPO trained it"),
-        (MAPO, 0.6, "NOTE: MAPO trained this network with rates up to 0.5"),
+        (STOCK, 0.1, "trained with dropout at rates up to 0.0. At rate 0.1"),
+        (MAPO, 0.6, "trained with dropout at rates up to 0.5. At rate 0.6"),
         (MAPO, 0.5, ""),
         (STOCK, 0, ""),
     ],

@@ -21,6 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "right voxels only": {"agree": True},
     "found rates": {"rates": "auto", "rates_dice_fall": 0.3},
     "the same masks": {"preference_dropout": "same masks"},
+    "no dropout in training": {"warmup_dropout": False, "preference_dropout": "off"},
     "thresholds": {"sampler": "threshold", "thresholds": (0.5, 0.01, 0.99)},
     "noise": {"sampler": "noise", "noise_sigmas": (0.0, 0.5, 2.0)},
     "windows": {"selection_unit_2d": "window", "selection_unit_3d": "window"},
@@ -83,7 +84,7 @@ def first_preference_steps(trainer: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "settings",
     [{}, {"preference_dropout": "same masks"}, {"preference_dropout": "off"}],
-    ids=["default", "same masks", "off"],
+    ids=["without pair", "same masks", "off"],
 )
 def test_policy_and_reference_are_compared_under_the_same_conditions(
     make_variant: MakeVariant, settings: dict[str, Any], configuration: str

@@ -285,7 +285,7 @@ def test_a_field_that_an_earlier_version_had_not_means_what_it_did():
 def test_the_asymmetric_dropout_of_an_earlier_version_is_named_and_cannot_be_had():
     earlier = {"preference_dropout": True}
     assert any(
-        line == "preference_dropout: asymmetric then, without pair now"
+        line == "preference_dropout: asymmetric then, off now"
         for line in MAPOConfig().differences(earlier)
     )
     with pytest.raises(ValueError, match=r"preference_dropout='asymmetric' is not valid"):

@@ -35,7 +35,7 @@ def format_results(dice: Mapping[str, Mapping[str, float]], rounds: Sequence[Rou
         f"{scores.to_string(float_format='{:.3f}'.format)}\n\n"
         f"{pairs.to_string(float_format='{:.3f}'.format)}\n\n"
         "The final weights also had more epochs than the warm-up's: what preferences add\n"
-        "is the difference to nnUNetTrainer_MAPO_NoPreference on your own data."
+        "is the difference to nnUNetTrainer on your own data."
     )
 
 

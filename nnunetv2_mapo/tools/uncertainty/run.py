@@ -56,13 +56,15 @@ def open_model(arguments: Namespace) -> tuple[nnUNetPredictor, dict[str, Any]]:
     torch.set_num_threads(multiprocessing.cpu_count() if device.type == "cpu" else 1)
     predictor = nnUNetPredictor(use_mirroring=not arguments.disable_tta, device=device)
     load_folds(predictor, folder, arguments.folds, name)
-    rates = mapo.get(f"rates_{len(predictor.configuration_manager.patch_size)}d", [0])
-    if arguments.rate > max(rates):
-        known = f"MAPO trained this network with rates up to {max(rates)}"
+    num_dimensions = len(predictor.configuration_manager.patch_size)
+    # version 0.1, which does not say so, always trained with dropout
+    has_dropout = mapo.get("warmup_dropout", bool(mapo))
+    largest = max(mapo[f"rates_{num_dimensions}d"]) if has_dropout else 0.0
+    if arguments.rate > largest:
         print(
-            f"NOTE: {known if mapo else 'nothing in the checkpoint says that MAPO trained it'}. "
-            f"Unless it knows dropout at rate {arguments.rate}, the maps show how fragile it is, "
-            "not which segmentations it holds for possible."
+            f"NOTE: by its checkpoint this network was trained with dropout at rates up to "
+            f"{largest}. At rate {arguments.rate} the maps show how fragile it is, not which "
+            "segmentations it holds for possible."
         )
     return predictor, mapo
 

@@ -44,6 +44,8 @@ TINY = {
     "rates_3d": RATES,
     "start_from": "last",
     "tau": 1e-4,
+    "warmup_dropout": True,  # so that all there is to dropout is tried
+    "preference_dropout": "without pair",
 }
 
 
@@ -62,7 +64,7 @@ class nnUNetTrainer_MAPO_tinybeta(nnUNetTrainer_MAPO):
 class nnUNetTrainer_MAPO_steady(nnUNetTrainer_MAPO):
     """No dropout in the preference stage: a step is a function of its batch."""
 
-    mapo = MAPOConfig(**TINY, preference_dropout="off")
+    mapo = MAPOConfig(**TINY | {"preference_dropout": "off"})
 
 
 class nnUNetTrainer_MAPO_tinyaverage(nnUNetTrainer_MAPO):
