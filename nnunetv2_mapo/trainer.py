@@ -378,9 +378,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     def load_checkpoint(self, filename_or_checkpoint: Any = None, checkpoint: Any = None) -> None:
         """The base trainer's, plus how far MAPO had come; a stock checkpoint is a warm-up's.
 
-        Args:
-            filename_or_checkpoint: A file, or its content.
-            checkpoint: The same under the name that nnU-Net after 2.8 gives it.
+        It is a file or its content, under the name that nnU-Net 2.8 gives it or a later one.
 
         Raises:
             ValueError: The file is damaged, no checkpoint of nnU-Net, or of another network.
