@@ -123,7 +123,7 @@ def evaluate_case(files: CaseFiles, task: Task) -> dict[str, dict[str, float]]:
         "evaluate predictions in the geometry of the ground truth, as nnUNetv2_predict writes "
         "them, or name another ground truth with --labels"
     )
-    reference = read_reference(files, prediction, task.reader, advice)
+    reference = read_truth(files, prediction, task.reader, advice)
     shape, grid = find_grid(reference, in_pixels=task.in_pixels)
     ignored = None
     if task.ignore_label is not None:
@@ -153,7 +153,7 @@ def read_segmentation(path: str, reader: type[BaseReaderWriter]) -> Segmentation
     return Segmentation(labels[0], tuple(map(float, properties["spacing"])))
 
 
-def read_reference(
+def read_truth(
     files: CaseFiles, prediction: Segmentation, reader: type[BaseReaderWriter], advice: str
 ) -> Segmentation:
     """Read the ground truth of what was read already, which must have its geometry.
