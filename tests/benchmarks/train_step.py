@@ -22,12 +22,12 @@ DISAGREEMENT = 0.05  # share of the voxels
 BAR_EVERY_PATCH, BAR_NO_PATCH = 1.45, 1.10
 
 
-class WithDropout(nnUNetTrainer_MAPO):
+class AsShipped(nnUNetTrainer_MAPO):
     mapo = MAPOConfig(warmup_epochs=1)
 
 
-class WithoutDropout(nnUNetTrainer_MAPO):
-    mapo = MAPOConfig(warmup_epochs=1, preference_dropout="off")
+class WithDropout(nnUNetTrainer_MAPO):
+    mapo = MAPOConfig(warmup_epochs=1, warmup_dropout=True, preference_dropout="without pair")
 
 
 def main() -> None:
@@ -46,15 +46,14 @@ def _compare(name: str, dataset: TinyDataset, repeats: int) -> Iterator[Row]:
     with quiet():
         stock.on_train_start()
     stock.network.train()
-    for trainer_class in (WithDropout, WithoutDropout):
+    for trainer_class in (AsShipped, WithDropout):
         trainer = dataset.make_trainer(trainer_class)
         trainer.network.load_state_dict(stock.network.state_dict())
-        has_dropout = trainer.mapo.has_dropout(is_warmup=False)
-        dropout = "dropout" if has_dropout else "no dropout"
+        dropout = "dropout" if trainer.mapo.warmup_dropout else "as shipped"
         _enter(trainer, epoch=0)
         batch = next(trainer.dataloader_train)
-        if has_dropout:
-            yield Row(f"{name}, warm-up", _ratios(trainer, stock, batch, batch, repeats))
+        ratios = _ratios(trainer, stock, batch, batch, repeats)
+        yield Row(f"{name}, warm-up, {dropout}", ratios)
         _enter(trainer, epoch=1)
         for share, patches, bar in (
             (DISAGREEMENT, "every patch has a pair", BAR_EVERY_PATCH),

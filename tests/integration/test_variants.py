@@ -265,7 +265,5 @@ def test_a_damaged_moving_average_is_refused(make_variant: MakeVariant) -> None:
     checkpoint = torch.load(path, weights_only=False)
     next(iter(checkpoint["mapo"]["reference"]["weights"].values())).add_(1)
     torch.save(checkpoint, path)
-    with pytest.raises(
-        ValueError, match=r"the reference in it is damaged"
-    ):
+    with pytest.raises(ValueError, match=r"the reference in it is damaged"):
         make_variant(VARIANTS["moving average"], continue_training=True)
