@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
@@ -28,18 +29,25 @@ from nnunetv2_mapo.guards import start
 from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, Begun, Loaded
 from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
 from nnunetv2_mapo.guards.network import check_network
+from nnunetv2_mapo.guards.rehearsal import (
+    check_deep_supervision,
+    check_step,
+    plant_round,
+    rehearsing,
+    require_preferences,
+)
 from nnunetv2_mapo.guards.steps import StepGuard
 from nnunetv2_mapo.method.cases import channels_of, labels_of, load_case
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.dataset import (
-    PreferenceDataset,
     Preferences,
     carry_preferences,
     split_preferences,
+    with_preferences,
 )
 from nnunetv2_mapo.method.dropout import StochasticDropout, preference_rates, sample_rates
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.loss import STEP_KEYS, MAPOLoss, PreferenceTarget, find_disagreement
+from nnunetv2_mapo.method.loss import STEP_KEYS, MAPOLoss, Pairs, find_disagreement
 from nnunetv2_mapo.method.mining import make_miner
 from nnunetv2_mapo.method.progress import plot_progress, register_keys, round_values, step_means
 from nnunetv2_mapo.method.rates import find_rates, with_rates
@@ -67,9 +75,9 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     Attributes:
         mapo: Settings; a variant overrides this attribute and nothing else.
-        schedule: Which epochs are warm-up, and which belong to which round.
         rates: Dropout rates of training, of which each sample of a batch draws one.
         labels: Meaning of the network's heads.
+        objective: Adds the preference loss to the base trainer's loss.
         dropout: Switch of the network's dropout, off but for training steps and candidates.
         sampler: Makes the candidates of a case.
         guard: Skips steps that are not finite.
@@ -78,9 +86,9 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     mapo = MAPOConfig()
 
-    schedule: Schedule
     rates: tuple[float, ...]
     labels: Labels
+    objective: MAPOLoss
     dropout: StochasticDropout
     sampler: CandidateSampler
     guard: StepGuard
@@ -89,6 +97,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     num_epochs: int
     initial_lr: float
     warmup_duration_whole_net: int
+    loss: Any
     dataloader_train: Any
     dataloader_val: Any
 
@@ -104,7 +113,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     def on_epoch_start(self) -> None:
         """Begin a round where the schedule says so, and open it where it is not open yet."""
         self._restore_random_state()
-        number = self.schedule.stage(self.current_epoch).round
+        number = self._due_round()
         if number > self._begun.round:
             self._begin_round(number)
         if number and (self._mined is None or self._mined.origin["round"] != number):
@@ -119,7 +128,9 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         weights = self._plain_network().state_dict()
         policy = hash_weights(weights)
         becomes_reference = not self._begun.reference or self.mapo.reference_update == "round"
-        self._begun = Begun(number, policy, policy if becomes_reference else self._begun.reference)
+        reference = policy if becomes_reference else self._begun.reference
+        first_epochs = (*self._begun.first_epochs, self.current_epoch)
+        self._begun = Begun(number, policy, reference, first_epochs)
         self._save_latest()  # mining can be continued from here
         if becomes_reference:
             self._reference = None
@@ -138,13 +149,17 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         self.optimizer.state.clear()
 
     def _open_round(self, number: int) -> None:
-        for loader in (self.dataloader_train, self.dataloader_val):
-            if hasattr(loader, "_finish"):  # nnU-Net's loaders with worker processes
-                loader._finish()
+        self.finish_loaders()
         if self._reference is None:
             self._reference = self._load_reference()
         self._mined = self._mine(number)
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+
+    def finish_loaders(self) -> None:
+        """Stop the worker processes of the loaders, if they have some."""
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if hasattr(loader, "_finish"):  # of batchgenerators' loaders with processes
+                loader._finish()
 
     def _mine(self, number: int) -> Round:
         """Mine the cases of a round that are not mined yet, shared among the ranks."""
@@ -168,35 +183,37 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             rates = sample_rates(self.rates, len(batch["data"]), self.device)
         else:  # draws no random number: the warm-up is the base trainer's
             rates = torch.zeros(len(batch["data"]), device=self.device)
-        batch, rates = self._add_preferences(batch, rates)
-        with self.dropout.at(rates) if has_dropout else nullcontext():
+        batch, pairs, rates = self._take_preferences(batch, rates)
+        self.loss = self.objective.attach(self.loss)  # the trainer may have made another one
+        with self.objective.of(pairs), self.dropout.at(rates) if has_dropout else nullcontext():
             output = super().train_step(batch)
+        if pairs is not None:
+            check_step(type(self).__name__, self.objective)
         if self._reference is not None and self.mapo.reference_update == "average":
             update_average(self._reference, self._plain_network(), self.mapo.reference_decay)
-        output = {**output, **self.loss.step_values()}
+        output = {**output, **self.objective.step_values()}
         self.guard.check(output, self.current_epoch, batch.get("keys", ()))
         return output
 
-    def _add_preferences(
+    def _take_preferences(
         self, batch: dict[str, Any], rates: Tensor
-    ) -> tuple[dict[str, Any], Tensor]:
-        """Batch with a `PreferenceTarget`, and its rates; without preferences both as they are."""
+    ) -> tuple[dict[str, Any], Pairs | None, Tensor]:
+        """Batch as nnU-Net makes it, its pairs, and its rates; in the warm-up without pairs."""
+        if self._reference is None:
+            return batch, None, rates
         scales = self._get_deep_supervision_scales()
         split = split_preferences(batch["target"], num_scales=scales and len(scales))
-        if self._reference is None or split.preferences is None:
-            return batch, rates
+        channels = require_preferences(split.preferences).to(self.device, non_blocking=True)
+        chosen, rejected, weights = Preferences.of(channels)
         data = batch["data"].to(self.device, non_blocking=True)
-        chosen, rejected, weights = Preferences.of(
-            split.preferences.to(self.device, non_blocking=True)
-        )
         disagreement = find_disagreement(
             chosen, rejected, self.labels, self.mapo.likelihood, weights
         )
         rates = preference_rates(rates, disagreement.has_pair, self.mapo.preference_dropout)
         same_rates = rates if self.mapo.preference_dropout == "same masks" else None
         logits = reference_logits(self._reference, data, disagreement, same_rates)
-        target = PreferenceTarget(split.target, disagreement, logits)
-        return {**batch, "data": data, "target": target}, rates
+        batch = {**batch, "data": data, "target": split.target}
+        return batch, Pairs(disagreement, logits), rates
 
     # Set-up ---------------------------------------------------------------------------------------
 
@@ -219,11 +236,13 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if hasattr(self, "warmup_duration_whole_net"):  # epochs in which nnU-Net raises the rate
             shortened = round(self.warmup_duration_whole_net * self.mapo.num_epochs_factor)
             self.warmup_duration_whole_net = max(1, shortened)
-        self.schedule = self.mapo.schedule(self.num_epochs, self.num_dimensions)
         self.rates = self.mapo.training_rates(self.num_dimensions)
         self.labels = labels_of(self.label_manager)
         self.guard = StepGuard()
+        self.objective = MAPOLoss(self.labels, self.mapo)
+        _ = self.schedule  # refuses what cannot be planned
         super().initialize()
+        self.loss = self.objective.attach(self.loss)
         self.dropout = StochasticDropout(
             self._plain_network(),
             self.labels.num_heads,
@@ -248,45 +267,55 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         self.guard.watch(optimizer)
         return optimizer, scheduler
 
-    def _build_loss(self) -> MAPOLoss:
-        return MAPOLoss(super()._build_loss(), self.labels, self.mapo)
-
     def on_train_start(self) -> None:
-        """Check the data and what is continued, then start as the base trainer does."""
-        self.check_data()
-        base = find_base(self)
-        if not self.was_initialized:
-            self.initialize()
-        if base is not None:
-            self._origin = start_from_base(self, self._plain_network(), base)
-        self._check_earlier_training()
-        register_keys(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
-        self.logger.update_config({"mapo": self.mapo.to_dict()})  # for W&B
-        self._log(f"{self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}")
-        self._check_network()
-        super().on_train_start()
-        if self.current_epoch:
-            self._log(f"continued {self._describe_progress()}")
-
-    def check_data(self) -> None:
-        """Refuse data that nothing can be learnt from.
-
-        Raises:
-            InputError: The fold, the preprocessed cases or their labels are not as they must be.
-        """
+        """Check what the whole training needs, then start as the base trainer does."""
         start.check_fold(self.fold)
         start.check_preprocessed(
             Path(self.preprocessed_dataset_folder),
             self.plans_manager.dataset_name,
             self.configuration_name,
         )
-        training, _ = super().get_tr_and_val_datasets()
-        start.check_foreground(training)
+        base = find_base(self)
+        if not self.was_initialized:
+            self.initialize()
+        # What is asked of the trainer from here on is asked after `initialize`, as nnU-Net does.
+        if base is not None:
+            self._origin = start_from_base(self, self._plain_network(), base)
+        start.check_foreground(super().get_tr_and_val_datasets()[0])
+        self._check_earlier_training()
+        register_keys(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
+        self.logger.update_config({"mapo": self.mapo.to_dict()})  # for W&B
+        self._log(f"{self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}")
+        check_deep_supervision(self)
+        self._check_network()
+        super().on_train_start()
+        self._rehearse()
+        if self.current_epoch:
+            self._log(f"continued {self._describe_progress()}")
+
+    def _rehearse(self) -> None:
+        """Take one step of the preference stage with planted pairs, and undo it."""
+        if len(self.schedule.stages) == 1 or self.current_epoch >= self.num_epochs:
+            return
+        dataset, _ = super().get_tr_and_val_datasets()
+        with rehearsing(self):
+            plain, patch_size = self._plain_network(), self.configuration_manager.patch_size
+            self._mined = plant_round(dataset, self.mapo, patch_size)
+            with self._single_output() as network:
+                self._reference = build_reference(network, plain.state_dict())
+            plain.train()
+            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+            try:
+                self.train_step(next(self.dataloader_train))
+            finally:
+                self.finish_loaders()
 
     def _check_earlier_training(self) -> None:
         if self.local_rank == 0:
             start.lock_folder(self._folder)
         start.check_settings(type(self).__name__, self.mapo, self._loaded.settings)
+        if self._loaded.schedule not in (None, str(self.schedule)):
+            self._log(f"NOTICE: another length than before, which was: {self._loaded.schedule}")
         if self._begun.round:
             start.check_pairs(self._round(self._begun.round))
         if self.local_rank == 0:
@@ -303,17 +332,22 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def do_split(self) -> tuple[Any, Any]:
         """The base trainer's split, checked."""
+        folder = self.preprocessed_dataset_folder
         splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
-        available = start.list_cases(self.preprocessed_dataset_folder, splits_file, self.fold)
-        training, validation = super().do_split()
-        start.check_split(training, validation, available, splits_file)
+        try:
+            training, validation = super().do_split()
+        except ValueError:
+            start.refuse_few_cases(folder, splits_file)
+            raise
+        dataset_class = self.dataset_class or infer_dataset_class(folder)
+        start.check_split(training, validation, dataset_class.get_identifiers(folder), splits_file)
         return training, validation
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """The base trainer's datasets; training cases with their preferences in a round."""
         training, validation = super().get_tr_and_val_datasets()
         if self._mined is not None:
-            training = PreferenceDataset(training, self._mined)
+            training = with_preferences(training, self._mined)
         return training, validation
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
@@ -365,6 +399,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         return {
             "config": self.mapo.to_dict(),
             "begun": asdict(self._begun),
+            "schedule": str(self.schedule),
             "random_state": read_state(self.device),
             "base": self._origin,
             "reference": average and {"weights": average, "sha256": hash_weights(average)},
@@ -402,9 +437,16 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             raise ValueError(other) from error
         mapo = content.get("mapo", {"begun": {}})
         self._begun, self._origin = Begun(**mapo["begun"]), mapo.get("base")
+        if not self._begun.first_epochs:  # of a version that did not say so
+            stages = self.schedule.stages[1 : self._begun.round + 1]
+            first_epochs = tuple(stage.first_epoch for stage in stages)
+            self._begun = replace(self._begun, first_epochs=first_epochs)
         average = mapo.get("reference")
         self._loaded = Loaded(
-            mapo.get("config"), mapo.get("random_state"), average and average["weights"]
+            mapo.get("config"),
+            mapo.get("random_state"),
+            average and average["weights"],
+            mapo.get("schedule"),
         )
 
     def _restore_random_state(self) -> None:
@@ -417,7 +459,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         epochs = f"after {self.current_epoch} epoch{'s' if self.current_epoch > 1 else ''}"
         if self.current_epoch >= self.num_epochs:
             return f"{epochs}: the training is complete"
-        number = self.schedule.stage(self.current_epoch).round
+        number = self._due_round()
         return f"{epochs}, in {f'round {number}' if number else 'the warm-up'}"
 
     def _load_reference(self) -> nn.Module:
@@ -450,10 +492,20 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             "The current weights become the reference, and this round is mined again."
         )
         policy_hash = hash_weights(policy)
-        self._begun = Begun(self._begun.round, policy_hash, policy_hash)
+        self._begun = replace(self._begun, policy=policy_hash, reference=policy_hash)
         return policy
 
     # What they share ------------------------------------------------------------------------------
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which epochs are warm-up, and which belong to which round; by `num_epochs` of now."""
+        # not an attribute: a trainer may change its length at any time
+        return self.mapo.schedule(self.num_epochs, self.num_dimensions, self._begun.first_epochs)
+
+    def _due_round(self) -> int:
+        """Round of the current epoch, 0 in the warm-up; none is left out."""
+        return min(self.schedule.stage(self.current_epoch).round, self._begun.round + 1)
 
     @property
     def _folder(self) -> Path:

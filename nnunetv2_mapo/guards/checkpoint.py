@@ -31,11 +31,13 @@ class Begun:
         round: Latest round that was begun, 0 in the warm-up.
         policy: Hash of the weights that the round mines with.
         reference: Hash of the reference's weights.
+        first_epochs: Epoch in which each round up to it began.
     """
 
     round: int = 0
     policy: str = ""
     reference: str = ""
+    first_epochs: tuple[int, ...] = ()
 
 
 @dataclass
@@ -46,11 +48,13 @@ class Loaded:
         settings: Of the training that is continued; None if it was not one of MAPO.
         random_state: `read_state` of its first rank.
         reference: Weights of a reference that moves with each step.
+        schedule: Stages of the training as they were planned, in words.
     """
 
     settings: dict[str, Any] | None = None
     random_state: dict[str, Any] | None = None
     reference: dict[str, Tensor] | None = None
+    schedule: str | None = None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -36,7 +37,7 @@ def find_base(trainer: Any) -> Base | None:
     """Checkpoint that a `MAPOTrainer` starts from; None if it is continued, or from scratch.
 
     Raises:
-        BaseError: There is none, or it must not be used.
+        BaseError: There is none, it is damaged, or -pretrained_weights names another one.
     """
     name, named = type(trainer).__name__, os.environ.get(VARIABLE)
     if trainer.current_epoch:
@@ -54,16 +55,15 @@ def find_base(trainer: Any) -> Base | None:
         )
         raise BaseError(message)
     path = Path(named).expanduser().absolute() if named else _find_finished(trainer)
-    base = read_base(path)
-    _refuse_leak(trainer, base, is_named=bool(named))
-    return base
+    return read_base(path)
 
 
 def _find_finished(trainer: Any) -> Path:
     """Finished checkpoint of the base trainer for the same data set, plans and fold."""
     base_trainer = find_base_trainer(type(trainer)).__name__
     plans, configuration = trainer.plans_manager.plans_name, trainer.configuration_name
-    model = Path(trainer.output_folder_base).parent / f"{base_trainer}__{plans}__{configuration}"
+    dataset = trainer.plans_manager.dataset_name
+    model = Path(nnUNet_results.require(), dataset, f"{base_trainer}__{plans}__{configuration}")
     path = model / f"fold_{trainer.fold}" / FINAL
     if not path.is_file():
         there = sorted(file.parent.name for file in model.glob(f"fold_*/{FINAL}"))
@@ -71,14 +71,14 @@ def _find_finished(trainer: Any) -> Path:
             f"{type(trainer).__name__} fine-tunes {base_trainer}, but {path} is missing. Finished "
             f"folds there: {', '.join(there) or 'none'}; another fold's model has seen the "
             f"validation cases of this one. Train it first: nnUNetv2_train "
-            f"{trainer.plans_manager.dataset_name} {configuration} {trainer.fold} "
+            f"{dataset} {configuration} {trainer.fold} "
             f"-tr {base_trainer} -p {plans}, or let {VARIABLE} name a checkpoint."
         )
         raise BaseError(message)
     return path
 
 
-def _refuse_leak(trainer: Any, base: Base, *, is_named: bool) -> None:
+def _refuse_leak(trainer: Any, base: Base) -> None:
     dataset, fold = trainer.plans_manager.dataset_name, trainer.fold
     advice = (
         "The validation would be too good. Train the base for this fold with this split, or "
@@ -100,7 +100,7 @@ def _refuse_leak(trainer: Any, base: Base, *, is_named: bool) -> None:
             f"{len(others)} validation cases of this fold, such as {others[0]}, were not when "
             f"{base.path} was trained, by its validation/summary.json: the split has changed since"
         )
-        if not is_named:
+        if not os.environ.get(VARIABLE):
             message = f"{changed}. {advice}"
             raise BaseError(message)
         # who names the file may know that the cases are new
@@ -114,8 +114,10 @@ def start_from_base(trainer: Any, network: nn.Module, base: Base) -> dict[str, A
         JSON form of where the weights come from.
 
     Raises:
-        BaseError: The base is of another network, of other plans or of other images.
+        BaseError: The base is of another network, of other plans or of other images, or has seen
+            validation cases.
     """
+    _refuse_leak(trainer, base)
     log = trainer.print_to_log_file
     has_same_heads = have_same_heads(base.dataset_json, trainer.dataset_json)
     heads = set() if has_same_heads else find_label_weights(trainer, network)

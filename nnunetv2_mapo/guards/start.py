@@ -51,17 +51,16 @@ def check_preprocessed(folder: Path, dataset: str, configuration: str) -> None:
         raise InputError(message)
 
 
-def list_cases(folder: str, splits_file: Path, fold: int | str) -> Collection[str]:
-    """Preprocessed cases, which must be enough for the folds that nnU-Net would make of them."""
-    available: Collection[str] = infer_dataset_class(folder).get_identifiers(folder)
-    if fold != "all" and not splits_file.is_file() and len(available) < NUM_FOLDS:
+def refuse_few_cases(folder: str, splits_file: Path) -> None:
+    """Refuse a split into folds that nnU-Net has failed to make of too few cases."""
+    available = infer_dataset_class(folder).get_identifiers(folder)
+    if not splits_file.is_file() and len(available) < NUM_FOLDS:
         message = (
             f"A split into {NUM_FOLDS} folds needs {NUM_FOLDS} cases; there are "
             f"{len(available)}: {list(available)}. Train fold 'all', or write your own split "
             f"to {splits_file}."
         )
         raise InputError(message)
-    return available
 
 
 def check_split(

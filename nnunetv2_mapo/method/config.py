@@ -297,8 +297,12 @@ class MAPOConfig:
             return max(2, round(self.num_epochs_factor * base))
         return explicit or base
 
-    def schedule(self, num_epochs: int, num_dimensions: int) -> Schedule:
+    def schedule(
+        self, num_epochs: int, num_dimensions: int, begun: tuple[int, ...] = ()
+    ) -> Schedule:
         """Schedule of a training of `num_epochs` epochs of a 2D or 3D configuration.
+
+        Its rounds that have begun already did so in the epochs `begun`.
 
         Raises:
             ValueError: `warmup_epochs` leaves no epoch for the rounds.
@@ -311,7 +315,7 @@ class MAPOConfig:
             raise ValueError(message)
         fraction = self.warmup_fraction_2d if num_dimensions == 2 else self.warmup_fraction_3d
         warmup_epochs = self.warmup_epochs or round(fraction * num_epochs)
-        return Schedule(num_epochs, warmup_epochs, self.num_rounds)
+        return Schedule(num_epochs, warmup_epochs, self.num_rounds, begun)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; tuples become lists."""

@@ -30,21 +30,22 @@ _OF_SPATIAL_TRANSFORM = ("patch_size", "mode_seg", "border_mode_seg", "align_cor
 _KEY = "preferences"
 
 
-class PreferenceDataset:
-    """The training cases of a dataset of nnU-Net's with a mined round's stacks as segmentation."""
+def with_preferences(dataset: Any, mined: Round) -> Any:
+    """Copy of a dataset of nnU-Net's whose segmentations are a mined round's stacks.
 
-    def __init__(self, dataset: Any, mined: Round) -> None:
-        self.dataset = dataset
-        self.mined = mined
-        self.identifiers = dataset.identifiers
+    In all but `load_case` it is that dataset, of any class: loaders may read more of it.
+    """
+    preferring = copy.copy(dataset)
+    preferring.load_case = partial(_load_stack, dataset, mined)
+    return preferring
 
-    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """As nnU-Net's: image, segmentation stack, previous stage's segmentation, properties."""
-        data, _, previous_stage, properties = self.dataset.load_case(identifier)
-        return data, self.mined.open_stack(identifier), previous_stage, properties
 
-    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        return self.load_case(identifier)
+def _load_stack(
+    dataset: Any, mined: Round, identifier: str, *args: Any, **kwargs: Any
+) -> tuple[Any, ...]:
+    """As nnU-Net's: image, segmentation stack, previous stage's segmentation, properties."""
+    data, _, *others = dataset.load_case(identifier, *args, **kwargs)
+    return (data, mined.open_stack(identifier), *others)
 
 
 def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> ComposeTransforms:

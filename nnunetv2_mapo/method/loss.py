@@ -10,6 +10,8 @@ ever touched.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,37 +180,47 @@ def chosen_log_likelihood(logits: Tensor, disagreement: Disagreement, labels: La
 
 
 @dataclass(frozen=True)
-class PreferenceTarget:
-    """What `MAPOLoss` needs besides the output; nnU-Net moves a batch's target with `to`."""
+class Pairs:
+    """The preference pairs of a batch, and what the reference says of them."""
 
-    target: Any  # nnU-Net's own: a tensor, or a list with deep supervision
     disagreement: Disagreement
     reference_logits: Tensor  # at the disagreement voxels, shape `(B, C, n)`
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> PreferenceTarget:
-        """The same with nnU-Net's target on `device`; the rest is made there."""
-        parts = self.target if isinstance(self.target, list) else [self.target]
-        moved = [part.to(device, non_blocking=non_blocking) for part in parts]
-        return replace(self, target=moved if isinstance(self.target, list) else moved[0])
 
+class MAPOLoss:
+    """Makes λ · base loss + preference loss (eq. 7) of what a base loss returns, by a forward hook.
 
-class MAPOLoss(nn.Module):
-    """λ · base loss + preference loss for a `PreferenceTarget` (eq. 7), else the base loss.
-
-    The base is nnU-Net's loss; of the settings `beta`, `lambda_supervised`, `loss_type`,
+    So the base stays what its trainer reads, sets and calls, also with further arguments. The first
+    argument is the network's output. Of the settings `beta`, `lambda_supervised`, `loss_type`,
     `label_smoothing`, `likelihood` and `kappa` count.
     """
 
-    def __init__(self, base: nn.Module, labels: Labels, config: MAPOConfig) -> None:
-        super().__init__()
-        self.base = base
+    def __init__(self, labels: Labels, config: MAPOConfig) -> None:
         self.labels = labels
         self.config = config
-        self.supervised = torch.tensor(math.nan)  # base loss of the last forward pass, without λ
+        self.num_calls = 0  # of the base, for the latest batch
+        self.supervised = torch.tensor(math.nan)  # latest base loss, without λ
+        self._pairs: Pairs | None = None
         self._pair_values: Tensor | None = None  # see `_describe_pairs`
 
+    def attach(self, base: Any) -> nn.Module:
+        """Hook a base loss, once, and return it; a plain function becomes a module."""
+        loss = base if isinstance(base, nn.Module) else _Function(base)
+        if self._add not in loss._forward_hooks.values():
+            loss.register_forward_hook(self._add, with_kwargs=True)
+        return loss
+
+    @contextmanager
+    def of(self, pairs: Pairs | None) -> Iterator[None]:
+        """Let the base loss inside a `with` block be that of a batch with these pairs."""
+        self._pairs, self.num_calls = pairs, 0
+        try:
+            yield
+        finally:
+            self._pairs = None
+
     def step_values(self) -> dict[str, float]:
-        """Values of the last forward pass under `STEP_KEYS`.
+        """Values of the latest loss under `STEP_KEYS`.
 
         The rewards β (log π_θ - log π_ref) are means over the patches with a pair, of which only
         disagreement voxels enter: the others contribute the same to chosen and rejected. All but
@@ -218,27 +230,41 @@ class MAPOLoss(nn.Module):
         values = [math.nan] * 5 if self._pair_values is None else self._pair_values.tolist()
         return dict(zip(STEP_KEYS, (float(self.supervised), *values), strict=True))
 
-    def forward(self, output: Any, target: Any) -> Tensor:
-        """Loss of a batch, a scalar; `output` as the network gives it."""
-        if not isinstance(target, PreferenceTarget):
-            loss: Tensor = self.base(output, target)
-            self.supervised, self._pair_values = loss.detach(), None
+    def _add(
+        self, _base: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], loss: Any
+    ) -> Any:
+        """Total loss of a batch, a scalar like the base loss."""
+        self.num_calls += 1
+        if not isinstance(loss, Tensor):
+            if self._pairs is None:
+                return loss
+            message = f"the loss returns {type(loss).__name__}: a tensor, a scalar, is needed"
+            raise TypeError(message)
+        self.supervised, self._pair_values = loss.detach(), None
+        if self._pairs is None:
             return _spread_nan(loss)
-        supervised = self.base(output, target.target)
-        with torch.autocast(target.reference_logits.device.type, enabled=False):
-            preference = self._preference_loss(output, target)
-        self.supervised = supervised.detach()
-        return _spread_nan(self.config.lambda_supervised * supervised + preference)
+        output = arguments[0] if arguments else next(iter(keywords.values()))
+        with torch.autocast(self._pairs.reference_logits.device.type, enabled=False):
+            preference = self._preference_loss(output, self._pairs)
+        return _spread_nan(self.config.lambda_supervised * loss + preference)
 
-    def _preference_loss(self, output: Any, target: PreferenceTarget) -> Tensor:
+    def _preference_loss(self, output: Any, known: Pairs) -> Tensor:
         """Loss of the pairs, summed over the patches with one, divided by the batch size.
 
         The other patches have a constant loss and a gradient of exactly 0; the constant is left
         out, so that the training loss stays comparable.
         """
-        pairs = target.disagreement
-        logits = pairs.gather(output[0] if isinstance(output, (list, tuple)) else output)
-        deltas = voxel_margins(logits, pairs) - voxel_margins(target.reference_logits, pairs)
+        pairs = known.disagreement
+        logits = output[0] if isinstance(output, (list, tuple)) else output
+        expected = (*pairs.heads.shape[:2], pairs.num_image_voxels)
+        if logits.flatten(2).shape != expected:
+            message = (
+                f"the loss is called with an output of shape {tuple(logits.shape)}, where the "
+                f"batch has {expected[0]} patches of {expected[2]} voxels and {expected[1]} heads"
+            )
+            raise ValueError(message)
+        logits = pairs.gather(logits)
+        deltas = voxel_margins(logits, pairs) - voxel_margins(known.reference_logits, pairs)
         config, is_voxelwise = self.config, self.config.likelihood == "voxel"
         losses = preference_loss(
             deltas if is_voxelwise else average(deltas, pairs),
@@ -246,18 +272,26 @@ class MAPOLoss(nn.Module):
         )  # fmt: skip
         if is_voxelwise:
             losses = voxel_loss(losses, pairs, beta=config.beta, kappa=config.kappa)
-        self._pair_values = self._describe_pairs(logits.detach(), losses.detach(), target)
+        self._pair_values = self._describe_pairs(logits.detach(), losses.detach(), known)
         return (losses * pairs.has_pair).mean()
 
-    def _describe_pairs(self, logits: Tensor, losses: Tensor, target: PreferenceTarget) -> Tensor:
+    def _describe_pairs(self, logits: Tensor, losses: Tensor, known: Pairs) -> Tensor:
         """Mean over the patches with a pair of what `step_values` says of them, shape `(5,)`."""
-        pairs = target.disagreement
-        margins = margin(logits, pairs) - margin(target.reference_logits, pairs)
+        pairs = known.disagreement
+        margins = margin(logits, pairs) - margin(known.reference_logits, pairs)
         chosen = chosen_log_likelihood(logits, pairs, self.labels)
-        chosen -= chosen_log_likelihood(target.reference_logits, pairs, self.labels)
+        chosen -= chosen_log_likelihood(known.reference_logits, pairs, self.labels)
         rewards = self.config.beta * torch.stack([chosen, chosen - margins, margins])
         values = torch.cat([losses[None], rewards, (margins > 0).float()[None]])
         return (values * pairs.has_pair).sum(1) / pairs.has_pair.sum()
+
+
+class _Function(nn.Module):
+    """A base loss that is a plain function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.forward = function
 
 
 def _spread_nan(loss: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -20,24 +21,30 @@ class Schedule:
 
     Short trainings degrade: with preferences wanted, the warm-up leaves at least one epoch and
     there are never more rounds than epochs left; one epoch alone is warm-up.
+
+    What has begun stays: where a training is continued with another length, the rounds that are
+    over keep their epochs, and the one that has begun shares the others with those to come.
     """
 
     num_epochs: int  # length of the training, >= 1
     warmup_epochs: int  # wished; clipped to 1 … `num_epochs` - 1
     num_rounds: int  # wished; 0 makes every epoch warm-up
+    begun: tuple[int, ...] = ()  # first epoch of rounds 1, 2 … that have begun
 
     @property
     def stages(self) -> list[Stage]:
         """Warm-up and rounds in their order."""
-        warmup_end = max(1, min(self.warmup_epochs, self.num_epochs - 1))
-        num_rounds = min(self.num_rounds, self.num_epochs - warmup_end)
+        starts = self.begun or (max(1, min(self.warmup_epochs, self.num_epochs - 1)),)
+        num_over = len(starts) - 1  # rounds, besides the warm-up
+        num_epochs_left = max(self.num_epochs - starts[-1], len(self.begun) > 0)
+        num_rounds = min(self.num_rounds - num_over, num_epochs_left)
         if num_rounds == 0:
             return [Stage(0, 0, self.num_epochs)]
-        stages = [Stage(0, 0, warmup_end)]
-        length, longer = divmod(self.num_epochs - warmup_end, num_rounds)
-        for number in range(1, num_rounds + 1):
+        stages = [Stage(number, *ends) for number, ends in enumerate(pairwise((0, *starts)))]
+        length, longer = divmod(num_epochs_left, num_rounds)
+        for place in range(num_rounds):
             start = stages[-1].end_epoch
-            stages.append(Stage(number, start, start + length + (number <= longer)))
+            stages.append(Stage(num_over + 1 + place, start, start + length + (place < longer)))
         return stages
 
     def stage(self, epoch: int) -> Stage:

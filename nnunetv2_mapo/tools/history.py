@@ -40,6 +40,7 @@ class History:
         num_dimensions: Of the configuration, 2 or 3.
         logged: Values that nnU-Net and MAPO logged, by key, one for each epoch.
         config: Settings of MAPO, as of `MAPOConfig.to_dict`; None without MAPO.
+        begun: Epoch in which each round that has begun did so.
     """
 
     checkpoint: Path
@@ -51,6 +52,7 @@ class History:
     num_dimensions: int
     logged: Mapping[str, Sequence[Any]]
     config: dict[str, Any] | None
+    begun: tuple[int, ...] = ()
 
     @property
     def fold(self) -> str:
@@ -63,7 +65,7 @@ class History:
         if self.config is None:
             return [Stage(0, 0, self.num_epochs)]
         config = MAPOConfig.from_dict(self.config)
-        return config.schedule(self.num_epochs, self.num_dimensions).stages
+        return config.schedule(self.num_epochs, self.num_dimensions, self.begun).stages
 
     @property
     def has_preferences(self) -> bool:
@@ -88,7 +90,7 @@ def read_history(fold: Path) -> History:
     logged, origin = checkpoint["logging"], checkpoint["init_args"]
     starts, ends = logged["epoch_start_timestamps"], logged["epoch_end_timestamps"]
     plans = PlansManager(origin["plans"]).get_configuration(origin["configuration"])
-    logs = _read_logs(fold)
+    logs, mapo = _read_logs(fold), checkpoint.get("mapo", {})
     return History(
         checkpoint=path,
         num_epochs=max(_planned_epochs(fold), len(ends)),
@@ -98,7 +100,8 @@ def read_history(fold: Path) -> History:
         num_starts=len(logs),
         num_dimensions=len(plans.patch_size),
         logged=logged,
-        config=checkpoint.get("mapo", {}).get("config"),
+        config=mapo.get("config"),
+        begun=tuple(mapo.get("begun", {}).get("first_epochs", ())),
     )
 
 

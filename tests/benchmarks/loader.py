@@ -15,7 +15,7 @@ from alternate import Ratios, Row, parse_repeats, print_table, time_ratios
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_dataset import Shape, perturb, quiet, tiny_dataset
 
-from nnunetv2_mapo.method.dataset import PreferenceDataset, carry_preferences
+from nnunetv2_mapo.method.dataset import carry_preferences, with_preferences
 from nnunetv2_mapo.method.store import Round, stack_preferences
 
 SHAPES = {
@@ -39,7 +39,7 @@ def _rows(repeats: int) -> Iterator[Row]:
                 stock = trainer.get_dataloaders()[0].data_loader
             mined = _mine_by_hand(stock._data, Path(folder), shape)
             carrying = copy.copy(stock)
-            carrying._data = PreferenceDataset(stock._data, mined)
+            carrying._data = with_preferences(stock._data, mined)
             carrying.transforms = carry_preferences(stock.transforms)
             time = time_ratios(_draw(carrying).__next__, _draw(stock).__next__, repeats)
             throughput = Ratios(1 / time.median, 1 / time.high, 1 / time.low)

@@ -69,8 +69,6 @@ def _train(trainer_name: str, dimensions: str) -> None:
         trainer = dataset.make_trainer(Preferences if trainer_name == "mapo" else nnUNetTrainer)
         trainer.num_epochs, trainer.num_iterations_per_epoch = 2, 2
         trainer.num_val_iterations_per_epoch = 1
-        if trainer_name == "mapo":
-            trainer.schedule = trainer.mapo.schedule(2, len(shape.patch))
         with quiet():
             trainer.run_training()
     print(imported, _peak())

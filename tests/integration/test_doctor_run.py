@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.tools.doctor import rehearse
@@ -147,10 +148,16 @@ def test_a_cascade_without_the_stage_before_is_a_problem_until_its_fold_is_predi
     predicted = model / "predicted_next_stage" / "3d_cascade_fullres"
     assert str(predicted / "case_0.b2nd") in look_at_problem(asked).what
     predicted.mkdir(parents=True)
-    for number in (0, 5):
-        segmentation = copied / "nnUNetPlans_3d_fullres" / f"case_{number}_seg.b2nd"
-        shutil.copy(segmentation, predicted / f"case_{number}.b2nd")
+    dataset = nnUNetDatasetBlosc2(str(copied / "nnUNetPlans_3d_fullres"))
+    for case in ("case_0", "case_5"):
+        _, segmentation, *_ = dataset.load_case(case)
+        nnUNetDatasetBlosc2.save_seg(segmentation[0], str(predicted / case))
     look_at_fold(asked)
+
+
+def test_a_trainer_that_would_fail_in_the_preference_stage_is_a_problem(copied: Path) -> None:
+    problem = look_at_problem(ask(trainer="ForeignNoLoss_MAPO_tiny"))
+    assert "does not call self.loss" in problem.what
 
 
 @pytest.mark.parametrize(

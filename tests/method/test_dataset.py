@@ -32,13 +32,13 @@ from torch import Tensor
 from nnunetv2_mapo.method import dataset as dataset_module
 from nnunetv2_mapo.method.dataset import (
     MoveDisagreement,
-    PreferenceDataset,
     Preferences,
     carry_preferences,
     drop_equal,
     put_back,
     split_preferences,
     take_off,
+    with_preferences,
 )
 from nnunetv2_mapo.method.store import Round, SampleRecord, stack_preferences
 
@@ -496,7 +496,7 @@ def load_batch(dataset, num_dimensions: int, transforms, batch_size: int = 4):
 
 def test_a_case_has_the_mined_stack_as_segmentation_and_all_else_from_nnunet(tmp_path):
     dataset, mined = write_dataset(tmp_path, (6, 10, 8))
-    preferences = PreferenceDataset(dataset, mined)
+    preferences = with_preferences(dataset, mined)
     assert preferences.identifiers == ["case_0", "case_1"]
     for load in (preferences.load_case, preferences.__getitem__):
         data, segmentation, previous_stage, properties = load("case_1")
@@ -515,16 +515,16 @@ def test_datasets_of_npz_files_are_wrapped_too(tmp_path):
     folder.mkdir()
     image = np.ones((1, 6, 7, 5), np.float32)
     nnUNetDatasetNumpy.save_case(image, image.astype(np.int16), {"a": 1}, str(folder / "case_0"))
-    dataset = PreferenceDataset(nnUNetDatasetNumpy(str(folder)), mined)
+    dataset = with_preferences(nnUNetDatasetNumpy(str(folder)), mined)
     data, segmentation, _, properties = dataset.load_case("case_0")
     assert np.array_equal(data[:], image)
     assert np.array_equal(segmentation[:], mined.open_stack("case_0")[:])
     assert properties == {"a": 1}
 
 
-def test_a_preference_dataset_pickles_for_spawned_workers(tmp_path):
+def test_a_dataset_with_preferences_pickles_for_spawned_workers(tmp_path):
     dataset, mined = write_dataset(tmp_path, (6, 10, 8))
-    copy = pickle.loads(pickle.dumps(PreferenceDataset(dataset, mined)))
+    copy = pickle.loads(pickle.dumps(with_preferences(dataset, mined)))
     assert copy.identifiers == ["case_0", "case_1"]
     assert np.array_equal(copy.load_case("case_0")[1][:], mined.open_stack("case_0")[:])
 
@@ -550,7 +550,7 @@ def test_nnunets_loader_crops_and_pads_preferences_with_the_image(
     dataset, mined = write_dataset(tmp_path, shape)
     scales = SCALES[num_dimensions] if has_deep_supervision else None
     transforms = carry_preferences(training_transforms(num_dimensions, scales=scales))
-    batch = load_batch(PreferenceDataset(dataset, mined), num_dimensions, transforms)
+    batch = load_batch(with_preferences(dataset, mined), num_dimensions, transforms)
     target, preferences = split_preferences(batch["target"], num_scales=scales and len(scales))
     if has_deep_supervision:
         assert [part.shape[0] for part in target] == [4] * len(scales)
@@ -573,7 +573,7 @@ def test_nnunets_loader_stacks_the_previous_stage_behind_the_preferences(tmp_pat
     transforms = carry_preferences(
         training_transforms(num_dimensions, is_cascaded=True, foreground_labels=[1])
     )
-    batch = load_batch(PreferenceDataset(dataset, mined), num_dimensions, transforms)
+    batch = load_batch(with_preferences(dataset, mined), num_dimensions, transforms)
     target, preferences = split_preferences(batch["target"], num_scales=None)
     assert batch["data"].shape == (4, 2, *PATCH[num_dimensions])
     differs = preferences[:, 0] != preferences[:, 1]

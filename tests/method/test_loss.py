@@ -15,7 +15,7 @@ from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.loss import (
     MAPOLoss,
-    PreferenceTarget,
+    Pairs,
     chosen_log_likelihood,
     find_disagreement,
     margin,
@@ -149,7 +149,19 @@ def averaged(**settings) -> MAPOConfig:
 
 def preference_target(target, reference, chosen, rejected, labels, likelihood):
     disagreement = find_disagreement(chosen, rejected, labels, likelihood)
-    return PreferenceTarget(target, disagreement, disagreement.gather(reference))
+    return target, Pairs(disagreement, disagreement.gather(reference))
+
+
+class Total:
+    """A base loss with MAPO's added, called with the pairs of the batch or without."""
+
+    def __init__(self, base, labels: Labels, config: MAPOConfig) -> None:
+        self.objective = MAPOLoss(labels, config)
+        self.base = self.objective.attach(base)
+
+    def __call__(self, output, target, pairs: Pairs | None = None) -> Tensor:
+        with self.objective.of(pairs):
+            return self.base(output, target)
 
 
 def supervised_loss(batch_dice: bool = False) -> nn.Module:
@@ -162,28 +174,30 @@ def supervised_loss(batch_dice: bool = False) -> nn.Module:
 def test_total_is_lambda_times_nnunets_loss_plus_the_mean_preference_loss(likelihood):
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     target = torch.randint(0, 5, (3, 1, 8, 8)).float()
-    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.5))
+    loss = Total(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.5))
     with_pairs = preference_target(target, reference, chosen, rejected, FIVE, likelihood)
     supervised = supervised_loss()(policy, target)
     preference = direct_loss(policy, reference, chosen, rejected, FIVE, likelihood, 0.8).mean()
     expected = 0.5 * supervised.item() + preference.item()
-    assert loss(policy, with_pairs).item() == pytest.approx(expected, rel=1e-6)
-    assert loss.supervised.item() == pytest.approx(supervised.item())
+    assert loss(policy, *with_pairs).item() == pytest.approx(expected, rel=1e-6)
+    assert loss.objective.supervised.item() == pytest.approx(supervised.item())
 
 
-def values_of_pairs(loss: MAPOLoss) -> list[float]:
-    return [value for name, value in loss.step_values().items() if name != "loss/supervised"]
+def values_of_pairs(loss: Total) -> list[float]:
+    return [
+        value for name, value in loss.objective.step_values().items() if name != "loss/supervised"
+    ]
 
 
 def test_patches_without_a_pair_add_neither_loss_nor_gradient():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     rejected[1] = chosen[1]
     policy.requires_grad_()
-    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.0))
+    loss = Total(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.0))
     pairs = preference_target(
         torch.zeros(3, 1, 8, 8), reference, chosen, rejected, FIVE, "disagreement"
     )
-    total = loss(policy, pairs)
+    total = loss(policy, *pairs)
     total.backward()
     each = direct_loss(policy, reference, chosen, rejected, FIVE, "disagreement", 0.8)
     assert total.item() == pytest.approx((each[0].item() + each[2].item()) / 3, rel=1e-6)
@@ -195,9 +209,9 @@ def test_patches_without_a_pair_add_neither_loss_nor_gradient():
 def test_a_batch_without_any_disagreement_has_exactly_zero_preference_gradient():
     policy, reference, chosen, _ = random_batch(TWO, (4, 4, 4))
     policy.requires_grad_()
-    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
+    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
     target = torch.zeros(3, 1, 4, 4, 4)
-    total = loss(policy, preference_target(target, reference, chosen, chosen, TWO, "image"))
+    total = loss(policy, *preference_target(target, reference, chosen, chosen, TWO, "image"))
     total.backward()
     assert total.item() == 0
     assert policy.grad.abs().max() == 0
@@ -207,10 +221,10 @@ def test_a_batch_without_any_disagreement_has_exactly_zero_preference_gradient()
 def test_a_plain_target_gives_nnunets_loss_and_no_rewards():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     target = torch.randint(0, 5, (3, 1, 8, 8)).float()
-    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=0.5))
-    loss(policy, preference_target(target, reference, chosen, rejected, FIVE, "image"))
+    loss = Total(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=0.5))
+    loss(policy, *preference_target(target, reference, chosen, rejected, FIVE, "image"))
     assert loss(policy, target).item() == supervised_loss()(policy, target).item()
-    assert loss.supervised.item() == supervised_loss()(policy, target).item()
+    assert loss.objective.supervised.item() == supervised_loss()(policy, target).item()
     assert all(math.isnan(value) for value in values_of_pairs(loss))
 
 
@@ -223,11 +237,11 @@ def test_deep_supervision_enters_the_base_loss_and_only_full_resolution_the_pref
         outputs[1], targets[1]
     )
     preference = direct_loss(policy, reference, chosen, rejected, FIVE, "image", 1.0).mean()
-    loss = MAPOLoss(base, FIVE, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(base, FIVE, averaged(beta=1.0, lambda_supervised=1.0))
     pairs = preference_target(targets, reference, chosen, rejected, FIVE, "image")
     expected = expected_base.item() + preference.item()
-    assert loss(outputs, pairs).item() == pytest.approx(expected, rel=1e-6)
-    assert loss(tuple(outputs), pairs).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(outputs, *pairs).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(tuple(outputs), *pairs).item() == pytest.approx(expected, rel=1e-6)
     assert loss(outputs, targets).item() == pytest.approx(expected_base.item(), rel=1e-6)
 
 
@@ -239,9 +253,9 @@ def test_half_precision_outputs_give_a_finite_float32_loss(dtype):
     pairs = preference_target(
         torch.zeros(3, 1, 64, 64), reference, chosen, rejected, TWO, "disagreement"
     )
-    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
+    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(policy.requires_grad_(), pairs)
+        value = loss(policy.requires_grad_(), *pairs)
     value.backward()
     expected = direct_loss(policy, reference, chosen, rejected, TWO, "disagreement", 1.0).mean()
     assert value.dtype == torch.float32
@@ -293,8 +307,8 @@ def test_half_precision_does_not_overflow_where_a_patch_of_512_cubed_voxels_disa
 def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan(bad):
     policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
     pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
-    loss = MAPOLoss(lambda *_: torch.tensor(bad), TWO, averaged(beta=1.0, lambda_supervised=1.0))
-    value = loss(policy.requires_grad_(), pairs)
+    loss = Total(lambda *_: torch.tensor(bad), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    value = loss(policy.requires_grad_(), *pairs)
     value.backward()
     assert value.isnan()
     assert policy.grad[chosen[:, None].expand_as(policy) != rejected[:, None]].isnan().all()
@@ -307,8 +321,8 @@ def test_a_margin_that_is_not_finite_makes_every_gradient_nan(bad):
     reference[0, 0] = bad  # Δ is NaN or minus infinity
     pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
     weight = torch.ones(1, requires_grad=True)
-    loss = MAPOLoss(lambda output, _: output.sum(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
-    value = loss(policy * weight, pairs)
+    loss = Total(lambda output, _: output.sum(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    value = loss(policy * weight, *pairs)
     value.backward()
     assert value.isnan()
     assert weight.grad.isnan()
@@ -316,14 +330,14 @@ def test_a_margin_that_is_not_finite_makes_every_gradient_nan(bad):
 
 def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan_in_the_warmup_too():
     weight = torch.ones(3, requires_grad=True)
-    loss = MAPOLoss(
+    loss = Total(
         lambda output, _: output.sum() * 0 + math.inf, TWO, averaged(beta=1.0, lambda_supervised=1)
     )
     loss(weight * 2, None).backward()
     assert weight.grad.isnan().all()
 
 
-def one_voxel_target(labels: Labels, reference_logits: Tensor) -> PreferenceTarget:
+def one_voxel_target(labels: Labels, reference_logits: Tensor):
     """Two patches of 2 x 2; only voxel 1 of the first one disagrees: chosen 1, rejected 0."""
     rejected = torch.zeros(2, 2, 2, dtype=torch.int16)
     chosen = rejected.clone()
@@ -337,9 +351,9 @@ def test_rewards_of_classes_by_hand():
     # softmax(0, ln 3) = (1/4, 3/4); the reference has (1/2, 1/2); β = 2
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 1, 0, 1] = math.log(3)
-    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=2.0, lambda_supervised=1.0))
-    loss(policy, one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
-    rewards = loss.step_values()
+    loss = Total(supervised_loss(), TWO, averaged(beta=2.0, lambda_supervised=1.0))
+    loss(policy, *one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
+    rewards = loss.objective.step_values()
     assert rewards["rewards/chosen"] == pytest.approx(2 * math.log(1.5), abs=1e-6)
     assert rewards["rewards/rejected"] == pytest.approx(2 * math.log(0.5), abs=1e-6)
     assert rewards["rewards/margins"] == pytest.approx(2 * math.log(3), abs=1e-6)
@@ -353,33 +367,34 @@ def test_rewards_of_regions_by_hand():
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 0, 0, 1] = -math.log(3)
     policy[0, 1, 0, 1] = 5.0  # region 1 is off in both: it must not enter
-    loss = MAPOLoss(nn.BCEWithLogitsLoss(), labels, averaged(beta=1.0, lambda_supervised=0.0))
-    pairs = one_voxel_target(labels, torch.zeros(2, 2, 2, 2))
-    target = torch.zeros(2, 2, 2, 2)
-    loss(policy, PreferenceTarget(target, pairs.disagreement, pairs.reference_logits))
-    assert loss.step_values()["rewards/chosen"] == pytest.approx(math.log(0.5), abs=1e-6)
-    assert loss.step_values()["rewards/rejected"] == pytest.approx(math.log(1.5), abs=1e-6)
-    assert loss.step_values()["rewards/margins"] == pytest.approx(-math.log(3), abs=1e-6)
-    assert loss.step_values()["rewards/accuracies"] == 0
+    loss = Total(nn.BCEWithLogitsLoss(), labels, averaged(beta=1.0, lambda_supervised=0.0))
+    _, pairs = one_voxel_target(labels, torch.zeros(2, 2, 2, 2))
+    loss(policy, torch.zeros(2, 2, 2, 2), pairs)
+    assert loss.objective.step_values()["rewards/chosen"] == pytest.approx(math.log(0.5), abs=1e-6)
+    assert loss.objective.step_values()["rewards/rejected"] == pytest.approx(
+        math.log(1.5), abs=1e-6
+    )
+    assert loss.objective.step_values()["rewards/margins"] == pytest.approx(-math.log(3), abs=1e-6)
+    assert loss.objective.step_values()["rewards/accuracies"] == 0
 
 
 def test_accuracy_is_the_share_of_the_patches_with_a_pair():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8), seed=3)
     rejected[2] = chosen[2]
-    loss = MAPOLoss(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=1.0))
     # the policy has moved towards chosen in patch 0 and towards rejected in patch 1
     policy = reference.clone()
     policy[0].scatter_add_(0, chosen[:1].long(), torch.ones(1, 8, 8))
     policy[1].scatter_add_(0, rejected[1:2].long(), torch.ones(1, 8, 8))
     loss(
         policy,
-        preference_target(
+        *preference_target(
             torch.zeros(3, 1, 8, 8), reference, chosen, rejected, FIVE, "disagreement"
         ),
     )
-    assert loss.step_values()["rewards/accuracies"] == 0.5
+    assert loss.objective.step_values()["rewards/accuracies"] == 0.5
     # one logit up for every disagreement voxel: margin +1 and -1
-    assert loss.step_values()["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    assert loss.objective.step_values()["rewards/margins"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("labels", KINDS.values(), ids=KINDS)
@@ -405,11 +420,11 @@ def test_chosen_reward_equals_the_direct_log_likelihood(labels):
 def test_logged_values_have_the_names_that_dpo_users_know():
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 1, 0, 1] = math.log(3)
-    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
-    loss(policy, one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
-    values = loss.step_values()
+    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss(policy, *one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
+    values = loss.objective.step_values()
     assert values == {
-        "loss/supervised": pytest.approx(loss.supervised.item()),
+        "loss/supervised": pytest.approx(loss.objective.supervised.item()),
         "loss/dpo": pytest.approx(math.log(4 / 3), abs=1e-6),
         "rewards/chosen": pytest.approx(math.log(1.5), abs=1e-6),
         "rewards/rejected": pytest.approx(-LN2, abs=1e-6),
@@ -422,28 +437,77 @@ def test_logged_values_have_the_names_that_dpo_users_know():
 
 
 def test_nothing_is_logged_before_the_first_step():
-    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
-    assert all(math.isnan(value) for value in loss.step_values().values())
+    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    assert all(math.isnan(value) for value in loss.objective.step_values().values())
 
 
-@pytest.mark.parametrize("is_list", [False, True])
-def test_a_preference_target_moves_nnunets_target(is_list):
-    target = torch.zeros(2, 1, 2, 2)
-    pairs = one_voxel_target(TWO, torch.zeros(2, 2, 2, 2))
-    pairs = PreferenceTarget(
-        [target, target] if is_list else target, pairs.disagreement, pairs.reference_logits
+def test_the_base_loss_stays_what_its_trainer_reads_and_sets():
+    base = supervised_loss()
+    loss = Total(base, TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    assert loss.base is base
+    assert not base.state_dict()
+    policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
+    target, pairs = preference_target(
+        torch.zeros(3, 1, 8, 8), reference, chosen, rejected, TWO, "disagreement"
     )
-    moved = pairs.to(torch.device("meta"), non_blocking=True)
-    parts = moved.target if is_list else [moved.target]
-    assert [part.device.type for part in parts] == ["meta"] * (1 + is_list)
-    assert moved.disagreement is pairs.disagreement
-    assert target.device.type == "cpu"
+    both = loss(policy, target, pairs)
+    base.weight_ce = 3.0  # as trainers do that change a weight from epoch to epoch
+    more = 2 * base.ce(policy, target[:, 0].long())
+    torch.testing.assert_close(loss(policy, target, pairs), both + more)
 
 
-def test_the_loss_has_no_weights_that_a_checkpoint_would_hold():
-    loss = MAPOLoss(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
-    assert not list(loss.parameters())
-    assert not loss.state_dict()
+def test_the_base_loss_takes_further_arguments_in_any_way():
+    def base(output, target, weight=1.0):
+        return weight * (output - target).square().mean()
+
+    policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
+    target, pairs = preference_target(
+        torch.zeros(()), reference, chosen, rejected, TWO, "disagreement"
+    )
+    objective = MAPOLoss(TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = objective.attach(base)
+    preference = direct_loss(policy, reference, chosen, rejected, TWO, "disagreement", 1.0).mean()
+    with objective.of(pairs):
+        values = [loss(policy, target, 5.0), loss(output=policy, target=target, weight=5.0)]
+    for value in values:
+        assert value.item() == pytest.approx(5 * base(policy, target) + preference.item())
+    assert objective.num_calls == 2
+
+
+def test_a_loss_that_is_attached_twice_counts_preferences_once():
+    policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
+    target, pairs = preference_target(
+        torch.zeros(3, 1, 8, 8), reference, chosen, rejected, TWO, "disagreement"
+    )
+    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    once = loss(policy, target, pairs)
+    other = loss.objective.attach(supervised_loss())
+    assert loss.objective.attach(loss.base) is loss.base
+    assert loss(policy, target, pairs) == once
+    with loss.objective.of(pairs):
+        assert other(policy, target) == once
+
+
+def test_an_output_of_other_patches_is_refused():
+    policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
+    target, pairs = preference_target(
+        torch.zeros(()), reference, chosen, rejected, TWO, "disagreement"
+    )
+    loss = Total(lambda output, _: output.mean(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    for output in (policy[..., :4], policy[:2], torch.cat((policy, policy), 1)):
+        with pytest.raises(ValueError, match=r"where the batch has 3 patches of 64 voxels and 2"):
+            loss(output, target, pairs)
+
+
+def test_a_loss_that_is_no_tensor_is_left_alone_until_there_are_preferences():
+    policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
+    target, pairs = preference_target(
+        torch.zeros(()), reference, chosen, rejected, TWO, "disagreement"
+    )
+    loss = Total(lambda *_: (1.0, {}), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    assert loss(policy, target) == (1.0, {})
+    with pytest.raises(TypeError, match="the loss returns tuple"):
+        loss(policy, target, pairs)
 
 
 # Weights and a loss of each voxel ---------------------------------------------------------------
@@ -479,19 +543,19 @@ def test_voxel_loss_by_hand():
 def test_a_voxel_pulls_kappa_times_as_much_as_cross_entropy_can_and_saturates():
     logits = torch.zeros(1, 2, 2, 2, requires_grad=True)
     pairs = two_voxels()
-    target = PreferenceTarget(None, pairs, torch.zeros(1, 2, 2))
-    loss = MAPOLoss(
+    target = None, Pairs(pairs, torch.zeros(1, 2, 2))
+    loss = Total(
         lambda output, _: 0 * output.sum(),
         TWO,
         MAPOConfig(beta=1.0, lambda_supervised=1.0, kappa=2.0),
     )
-    loss(logits, target).backward()
+    loss(logits, *target).backward()
     assert logits.grad[0, 1, 0, 1].item() == pytest.approx(-2 / 4)  # -κ / |Ω|
     assert logits.grad[0, 0, 0, 1].item() == pytest.approx(2 / 4)
     logits.grad = None
     far = torch.zeros(1, 2, 2, 2)
     far[0, 1, 0, 1] = 20.0  # this voxel has learnt its preference, the other has not
-    loss(logits + far, target).backward()
+    loss(logits + far, *target).backward()
     assert logits.grad[0, 1, 0, 1].abs().item() < 1e-6
     assert logits.grad[0, 0, 1, 0].item() == pytest.approx(-2 / 4)
 
@@ -501,15 +565,15 @@ def test_the_voxel_loss_skips_patches_without_a_pair():
     rejected[1] = chosen[1]
     policy.requires_grad_()
     pairs = preference_target(None, reference, chosen, rejected, FIVE, "voxel")
-    loss = MAPOLoss(
+    loss = Total(
         lambda output, _: 0 * output.sum(),
         FIVE,
         MAPOConfig(beta=1.0, lambda_supervised=1.0, kappa=1.0),
     )
-    loss(policy, pairs).backward()
+    loss(policy, *pairs).backward()
     assert policy.grad[1].abs().max() == 0
     assert policy.grad[0].abs().max() > 0
-    assert 0 < loss.step_values()["loss/dpo"] < math.inf
+    assert 0 < loss.objective.step_values()["loss/dpo"] < math.inf
 
 
 # Losses of a pair ---------------------------------------------------------------------------------

@@ -82,3 +82,20 @@ def test_text_names_the_epochs_of_every_stage():
     assert str(Schedule(10, warmup_epochs=4, num_rounds=2)) == (
         "warm-up in epochs 0-3, round 1 in 4-6, round 2 in 7-9"
     )
+
+
+def test_what_has_begun_stays_and_the_rest_is_shared():
+    planned = Schedule(12, warmup_epochs=2, num_rounds=3)
+    ends = [stage.end_epoch for stage in planned.stages]
+    assert ends == [2, 6, 9, 12]
+    # as long as the length stays, what has begun changes nothing
+    for begun in ((2,), (2, 6), (2, 6, 9)):
+        assert Schedule(12, 2, 3, begun).stages == planned.stages
+    longer = Schedule(20, 2, 3, begun=(2, 6))
+    assert longer.stages == [Stage(0, 0, 2), Stage(1, 2, 6), Stage(2, 6, 13), Stage(3, 13, 20)]
+    over = Schedule(20, 2, 3, begun=(2, 6, 9))
+    assert over.stages[-1] == Stage(3, 9, 20)
+    shorter = Schedule(8, 5, 3, begun=(2,))
+    assert shorter.stages == [Stage(0, 0, 2), Stage(1, 2, 4), Stage(2, 4, 6), Stage(3, 6, 8)]
+    # nothing is left: the round that has begun is the last one
+    assert Schedule(3, 2, 3, begun=(2, 6)).stages[-1] == Stage(2, 6, 7)

@@ -11,9 +11,10 @@ from unittest.mock import patch
 
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
 from nnunetv2_mapo.guards.start import check_preprocessed
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, PROBLEM, RESULTS, Asked, Finding
@@ -39,21 +40,22 @@ def begin(asked: Asked, scratch: str) -> Iterator[Finding]:
     bases = ", ".join(base.__name__ for base in trainer.__bases__)
     yield Finding(OK, f"{asked.trainer}({bases})")
     if asked.dataset:
-        yield from _begin_training(_make_trainer(asked, scratch), asked, scratch)
+        yield from _begin_training(_make_trainer(asked, scratch, device), asked, scratch)
 
 
-def _make_trainer(asked: Asked, scratch: str) -> Any:
+def _make_trainer(asked: Asked, scratch: str, device: torch.device) -> Any:
     """A trainer that reads from nnU-Net's folders and writes to the scratch folder."""
     with patch.dict(os.environ, {RESULTS: scratch, "nnUNet_wandb_enabled": "0"}):
         trainer = get_trainer_from_args(
             asked.dataset, asked.configuration, asked.fold, asked.trainer, asked.plans,
-            device=torch.device("cpu"),
+            device=device,
         )  # fmt: skip
     if trainer.is_cascaded:
         earlier = trainer.folder_with_segs_from_previous_stage
         trainer.folder_with_segs_from_previous_stage = earlier.replace(scratch, os.environ[RESULTS])
     if not (asked.folder / "splits_final.json").is_file():
         trainer.preprocessed_dataset_folder_base = scratch  # nnU-Net writes the new split there
+        shutil.copy(asked.folder / "dataset_fingerprint.json", scratch)  # and copies this from it
     return trainer
 
 
@@ -65,25 +67,36 @@ def _begin_training(trainer: Any, asked: Asked, scratch: str) -> Iterator[Findin
         yield Finding(NOTE, what, "nnUNetv2_train … --c  (continues it)")
     folder = Path(trainer.preprocessed_dataset_folder)
     check_preprocessed(folder, str(asked.dataset), str(asked.configuration))
-    base = None
-    if isinstance(trainer, MAPOTrainer):
-        trainer.check_data()
-        with patch.object(trainer, "output_folder_base", str(fold.parent)):  # the base is beside it
-            base = find_base(trainer)
-    trainer.initialize()
-    if base is not None:
-        start_from_base(trainer, trainer.network, base)
-        yield Finding(OK, f"fine-tunes {base.path}")
+    has_mapo = isinstance(trainer, MAPOTrainer)
+    if has_mapo:
+        _start(trainer)
+        if base := trainer._origin:
+            yield Finding(OK, f"fine-tunes {base['path']}")
+    else:
+        trainer.initialize()
     training, validation = trainer.get_tr_and_val_datasets()
     for dataset in (training, validation):
         for case in dataset.identifiers:
             dataset.load_case(case)
     numbers = f"{len(training.identifiers)} training and {len(validation.identifiers)} validation"
     what = f"{asked.dataset}, {asked.plans}, {asked.configuration}, fold {asked.fold}: {numbers}"
-    yield Finding(OK, f"{what} cases; a training begins")
-    num_rounds = trainer.mapo.num_rounds if isinstance(trainer, MAPOTrainer) else 0
+    step = ", and a step with preferences works" if has_mapo else ""
+    yield Finding(OK, f"{what} cases; a training begins{step}")
+    num_rounds = trainer.mapo.num_rounds if has_mapo else 0
     size = sum(weights.nbytes for weights in trainer.network.parameters())
     yield check_disk(folder, training.identifiers, num_rounds, network_bytes=size)
+
+
+def _start(trainer: Any) -> None:
+    """All that a training with MAPO does before its first epoch, a rehearsed step too."""
+    workers = str(min(1, get_allowed_n_proc_DA()))
+    with (
+        patch.dict(os.environ, nnUNet_compile="0", nnUNet_n_proc_DA=workers),
+        # it would write beside the preprocessed cases of nnU-Net before 2.6
+        patch.object(nnUNetDatasetNumpy, "unpack_dataset"),
+    ):
+        trainer.on_train_start()
+    trainer.finish_loaders()
 
 
 def check_disk(
