@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ def adding_to_checkpoint(describe: Callable[[], dict[str, Any]]) -> Iterator[Non
             return
         mapo = {**describe(), "weights": hash_weights(content["network_weights"])}
         content = {**content, "mapo": mapo}
+        if not isinstance(file, (str, os.PathLike)):  # in memory
+            save(content, file, *args, **kwargs)
+            return
         with complete_or_absent(Path(file), _count_bytes(content)) as unfinished:
             save(content, unfinished, *args, **kwargs)
 
@@ -113,8 +117,14 @@ def read_checkpoint(
         needed: Keys that it must have besides the network's weights.
 
     Raises:
-        ValueError: It is damaged, something else, or lacks a key.
+        ValueError: It is missing, damaged, something else, or lacks a key.
     """
+    if not isinstance(source, dict) and not Path(source).is_file():
+        there = sorted(path.name for path in Path(source).parent.glob("*.pth"))
+        message = (
+            f"There is no checkpoint {source}, but in its folder: {', '.join(there) or 'none'}."
+        )
+        raise ValueError(message)
     try:
         checkpoint: dict[str, Any] = (
             source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SEAL = "sha256_of_content"
-UNFINISHED = ".unfinished"  # end of the name that a file has while it is written
+UNFINISHED = ".mapo_unfinished"  # end of the name that a file has while it is written
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class WriteError(MAPOError, RuntimeError):
@@ -46,10 +48,12 @@ def complete_or_absent(path: Path, num_bytes: int) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError where a disk is full
         existing = next(folder for folder in path.absolute().parents if folder.is_dir())
         free = shutil.disk_usage(existing).free
+        is_full = free < num_bytes or not isinstance(error, OSError) or error.errno in _FULL
         message = (
             f"{path} could not be written ({error}). It needs about {num_bytes / 1e6:.1f} MB; "
-            f"{free / 1e6:.1f} MB are free there. What was written before is complete: make space "
-            "and run the command again; a training goes on with --c."
+            f"{free / 1e6:.1f} MB are free there. What was written before is complete: "
+            f"{'make space' if is_full else 'mend that'} and run the command again; a training "
+            "goes on with --c."
         )
         raise WriteError(message) from error
     finally:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
@@ -36,6 +38,21 @@ def test_other_files_and_what_is_saved_afterwards_are_left_alone(tmp_path):
     torch.save(checkpoint_of(1.0), tmp_path / "later.pth")
     assert torch.load(tmp_path / "second.pth") == {"lesions": 3}
     assert "mapo" not in torch.load(tmp_path / "later.pth")
+
+
+def test_a_checkpoint_that_is_saved_in_memory_has_the_key_too():
+    content = io.BytesIO()
+    save(content)
+    content.seek(0)
+    assert torch.load(content)["mapo"]["begun"] == {"round": 2}
+
+
+def test_a_checkpoint_that_is_missing_is_no_damaged_one(tmp_path):
+    save(tmp_path / "checkpoint_best.pth")
+    path = tmp_path / "checkpoint_latest.pth"
+    there = r"There is no checkpoint .*latest\.pth, but in its folder: checkpoint_best\.pth\."
+    with pytest.raises(ValueError, match=there):
+        read_checkpoint(path)
 
 
 def test_an_earlier_checkpoint_outlives_one_that_cannot_be_written(tmp_path, monkeypatch):

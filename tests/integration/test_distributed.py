@@ -96,7 +96,7 @@ def test_only_the_first_rank_writes_what_there_is_once(trained: tuple[Path, list
     results = fold_folder(folder, "nnUNetTrainerTiny_MAPO_tiny")
     logs = "".join(path.read_text() for path in results.glob("training_log*.txt"))
     assert logs.count("MAPO: mining round 1") == 1
-    assert not list(results.rglob("*.unfinished"))
+    assert not list(results.rglob("*unfinished"))
     assert {"checkpoint_final.pth", "reference.pth", "progress_mapo.png"} <= {
         path.name for path in results.iterdir()
     }

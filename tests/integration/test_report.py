@@ -56,7 +56,7 @@ def test_report_shows_curves_rounds_and_pairs(
     pictures = find_pictures(page)
     for caption in ("image", "ground truth", "chosen, Dice", "rejected, Dice", "disagreement"):
         assert any(f": {caption}" in name for name in pictures)
-    assert [path.name for path in folder.rglob("*.unfinished")] == []
+    assert [path.name for path in folder.rglob("*unfinished")] == []
 
 
 @needs_chromium

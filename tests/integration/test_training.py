@@ -71,7 +71,7 @@ def test_training_runs_through_all_stages(make_trainer: MakeTrainer, configurati
     assert {"checkpoint_final.pth", "reference.pth", "progress_mapo.png"} <= {
         path.name for path in folder.iterdir()
     }
-    assert not list(folder.rglob("*.unfinished"))
+    assert not list(folder.rglob("*unfinished"))
 
 
 @pytest.mark.parametrize(

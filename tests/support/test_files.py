@@ -53,7 +53,9 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, reason):
 
 
 def test_a_file_in_a_folder_that_is_not_there_is_named_with_the_space_above(tmp_path):
-    with pytest.raises(WriteError, match=r"gone/file could not be written .*MB are free there"):
+    with pytest.raises(
+        WriteError, match=r"gone/file could not be written .*MB are free there.* mend that"
+    ):
         write_atomically(tmp_path / "gone" / "file", b"")
 
 
