@@ -22,13 +22,13 @@ CASES = [f"case_{number}" for number in range(4)]
 STORE, TRAINER = "nnunetv2_mapo.method.store", "nnunetv2_mapo.trainer:MAPOTrainer"
 STOCK = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer"
 # What each kill meets was continued after the one before. The training has two epochs of warm-up
-# and two rounds of two epochs, each of three steps.
+# and two rounds of two epochs, each of three steps, after one that is rehearsed.
 KILLS = {
-    "first step": (f"{TRAINER}.train_step", 1, "before"),
+    "first step": (f"{TRAINER}.train_step", 2, "before"),
     "half of the first checkpoint": ("torch:save", 1, "half"),
     "a whole checkpoint without its name": ("torch:save", 1, "after"),
     "a checkpoint about to get its name": ("pathlib:Path.replace", 1, "before"),
-    "second epoch of the warm-up": (f"{TRAINER}.train_step", 4, "before"),
+    "second epoch of the warm-up": (f"{TRAINER}.train_step", 5, "before"),
     "end of the warm-up": (f"{TRAINER}._start_from_warmup", 1, "before"),
     "half of the reference": ("pathlib:Path.write_bytes", 1, "half"),
     "the reference written": ("nnunetv2_mapo.trainer:write_reference", 1, "after"),
@@ -40,10 +40,10 @@ KILLS = {
     "between two cases": (f"{STORE}:Round.write_case", 1, "after"),
     "before the manifest": (f"{STORE}:Round.write_manifest", 1, "before"),
     "half of the manifest": ("pathlib:Path.write_bytes", 1, "half"),
-    "second epoch of round 1": (f"{TRAINER}.train_step", 5, "before"),
+    "second epoch of round 1": (f"{TRAINER}.train_step", 6, "before"),
     "end of round 1": (f"{TRAINER}._save_latest", 1, "before"),
     "round 2, third case": ("nnunetv2_mapo.method.sampling:DropoutSampler.segment", 9, "before"),
-    "the last step": (f"{TRAINER}.train_step", 6, "after"),
+    "the last step": (f"{TRAINER}.train_step", 7, "after"),
     "before the final checkpoint": (f"{STOCK}.on_train_end", 1, "before"),
     "the final checkpoint beside the latest one": ("os:remove", 1, "before"),
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import is_rehearsal
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunetv2_mapo.method.loss import STEP_KEYS
@@ -41,7 +42,7 @@ def stop_in_epoch(trainer: Any, epoch: int) -> None:
     train_step = trainer.train_step
 
     def step_or_stop(batch: dict[str, Any]) -> dict[str, Any]:
-        if trainer.current_epoch == epoch:
+        if trainer.current_epoch == epoch and not is_rehearsal(trainer):
             raise StopHereError
         return train_step(batch)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import is_rehearsal
 from test_training import StopHereError, read_log, read_manifests, stop_in_epoch
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
@@ -71,7 +72,7 @@ def first_preference_steps(trainer: Any) -> list[dict[str, Any]]:
 
     def step_and_note(batch: dict[str, Any]) -> dict[str, Any]:
         output: dict[str, Any] = train_step(batch)
-        if trainer._mined is not None and math.isfinite(output["loss/dpo"]):
+        if not is_rehearsal(trainer) and math.isfinite(output["loss/dpo"]):
             steps.append(output)
         return output
 
