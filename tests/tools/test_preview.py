@@ -107,7 +107,16 @@ def test_default_is_trained_as_it_is_only_with_the_dropout_that_was_looked_at():
 
 def test_few_pairs_are_said():
     assert "0 of 1 samples would have a pair." in preview(make_model(), 0.8, 0.8)
-    assert "Note: MAPO will have few pairs here" in preview(make_model(), 0.8, 0.8)
+    text = preview(make_model(), 0.8, 0.8)
+    assert "Note: MAPO will have few pairs here" in text
+    assert "A shorter warm-up gives more." in text
+
+
+def test_few_pairs_of_a_network_that_has_hardly_learnt_anything_need_a_longer_warmup():
+    text = preview(make_model(), 0.01, 0.01)
+    assert "has hardly learnt anything yet" in text
+    assert "A longer warm-up gives more." in text
+    assert "shorter" not in text
 
 
 def test_channels_may_have_the_name_of_older_data_sets():
