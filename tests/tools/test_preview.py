@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from nnunetv2_mapo import MAPOConfig
+from nnunetv2_mapo.method import dropout
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.store import SampleRecord
@@ -57,6 +59,26 @@ def test_every_slice_is_looked_at_and_its_dice_are_the_same_each_time():
     assert {case: len(slices) for case, slices in samples.items()} == {"a": 3, "b": 3}
     assert look(model) == samples
     assert any(plain != dropped for plain, dropped in (sample.dice for sample in samples["a"]))
+
+
+def test_output_heads_are_those_of_a_training(monkeypatch):
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.wide = nn.Conv2d(1, 8, 3, 1, 1), nn.Conv2d(8, 2, 3, 1, 1)
+            self.head = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.body(x)
+            return self.head(x) + self.wide(x)
+
+    found = []
+    find = dropout.find_dropout_sites
+    monkeypatch.setattr(
+        dropout, "find_dropout_sites", lambda *a: found.append(find(*a)) or found[0]
+    )
+    look(replace(make_model(), network=Sum().eval()))
+    assert [list(sites) for sites in found] == [["body"]]
 
 
 def test_fewer_windows_stay_fewer_for_the_cases_to_come(monkeypatch, capsys):
