@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from nnunetv2_mapo.method.config import MAPOConfig
     from nnunetv2_mapo.method.dropout_sites import find_dropout_sites
     from nnunetv2_mapo.trainer import MAPOTrainer, nnUNetTrainer_MAPO
+    from nnunetv2_mapo.zoo.networks import SingleOutputTrainer
 
 __version__ = "0.1.0"
 __all__ = [
     "MAPOConfig",
     "MAPOTrainer",
+    "SingleOutputTrainer",
     "__version__",
     "find_dropout_sites",
     "nnUNetTrainer_MAPO",
@@ -22,6 +24,7 @@ __all__ = [
 _HOME = {
     "MAPOConfig": "nnunetv2_mapo.method.config",
     "MAPOTrainer": "nnunetv2_mapo.trainer",
+    "SingleOutputTrainer": "nnunetv2_mapo.zoo.networks",
     "find_dropout_sites": "nnunetv2_mapo.method.dropout_sites",
     "nnUNetTrainer_MAPO": "nnunetv2_mapo.trainer",
 }

@@ -243,13 +243,16 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         _ = self.schedule  # refuses what cannot be planned
         super().initialize()
         self.loss = self.objective.attach(self.loss)
-        self.dropout = StochasticDropout(
-            self._plain_network(),
-            self.labels.num_heads,
-            self.mapo.granularity,
-            include=self.mapo.dropout_include,
-            exclude=self.mapo.dropout_exclude,
-        )
+        shape = (1, self.num_input_channels, *self.configuration_manager.patch_size)
+        with untouched(self.device):
+            self.dropout = StochasticDropout(
+                self._plain_network(),
+                self.labels.num_heads,
+                self.mapo.granularity,
+                include=self.mapo.dropout_include,
+                exclude=self.mapo.dropout_exclude,
+                images=torch.zeros(shape, device=self.device),
+            )
         num_image_channels = len(channels_of(self.dataset_json))
         self.sampler = make_sampler(
             self.mapo, self.num_dimensions, self.dropout, num_image_channels

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from nnunetv2.utilities.helpers import empty_cache
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from nnunetv2_mapo.guards.site_outputs import SiteOutputs, watch_sites
 from nnunetv2_mapo.method.dropout import StochasticDropout
-from nnunetv2_mapo.method.dropout_sites import Layer, find_heads
+from nnunetv2_mapo.method.output_heads import find_heads
 from nnunetv2_mapo.method.reference import build_reference
 from nnunetv2_mapo.method.sampling import full_resolution
 from nnunetv2_mapo.support.device import is_out_of_memory, seeded
-from nnunetv2_mapo.support.table import join_names, list_some
+from nnunetv2_mapo.support.table import join_names, list_some, name_blocks
 
 _BLOCK = "and a block around it in dropout_include if its output holds the batch first"
 RATE = 0.5  # of the sample with dropout: large, so that what it reaches is seen
@@ -78,14 +78,14 @@ class _Trial:
     def run(self) -> list[str]:
         """Every check in the order in which their messages help most."""
         num_values = self.num_outputs * self.images[:, 0].numel()
-        with _watch_sites(self.dropout, num_values) as seen:
-            plain = self._forward(self.images)
+        with watch_sites(self.dropout, num_values) as seen:
+            plain = self._forward_first()
         self._refuse_shape(plain)
         if not plain.isfinite().all():
             return ["the network was not checked: random images make its output infinite or NaN"]
         _refuse_dropped_logits(plain, seen)
         notes = self._list_uncalled(seen)
-        with _watch_sites(self.dropout, num_values) as seen_of_one:
+        with watch_sites(self.dropout, num_values) as seen_of_one:
             self._forward(self.images[:1])
         _refuse_unbatched(seen, seen_of_one)
         noise = self._measure_noise(plain)
@@ -99,6 +99,28 @@ class _Trial:
         notes += self._check_rates(plain, 10 * noise, seen)
         self._check_copy(plain)
         return notes
+
+    def _forward_first(self) -> Any:
+        try:
+            return self._forward(self.images)
+        except Exception as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
+            num_inputs, *patch = self.images.shape[1:]
+            message = (
+                f"The network fails on images of shape {tuple(self.images.shape)}, which is "
+                "(B, channels, *patch) as nnU-Net feeds it, with "
+                f"{type(error).__name__}: {error}\n"
+                "nnU-Net calls build_network_architecture(plans_manager, configuration_manager, "
+                "num_input_channels, num_output_channels, enable_deep_supervision) with "
+                f"num_input_channels = {num_inputs}, num_output_channels = {self.num_outputs} and "
+                f"configuration_manager.patch_size = {patch}: make the network for these numbers. "
+                "If it takes another patch size only, copy the plans file in the data set's folder "
+                'in nnUNet_preprocessed to a new name, set "plans_name" to that name and '
+                '"patch_size" of the configuration to that size in it, and train with -p and that '
+                "name. Nothing has to be preprocessed again."
+            )
+            raise NetworkError(message) from error
 
     def _forward(self, images: Tensor, rates: Sequence[float] = ()) -> Any:
         if not rates:
@@ -122,7 +144,7 @@ class _Trial:
         )
         raise NetworkError(message)
 
-    def _list_uncalled(self, seen: dict[str, _SiteOutputs]) -> list[str]:
+    def _list_uncalled(self, seen: dict[str, SiteOutputs]) -> list[str]:
         uncalled = [name for name, site in seen.items() if not site.num_rows]
         if len(uncalled) == len(seen):
             message = (
@@ -131,7 +153,9 @@ class _Trial:
                 "MAPOConfig."
             )
             raise NetworkError(message)
-        note = f"no dropout in layers that the network never calls: {_list(uncalled, seen)}"
+        called = [name for name in seen if name not in uncalled]
+        blocks = _list(name_blocks(uncalled, called), called)
+        note = f"no dropout in layers that the network never calls: {blocks}"
         return [note] if uncalled else []
 
     def _measure_noise(self, plain: Tensor) -> float:
@@ -142,7 +166,7 @@ class _Trial:
         return float(noise)
 
     def _check_rates(
-        self, plain: Tensor, tolerance: float, seen: dict[str, _SiteOutputs]
+        self, plain: Tensor, tolerance: float, seen: dict[str, SiteOutputs]
     ) -> list[str]:
         """Dropout must change the sample that has a rate, and no other one."""
         dropped = self._forward(self.images, (0.0, RATE))
@@ -185,7 +209,7 @@ class _Trial:
                 note = partial(called.append, name or type(module).__name__)
                 hook = module.register_forward_pre_hook(lambda *_, note=note: note())
                 hooks.callback(hook.remove)
-            heads = find_heads(copy.modules(), self.num_outputs)
+            heads = find_heads(copy, self.num_outputs)
             for weight in {weight for head in heads for weight in head.parameters()}:
                 weight.neg_()
             negated = full_resolution(copy(self.images)).float()
@@ -211,7 +235,7 @@ def _refuse_probabilities(plain: Tensor, negated: Tensor) -> None:
         raise NetworkError(message)
 
 
-def _refuse_dropped_logits(plain: Tensor, seen: dict[str, _SiteOutputs]) -> None:
+def _refuse_dropped_logits(plain: Tensor, seen: dict[str, SiteOutputs]) -> None:
     names = [
         name
         for name, site in seen.items()
@@ -225,7 +249,7 @@ def _refuse_dropped_logits(plain: Tensor, seen: dict[str, _SiteOutputs]) -> None
         raise NetworkError(message)
 
 
-def _refuse_unbatched(seen: dict[str, _SiteOutputs], seen_of_one: dict[str, _SiteOutputs]) -> None:
+def _refuse_unbatched(seen: dict[str, SiteOutputs], seen_of_one: dict[str, SiteOutputs]) -> None:
     names = [
         name
         for name, site in seen.items()
@@ -240,7 +264,7 @@ def _refuse_unbatched(seen: dict[str, _SiteOutputs], seen_of_one: dict[str, _Sit
         raise NetworkError(message)
 
 
-def _say_mixed(seen: dict[str, _SiteOutputs]) -> str:
+def _say_mixed(seen: dict[str, SiteOutputs]) -> str:
     folding = [name for name, site in seen.items() if max(site.num_rows, default=0) > 2]
     return (
         "Dropout of one sample changes the output of another one: the samples of a batch do not "
@@ -256,37 +280,6 @@ def _say_exclude(names: Sequence[str], all_names: Iterable[str]) -> str:
 
 def _list(names: Sequence[str], all_names: Iterable[str]) -> str:
     return list_some(join_names(names, all_names))
-
-
-@dataclass
-class _SiteOutputs:
-    """Outputs of a site in one forward pass."""
-
-    num_rows: list[int] = field(default_factory=list)  # size of each tensor's batch axis
-    candidates: list[Tensor] = field(default_factory=list)  # those of as many values as the logits
-
-
-@contextmanager
-def _watch_sites(dropout: StochasticDropout, num_values: int) -> Iterator[dict[str, _SiteOutputs]]:
-    """Note what each site puts out inside a `with` block; outputs as large as the logits stay."""
-    seen = {layer.name: _SiteOutputs() for layer in dropout.sites.sites}
-    with ExitStack() as hooks:
-        for layer in dropout.sites.sites:
-            look = partial(_look, layer, seen[layer.name], num_values)
-            hooks.callback(layer.module.register_forward_hook(look).remove)
-        yield seen
-
-
-def _look(
-    layer: Layer, seen: _SiteOutputs, num_values: int, module: nn.Module, args: Any, output: Any
-) -> None:
-    if isinstance(module, nn.MultiheadAttention):
-        output = output[0]  # its weights are not dropped
-    for part in tree_leaves(output):
-        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim > layer.batch_axis:
-            seen.num_rows.append(part.shape[layer.batch_axis])
-            if part.numel() == num_values:
-                seen.candidates.append(part)
 
 
 def _have_same_values(output: Tensor, logits: Tensor) -> bool:

@@ -14,12 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nnunetv2_mapo.method.dropout_sites import (
-    CONVOLUTIONS,
-    TRANSPOSED_CONVOLUTIONS,
-    Layer,
-    find_dropout_sites,
-)
+from nnunetv2_mapo.method.dropout_sites import Layer, find_dropout_sites
+from nnunetv2_mapo.method.output_heads import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 
 
 class Switch:
@@ -63,8 +59,9 @@ class StochasticDropout:
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        images: Tensor | None = None,
     ) -> None:
-        self.sites = find_dropout_sites(network, num_outputs, include, exclude)
+        self.sites = find_dropout_sites(network, num_outputs, include, exclude, images)
         if not self.sites:
             message = (
                 f"{type(network).__name__} has no convolution or linear layer besides its output "

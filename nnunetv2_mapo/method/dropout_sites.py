@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
+from nnunetv2_mapo.method.output_heads import find_heads, layer_kind
 from nnunetv2_mapo.support.table import format_table
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_KINDS: dict[tuple[type[nn.Module], ...], str] = {
-    CONVOLUTIONS: "convolution",
-    TRANSPOSED_CONVOLUTIONS: "transposed convolution",
-    (nn.Linear,): "linear layer",
-    (nn.MultiheadAttention,): "attention",
-}
 _TRANSFORMERS = (
     nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
     nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer,
@@ -61,15 +54,22 @@ class DropoutSites(dict[str, nn.Module]):
 
 
 def find_dropout_sites(
-    network: nn.Module, num_outputs: int, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    network: nn.Module,
+    num_outputs: int,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    images: Tensor | None = None,
 ) -> DropoutSites:
     """Layers whose output is dropped: every convolution and linear layer but the output heads.
 
     A head is a layer that maps to the `num_outputs` segmentation heads voxel by voxel: a 1x1
-    convolution, a linear layer, or a transposed convolution without overlap; where there is none,
-    the last layer with that many outputs. In nnU-Net's blocks the sites are between convolution
-    and norm, where its own `dropout_op` sits. An attention module of torch is a site as a whole,
-    because it uses the weights of its last layer without calling it.
+    convolution, a linear layer, or a transposed convolution without overlap. With an example of the
+    images, shape `(B, channels, *patch)`, on the network's device, so is every layer with as many
+    outputs that is returned, at most resized, put together, added up or activated: that takes a
+    forward pass where a network has such layers, in which its own dropout is off. Where there is no
+    head, it is the last layer with that many outputs. In nnU-Net's blocks the sites are between
+    convolution and norm, where its own `dropout_op` sits. An attention module of torch is a site as
+    a whole, because it uses the weights of its last layer without calling it.
 
     Patterns such as `"blocks.*.mixer"`, in which `*` stands for any text, dots too, include modules
     of any type, and exclude modules and all their parts, which is stronger. Of several names of a
@@ -83,7 +83,7 @@ def find_dropout_sites(
         names.setdefault(module, []).append(name)
     included = _find_matches(include, names, with_parts=False)
     excluded = _find_matches(exclude, names, with_parts=True)
-    heads = find_heads(names, num_outputs)
+    heads = find_heads(network, num_outputs, images)
     around = {
         inner: its_names[0]
         for module, its_names in names.items()
@@ -93,7 +93,7 @@ def find_dropout_sites(
     sequence_first = _find_sequence_first(network)
     layers = []
     for module, its_names in names.items():
-        kind = _kind(module)
+        kind = layer_kind(module)
         if not kind and module not in included:
             continue
         if module in excluded:
@@ -103,44 +103,11 @@ def find_dropout_sites(
         elif module in around:
             is_site, reason = False, f"inside attention {around[module]}"
         elif module in heads:
-            is_site, reason = False, f"output head: {heads[module]} to {num_outputs} heads"
+            is_site, reason = False, f"output head: {heads[module]}"
         else:
             is_site, reason = True, kind
         layers.append(Layer(its_names[0], module, is_site, reason, int(module in sequence_first)))
     return DropoutSites(layers)
-
-
-def find_heads(modules: Iterable[nn.Module], num_outputs: int) -> dict[nn.Module, str]:
-    """Output heads among the modules of a network, and what makes each of them one."""
-    fitting = [module for module in modules if _num_outputs(module) == num_outputs]
-    heads = {module: what for module in fitting if (what := _describe_voxelwise(module))}
-    if fitting and not heads:
-        heads = {fitting[-1]: f"last {_kind(fitting[-1])}"}
-    return heads
-
-
-def _kind(module: nn.Module) -> str:
-    """What sort of layer a module is; empty for all that is not dropped of itself."""
-    return next((kind for types, kind in _KINDS.items() if isinstance(module, types)), "")
-
-
-def _num_outputs(module: nn.Module) -> int | None:
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)):
-        return module.out_channels
-    return None
-
-
-def _describe_voxelwise(module: nn.Module) -> str:
-    """Name of a layer that works voxel by voxel; empty for one that does not."""
-    if isinstance(module, TRANSPOSED_CONVOLUTIONS):
-        is_voxelwise = module.kernel_size == module.stride
-        return "transposed convolution without overlap" if is_voxelwise else ""
-    if isinstance(module, CONVOLUTIONS):
-        size = "x".join(map(str, module.kernel_size))
-        return f"{size} convolution" if set(module.kernel_size) == {1} else ""
-    return "linear layer"
 
 
 def _find_sequence_first(network: nn.Module) -> set[nn.Module]:

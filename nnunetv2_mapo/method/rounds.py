@@ -22,6 +22,8 @@ from nnunetv2_mapo.method.store import MANIFEST, MinedRound, Round, SampleRecord
 Records = dict[str, list[SampleRecord]]  # of each case
 T = TypeVar("T")
 
+HARDLY_LEARNT = 0.1  # plain Dice below which candidates say nothing about a finished warm-up
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -255,7 +257,8 @@ def explain_no_pairs(summary: RoundSummary, candidates: Candidates, pair: str) -
     """Warning for a round without any pair: how far it was from one, and what to change."""
     largest, median = max(summary.gaps), float(np.median(summary.gaps))
     label, setting, values = candidates
-    advice = f"candidates that differ more ({setting}), or another length of the warm-up"
+    other = f"candidates that differ more ({setting})"
+    advice = f"{other}, or another length of the warm-up"
     needed = "a candidate with a part that changes the Dice of the sample"
     if pair == "case":
         needed = f"a Dice gap of tau = {summary.tau:.4g}, and more than 0, between two candidates"
@@ -264,6 +267,10 @@ def explain_no_pairs(summary: RoundSummary, candidates: Candidates, pair: str) -
                 f"a smaller tau (half of the samples would have a pair at {median:.3f}), a "
                 f"tau_quantile, {advice}"
             )
+    if largest == 0:  # dropout changes nothing that counts
+        advice = f"a longer warm-up, or {other}"
+    if summary.dice_plain < HARDLY_LEARNT:
+        advice = "a longer warm-up: the network has hardly learnt anything yet"
     return (
         f"WARNING: this round has NO preference pair, so it trains with nnU-Net's own loss alone. "
         f"A pair needs {needed}; the largest gap of any sample is {largest:.4f}, the median "

@@ -26,6 +26,17 @@ def join_names(names: Sequence[str], all_names: Iterable[str]) -> list[str]:
     return patterns
 
 
+def name_blocks(names: Sequence[str], others: Iterable[str]) -> list[str]:
+    """The largest blocks of at least two of the dotted names and none of the others."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        outer = (".".join(parts[:end]) for end in range(1, len(parts)))
+        own = (block for block in outer if not any(o.startswith(f"{block}.") for o in others))
+        blocks.setdefault(next(own, name), []).append(name)
+    return [block if len(inside) > 1 else inside[0] for block, inside in blocks.items()]
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns side by side, the first aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

@@ -16,6 +16,7 @@ from nnunetv2_mapo.method.cases import load_case
 from nnunetv2_mapo.method.config import RATES_2D, RATES_3D, MAPOConfig
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.mining import Miner, make_miner, mine_within_memory
+from nnunetv2_mapo.method.rounds import HARDLY_LEARNT
 from nnunetv2_mapo.method.sampling import make_sampler
 from nnunetv2_mapo.method.store import SampleRecord
 from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
@@ -34,7 +35,6 @@ CASE_TAU = 0.1  # at which two candidates make a pair, see docs/how-to/preview.m
 RATES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 TAUS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # columns of the table
 _FEW_SAMPLES = 20  # a share of fewer is uncertain by more than ten percent points
-_HARDLY_LEARNT = 0.1  # plain Dice below which candidates say nothing about a finished warm-up
 
 
 def run_preview(arguments: argparse.Namespace) -> None:
@@ -117,6 +117,7 @@ def look_at(
         config.granularity,
         include=config.dropout_include,
         exclude=config.dropout_exclude,
+        images=torch.zeros(1, len(model.channel_names), *plan.patch_size, device=device),
     )
     samples = {}
     try:
@@ -241,10 +242,11 @@ class Preview:
 
     def _warn(self) -> list[str]:
         *_, best = self.settings.values()
+        has_learnt = self.found.quartiles()[1][0] >= HARDLY_LEARNT
         is_rough = len(self.found.dice) < _FEW_SAMPLES and self.num_cases < self.num_training
         notes = [
             (
-                self.found.quartiles()[1][0] < _HARDLY_LEARNT,
+                not has_learnt,
                 "This network has hardly learnt anything yet, so its candidates say little about "
                 "those of a finished warm-up.",
             ),
@@ -255,7 +257,7 @@ class Preview:
             (
                 self.found.share_with_pair(best) < ENOUGH_PAIRS,
                 "MAPO will have few pairs here: samples without one are trained with nnU-Net's own "
-                "loss alone. A shorter warm-up gives more.",
+                f"loss alone. A {'shorter' if has_learnt else 'longer'} warm-up gives more.",
             ),
             (
                 best.rates[-1] == self.rates[-1],

@@ -173,7 +173,7 @@ NETWORKS: dict[str, Callable[[PlannedUNet], Sizes]] = {
 }
 
 
-class MonaiTrainer(nnUNetTrainerNoDeepSupervision):  # type: ignore[misc]  # nnU-Net has no types
+class SingleOutputTrainer(nnUNetTrainerNoDeepSupervision):  # type: ignore[misc]  # nnU-Net has no types
     """nnU-Net's trainer for a network with a single output: logits at full resolution."""
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:

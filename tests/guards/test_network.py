@@ -90,15 +90,6 @@ def test_a_lack_of_memory_ends_the_check_and_not_the_training():
     assert "not enough memory" in note
 
 
-def test_other_errors_of_the_network_are_its_own():
-    def fail(_logits: Tensor) -> Tensor:
-        message = "mat1 and mat2 shapes cannot be multiplied"
-        raise RuntimeError(message)
-
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        check(Then(fail))
-
-
 def test_dropout_of_its_own_that_ignores_evaluation_mode_is_told():
     [note] = check(Then(lambda logits: functional.dropout(logits, 0.1)))
     assert note.startswith("WARNING: in evaluation mode two forward passes of the network differ")
@@ -111,6 +102,36 @@ def test_batch_norm_without_running_statistics_is_told():
 
 
 # What is refused ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, AttributeError])
+def test_a_network_that_fails_is_refused_with_what_nnu_net_feeds_and_how_to_change_it(error):
+    def fail(_logits: Tensor) -> Tensor:
+        message = "mat1 and mat2 shapes cannot be multiplied"
+        raise error(message)
+
+    with pytest.raises(NetworkError) as refused:
+        check(Then(fail))
+    message = str(refused.value)
+    assert "images of shape (2, 1, 32, 32), which is (B, channels, *patch)" in message
+    assert f"with {error.__name__}: mat1 and mat2 shapes cannot be multiplied\n" in message
+    assert "build_network_architecture(plans_manager, configuration_manager, num_input" in message
+    assert "num_input_channels = 1, num_output_channels = 3 and" in message
+    assert "patch_size = [32, 32]" in message
+    assert "train with -p" in message
+
+
+@pytest.mark.parametrize(
+    ("network", "what"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, NUM_HEADS, 1)), "to have 3 channels"),
+        (nn.Sequential(nn.Conv2d(1, 8, 32), nn.InstanceNorm2d(8)), "more than 1 spatial element"),
+    ],
+    ids=["channels", "patch"],
+)
+def test_hard_coded_channels_and_patches_are_refused_by_name(network, what):
+    with pytest.raises(NetworkError, match=f"fails on images of shape .*{what}"):
+        check(network)
 
 
 @pytest.mark.parametrize(

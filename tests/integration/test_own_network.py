@@ -1,4 +1,4 @@
-"""The network of `docs/how-to/own-network.md`, trained with MAPO as its reader would."""
+"""The networks of `docs/how-to/own-network.md`, trained with MAPO as its reader would."""
 
 import math
 import os
@@ -16,28 +16,48 @@ pytestmark = pytest.mark.filterwarnings(  # all from nnU-Net's own code
 )
 
 
-@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_the_network_of_the_page_is_trained_with_mapo(
+def blocks(language: str) -> list[str]:
+    text = PAGE.read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for its_language, block in found if its_language == language]
+
+
+@pytest.mark.parametrize(
+    ("number", "trainer_name", "sites"),
+    [
+        (0, "nnUNetTrainerTheirs", ["body.0", "body.3"]),
+        (1, "nnUNetTrainerTheirsDeep", ["stages.0", "stages.1", "stages.2"]),
+        (2, "nnUNetTrainerTheirsSigmoid", ["network.stem", "network.body"]),
+    ],
+)
+def test_the_networks_of_the_page_are_trained_with_mapo(
     make_trainer: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    configuration: str,
+    number: int,
+    trainer_name: str,
+    sites: list[str],
 ) -> None:
-    [block] = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    (tmp_path / "my_unet.py").write_text(block)
+    (tmp_path / "my_network.py").write_text(blocks("python")[number])
     folders = [str(tmp_path), os.environ["nnUNet_extTrainer"]]
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(folders))
 
-    trainer = make_trainer("nnUNetTrainerMyUNet_MAPO_tiny", configuration, fold=1)
+    trainer = make_trainer(f"{trainer_name}_MAPO_tiny", "2d", fold=1)
     trainer.num_epochs = trainer.num_iterations_per_epoch = 2
     trainer.num_val_iterations_per_epoch = 1
     trainer.run_training()
     trainer.perform_actual_validation()
 
-    assert type(trainer.network).__name__ == "MyUNet"
+    assert list(trainer.dropout.sites) == sites
     assert trainer._summary.num_pairs > 0
     assert math.isfinite(trainer.logger.get_value("loss/dpo", -1))
-    [log] = Path(trainer.output_folder).glob("training_log*.txt")
-    assert "dropout after 17 layers" in log.read_text()  # the page says so
-    assert "head" not in trainer.dropout.sites
     assert list(Path(trainer.output_folder, "validation").glob("*.nii.gz"))
+
+
+def test_the_table_of_the_page_is_what_its_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [command] = [block for block in blocks("sh") if block.startswith("python -c")]
+    [table] = blocks("")
+    exec(command.split('"')[1], {})
+    assert capsys.readouterr().out == table

@@ -115,7 +115,18 @@ def test_equal_candidates_are_explained_without_a_tau_that_would_help():
     summary = summarize({"a": samples}, MAPOConfig(tau=0.0))
     candidates = Candidates("noise σ", "noise_sigmas", (0.0, 0.05))
     message = explain_no_pairs(summary, candidates, "case")
-    assert "whose MAPOConfig has candidates that differ more (noise_sigmas), or" in message
+    assert message.endswith("has a longer warm-up, or candidates that differ more (noise_sigmas).")
+    assert "smaller tau" not in message
+
+
+@pytest.mark.parametrize("pair", ["case", "region"])
+@pytest.mark.parametrize("gap", [0.0, 0.001])
+def test_without_pairs_a_network_that_has_hardly_learnt_anything_needs_a_longer_warmup(pair, gap):
+    samples = [SampleRecord([0.01, 0.01 + gap], 0, None, num_disagreeing=0, num_voxels=1)]
+    summary = summarize({"a": samples}, MAPOConfig(tau=0.3))
+    message = explain_no_pairs(summary, Candidates("rate", "rates_2d", (0.0, 0.1)), pair)
+    assert "has a longer warm-up: the network has hardly learnt anything yet." in message
+    assert "another length" not in message
     assert "smaller tau" not in message
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nnunetv2_mapo.support.table import format_table, join_names, list_some
+from nnunetv2_mapo.support.table import format_table, join_names, list_some, name_blocks
 
 
 def test_table_aligns_names_left_and_numbers_right():
@@ -23,3 +23,15 @@ def test_names_that_differ_in_numbers_become_one_pattern_unless_it_fits_other_si
     names = ["blocks.0.mlp.2", "blocks.11.mlp.2", "head"]
     assert join_names(names, names) == ["blocks.*.mlp.*", "head"]
     assert join_names(names, [*names, "blocks.3.mlp.0"]) == names
+
+
+def test_names_are_grouped_by_the_largest_block_that_holds_no_other():
+    names = ["down.0.q", "down.0.k", "down.1.q", "up.fuse.conv", "up.fuse.norm", "up.last", "head"]
+    assert name_blocks(names, ["down.1.k", "up.first"]) == [
+        "down.0",
+        "down.1.q",
+        "up.fuse",
+        "up.last",
+        "head",
+    ]
+    assert name_blocks(names[:4], []) == ["down", "up.fuse.conv"]

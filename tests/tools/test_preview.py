@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from nnunetv2_mapo import MAPOConfig
+from nnunetv2_mapo.method import dropout
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.store import SampleRecord
@@ -59,6 +61,26 @@ def test_every_slice_is_looked_at_and_its_dice_are_the_same_each_time():
     assert any(plain != dropped for plain, dropped in (sample.dice for sample in samples["a"]))
 
 
+def test_output_heads_are_those_of_a_training(monkeypatch):
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.wide = nn.Conv2d(1, 8, 3, 1, 1), nn.Conv2d(8, 2, 3, 1, 1)
+            self.head = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.body(x)
+            return self.head(x) + self.wide(x)
+
+    found = []
+    find = dropout.find_dropout_sites
+    monkeypatch.setattr(
+        dropout, "find_dropout_sites", lambda *a: found.append(find(*a)) or found[0]
+    )
+    look(replace(make_model(), network=Sum().eval()))
+    assert [list(sites) for sites in found] == [["body"]]
+
+
 def test_fewer_windows_stay_fewer_for_the_cases_to_come(monkeypatch, capsys):
     tried, find_samples = [], Miner.find_samples
 
@@ -107,7 +129,16 @@ def test_default_is_trained_as_it_is_only_with_the_dropout_that_was_looked_at():
 
 def test_few_pairs_are_said():
     assert "0 of 1 samples would have a pair." in preview(make_model(), 0.8, 0.8)
-    assert "Note: MAPO will have few pairs here" in preview(make_model(), 0.8, 0.8)
+    text = preview(make_model(), 0.8, 0.8)
+    assert "Note: MAPO will have few pairs here" in text
+    assert "A shorter warm-up gives more." in text
+
+
+def test_few_pairs_of_a_network_that_has_hardly_learnt_anything_need_a_longer_warmup():
+    text = preview(make_model(), 0.01, 0.01)
+    assert "has hardly learnt anything yet" in text
+    assert "A longer warm-up gives more." in text
+    assert "shorter" not in text
 
 
 def test_channels_may_have_the_name_of_older_data_sets():

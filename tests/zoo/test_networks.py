@@ -19,7 +19,12 @@ from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.support.errors import InputError
 from nnunetv2_mapo.tools.export import find_plain_trainer
 from nnunetv2_mapo.zoo import networks as module
-from nnunetv2_mapo.zoo.networks import NETWORKS, MonaiTrainer, check_patch_size, network_builder
+from nnunetv2_mapo.zoo.networks import (
+    NETWORKS,
+    SingleOutputTrainer,
+    check_patch_size,
+    network_builder,
+)
 
 TRAINER_CONFIGS = Path(__file__).parents[2] / "trainer_configs"
 NUM_HEADS = 3
@@ -198,7 +203,7 @@ def test_a_patch_size_is_refused_before_anything_is_built(monkeypatch):
 @each_network
 def test_nnunet_finds_a_trainer_of_each_network_and_with_mapo(in_checkout, name):
     trainer = recursive_find_trainer_class_by_name(f"nnUNetTrainer_{name}")
-    assert issubclass(trainer, MonaiTrainer)
+    assert issubclass(trainer, SingleOutputTrainer)
     assert not issubclass(trainer, MAPOTrainer)
     plans = make_plans((64, 64))
     if name != "UNETR":  # for its size
@@ -208,7 +213,7 @@ def test_nnunet_finds_a_trainer_of_each_network_and_with_mapo(in_checkout, name)
         assert type(network).__name__ == name
     with_mapo = recursive_find_trainer_class_by_name(f"nnUNetTrainer_{name}_MAPO_NoPreference")
     assert with_mapo.mapo.num_rounds == 0
-    assert issubclass(with_mapo, MonaiTrainer)
+    assert issubclass(with_mapo, SingleOutputTrainer)
     # nnU-Net has no such network: an exported model needs this trainer
     assert find_plain_trainer(with_mapo) == f"nnUNetTrainer_{name}"
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
+from nnunetv2_mapo.method.cases import channels_of
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.sampling import fit_windows_per_forward, full_resolution
@@ -48,11 +49,12 @@ class DropoutStatistics(nn.Module):
         mapo: Settings of MAPO that it was trained with, for those of dropout; may be empty.
         rates: Dropout rate of each sample of a window, in [0, 1).
         samples_per_forward: Samples in one forward pass; fewer from where memory runs out.
+        images: An example, shape `(1, channels, *patch)`, which shows what its output heads are.
     """
 
     def __init__(
         self, network: nn.Module, labels: Labels, mapo: Mapping[str, Any], rates: Tensor,
-        samples_per_forward: int,
+        samples_per_forward: int, images: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.labels, self.rates = network, labels, rates
@@ -60,6 +62,7 @@ class DropoutStatistics(nn.Module):
         self.dropout = StochasticDropout(
             network, labels.num_heads, mapo.get("granularity", "element"),
             include=mapo.get("dropout_include", ()), exclude=mapo.get("dropout_exclude", ()),
+            images=images,
         )  # fmt: skip
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,10 +110,13 @@ def make_sampler(
     network = predictor.network
     if isinstance(network, OptimizedModule):
         network = network._orig_mod  # what was compiled without hooks may not see them
-    size = fit_windows_per_forward(1, predictor.configuration_manager.batch_size)
+    plan, num_channels = predictor.configuration_manager, len(channels_of(predictor.dataset_json))
+    size = fit_windows_per_forward(1, plan.batch_size)
+    device = next(network.parameters()).device
+    images = torch.zeros(1, num_channels, *plan.patch_size, device=device)
     sampler = copy(predictor)
     sampler.use_mirroring = False
-    sampler.network = DropoutStatistics(network, labels, mapo, rates, size)
+    sampler.network = DropoutStatistics(network, labels, mapo, rates, size, images)
     sampler.label_manager = SimpleNamespace(num_segmentation_heads=2 * labels.num_heads)
     return sampler
 

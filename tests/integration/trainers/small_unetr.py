@@ -1,9 +1,9 @@
 """UNETR without its 86 million weights."""
 
-from nnunetv2_mapo.zoo.networks import MonaiTrainer, network_builder
+from nnunetv2_mapo.zoo.networks import SingleOutputTrainer, network_builder
 
 
-class nnUNetTrainerSmallUNETR(MonaiTrainer):
+class nnUNetTrainerSmallUNETR(SingleOutputTrainer):
     """Two attention heads of 12 features."""
 
     build_network_architecture = staticmethod(
