@@ -25,7 +25,8 @@ from nnunetv2_mapo.method.store import WEIGHT_ONE, Round, stack_preferences
 from nnunetv2_mapo.support.device import is_out_of_memory, untouched
 from nnunetv2_mapo.support.errors import MAPOError
 
-_ONE_OUTPUT = """
+_ONE_OUTPUT = """derive the trainer from nnunetv2_mapo's SingleOutputTrainer, or add to it
+
     def initialize(self):
         self.enable_deep_supervision = False
         super().initialize()
@@ -136,7 +137,7 @@ def check_deep_supervision(trainer: Any) -> None:
         message = (
             f"{type(trainer).__name__}.set_deep_supervision_enabled(False), which nnU-Net calls "
             "before each validation so that the network returns the full resolution alone, fails: "
-            f"{error}. It has to do so for your network; if that has one output, add\n{_ONE_OUTPUT}"
+            f"{error}. It has to do so for your network; if that has one output, {_ONE_OUTPUT}"
         )
         raise TrainerError(message) from error
 
@@ -173,7 +174,4 @@ def _advise(trainer: Any) -> str:
             "The network returns several outputs, but enable_deep_supervision is False: return the "
             "full resolution alone, or leave deep supervision on."
         )
-    return (
-        "The network has one output, but the trainer has deep supervision. Add to the trainer"
-        f"\n{_ONE_OUTPUT}"
-    )
+    return f"The network has one output, but the trainer has deep supervision: {_ONE_OUTPUT}"
