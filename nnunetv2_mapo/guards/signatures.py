@@ -15,7 +15,7 @@ _BUILD = (
     "plans_manager", "configuration_manager", "num_input_channels", "num_output_channels",
     "enable_deep_supervision",
 )  # fmt: skip
-_OLD_BUILD = 6  # arguments of the signature that nnU-Net calls old
+_NUM_OLD_BUILD = 6  # arguments of the signature that nnU-Net calls old
 
 
 def check_signatures(trainer: type) -> None:
@@ -44,9 +44,12 @@ def check_signatures(trainer: type) -> None:
     if any(_mentions(each, "build_network_architecture") for each in _overrides(trainer)):
         return
     build = inspect.signature(bare.build_network_architecture)
-    is_new = "plans_manager" in build.parameters
+    num = len(_BUILD) if "plans_manager" in build.parameters else _NUM_OLD_BUILD
     try:
-        build.bind(*range(len(_BUILD) if is_new else _OLD_BUILD))
+        build.bind(*range(num))
+        predicting: Any = trainer  # has no instance
+        build_to_predict = inspect.signature(predicting.build_network_architecture)
+        build_to_predict.bind(*range(num - 1), enable_deep_supervision=False)
         fits = "dataset_json" not in build.parameters  # of its first signature, in another order
     except TypeError:
         fits = False
@@ -54,9 +57,10 @@ def check_signatures(trainer: type) -> None:
         head, tail = ", ".join(_BUILD[:2]), ", ".join(_BUILD[2:])
         message = (
             f"{_name(trainer, 'build_network_architecture')} has the parameters "
-            f"{', '.join(build.parameters)}, but nnU-Net calls it by position: with {len(_BUILD)} "
-            f"arguments if one is called plans_manager, else with the {_OLD_BUILD} of its old "
-            "signature. Paste:\n\n"
+            f"{', '.join(build.parameters)}, but nnU-Net calls it by position with {len(_BUILD)} "
+            f"arguments if one is called plans_manager, else with the {_NUM_OLD_BUILD} of its old "
+            "signature; to predict, without self and with enable_deep_supervision by name. "
+            "Paste:\n\n"
             "    @staticmethod\n"
             f"    def build_network_architecture(\n        {head},\n        {tail}=True,\n    ):"
         )

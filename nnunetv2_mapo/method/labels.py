@@ -24,7 +24,7 @@ class Labels:
     def __post_init__(self) -> None:
         if self.regions is not None and len(self.regions) > 15:
             message = (
-                f"{len(self.regions)} regions, but at most 15 are valid: MAPO keeps them as the bits "
+                f"{len(self.regions)} regions, but at most 15 are valid: MAPO keeps them as bits "
                 'of int16 label maps. In dataset.json leave in "labels", and in '
                 '"regions_class_order", at most 15 regions, such as those that are ranked; or, '
                 "where labels do not overlap, write them as plain classes, of which there may be "

@@ -25,16 +25,17 @@ WRONG_INITS = {
 }  # fmt: skip
 OLD = "architecture_class_name, arch_init_kwargs, arch_init_kwargs_req_import, inputs, outputs"
 BUILDS = {
-    "new": "plans_manager, configuration_manager, inputs, outputs, deep=True",
-    "new_names": "plans_manager, c, i, o, d",
+    "new": "plans_manager, configuration_manager, inputs, outputs, enable_deep_supervision=True",
+    "new_names": "plans_manager, c, i, o, enable_deep_supervision",
     "old": f"{OLD}, enable_deep_supervision=True",
-    "anything": "*args",
+    "anything": "*args, **kwargs",
 }
 WRONG_BUILDS = {
     "renamed": "plans, config, inputs, outputs, deep=True",
     "no_deep_supervision": "plans_manager, configuration_manager, inputs, outputs",
     "keywords": "plans_manager, **kwargs",
     "the_first": "plans_manager, dataset_json, configuration_manager, inputs, deep=True",
+    "another_last_name": "plans_manager, configuration_manager, inputs, outputs, deep=True",
     "seven": f"{OLD}, patch_size, enable_deep_supervision",
 }
 
@@ -50,8 +51,7 @@ def with_init(parameters: str) -> type:
     return make(f"    def __init__(self, {parameters}): pass")
 
 
-def with_build(parameters: str, kind: str = "@staticmethod") -> type:
-    first = "" if kind == "@staticmethod" else "self, "
+def with_build(parameters: str, kind: str = "@staticmethod", first: str = "") -> type:
     return make(f"    {kind}\n    def build_network_architecture({first}{parameters}): pass")
 
 
@@ -70,9 +70,9 @@ def test_an_init_with_other_names_is_refused_with_the_lines_to_paste(parameters,
 
 
 @pytest.mark.parametrize("parameters", BUILDS.values(), ids=BUILDS)
-@pytest.mark.parametrize("kind", ["@staticmethod", ""])
+@pytest.mark.parametrize("kind", [("@staticmethod", ""), ("@classmethod", "cls, ")])
 def test_a_network_may_be_built_by_the_new_and_by_the_old_signature(parameters, kind):
-    check_signatures(with_build(parameters, kind))
+    check_signatures(with_build(parameters, *kind))
 
 
 @pytest.mark.parametrize("parameters", WRONG_BUILDS.values(), ids=WRONG_BUILDS)
@@ -83,6 +83,11 @@ def test_another_signature_of_the_network_is_refused_with_the_lines_to_paste(par
     assert message.startswith("Mine.build_network_architecture has the parameters ")
     pasted = message.split("Paste:\n\n")[1]
     check_signatures(make(f"{pasted}\n        pass"))
+
+
+def test_a_network_that_only_a_trainer_could_build_is_refused():
+    with pytest.raises(InputError, match="to predict, without self"):
+        check_signatures(with_build(BUILDS["new"], "", "self, "))
 
 
 def test_an_initialize_that_builds_the_network_itself_calls_it_as_it_likes():
