@@ -197,7 +197,7 @@ def test_training_cases_are_those_of_the_trainers_own_split(
 
 
 def test_a_split_that_has_changed_since_the_training_is_refused(
-    make_trainer: MakeTrainer, boxes: Path
+    make_trainer: MakeTrainer, boxes: Path, capsys: Any
 ) -> None:
     trainer = make_trainer(STOCK)
     trainer.run_training()
@@ -221,6 +221,9 @@ def test_a_split_that_has_changed_since_the_training_is_refused(
         told = f"{changed}case_0 is no training case now, by .*manifest.json it was one. Restore"
         with pytest.raises(ModelError, match=told):
             open_training_cases(model)
+        (mined.folder / "manifest.json").write_text("{")
+        assert main(["preview", str(model.folder), "-device", "cpu"]) == 1
+        assert "manifest.json is damaged. Delete it" in capsys.readouterr().err
     finally:
         splits_file.write_text(content)
 
