@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import io
 import re
+import sys
+import traceback
 from functools import cache
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 _NAME = re.compile(r"(?P<base>\w+?)_MAPO(?:_(?P<variant>\w+))?")
 _PLAIN = "nnUNetTrainer_MAPO"
@@ -21,12 +26,14 @@ _IN_EVERY_VARIANT = {
     "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
 }  # fmt: skip
 _in_search: set[str] = set()
+_failed: dict[str, str] = {}  # files that the latest search could not import, and why
 
 
 def find_trainer(name: str) -> type:
     """Trainer class of a name that follows the rule, for a module's `__getattr__`.
 
-    A class that is defined under this very name anywhere comes first.
+    A class that is defined under this very name anywhere comes first. Files that cannot be imported
+    are named on the terminal and left out: nnU-Net may have found the base before it came to them.
 
     Raises:
         AttributeError: The name does not follow the rule.
@@ -47,7 +54,7 @@ def _combine(name: str, base_name: str, variant_name: str | None) -> type:
     if base is None:
         message = (
             f"{name} means the trainer {base_name} with MAPO, but nnU-Net knows no trainer "
-            f"{base_name}.{_suggest(base_name)}"
+            f"{base_name}.{_suggest(base_name)}{_list_failed()}"
         )
         raise RuntimeError(message)
     variant: Any = nnUNetTrainer_MAPO
@@ -58,6 +65,7 @@ def _combine(name: str, base_name: str, variant_name: str | None) -> type:
             f"{name} asks for the variant {variant_name} of MAPO, but there is no trainer "
             f"{_PLAIN}_{variant_name}. There are: {', '.join(_list_variants(nnUNetTrainer_MAPO))}; "
             "a variant of your own is a class in a folder that nnUNet_extTrainer names."
+            f"{_list_failed()}"
         )
         raise RuntimeError(message)
     if more := describe_more(variant):
@@ -84,11 +92,16 @@ def describe_more(variant: type) -> str:
 
 def _search(name: str) -> Any:
     """Class of this name by nnU-Net's own look-up, without this module; None if there is none."""
+    from nnunetv2.utilities import find_class_by_name
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     _in_search.add(name)
+    tolerant = SimpleNamespace(import_module=_import_or_name)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            patch.object(find_class_by_name, "importlib", tolerant),
+        ):
             return recursive_find_trainer_class_by_name(name)
     except RuntimeError as error:
         if "Could not find" not in str(error):
@@ -96,6 +109,36 @@ def _search(name: str) -> Any:
         return None
     finally:
         _in_search.discard(name)
+
+
+def _import_or_name(name: str) -> ModuleType:
+    """A module; an empty one if it cannot be imported, whose file is then named on the terminal."""
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a script of a clone may do anything
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise  # nnU-Net leaves it out itself
+        file, reason = _find_file(error) or name, f"{type(error).__name__}: {error}"
+        if _failed.get(file) != reason:
+            _failed[file] = reason
+            print(f"MAPO: left out in the search: {file} ({reason})", file=sys.stderr)
+        return ModuleType(name)
+    _failed.pop(str(getattr(module, "__file__", "")), None)
+    return module
+
+
+def _find_file(error: BaseException) -> str | None:
+    """First file that was run in an import, or that could not be."""
+    own = (__file__, importlib.__file__)
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename not in own and not frame.filename.startswith("<frozen"):
+            return frame.filename
+    return getattr(error, "filename", None) or getattr(error, "path", None)  # syntax, or a binary
+
+
+def _list_failed() -> str:
+    files = "; ".join(f"{file} ({reason})" for file, reason in _failed.items())
+    return f" These files could not be imported: {files}." if files else ""
 
 
 def _list_variants(plain: Any) -> list[str]:

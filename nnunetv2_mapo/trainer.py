@@ -36,6 +36,7 @@ from nnunetv2_mapo.guards.rehearsal import (
     rehearsing,
     require_preferences,
 )
+from nnunetv2_mapo.guards.signatures import check_signatures
 from nnunetv2_mapo.guards.steps import StepGuard
 from nnunetv2_mapo.method.cases import channels_of, labels_of, load_case
 from nnunetv2_mapo.method.config import MAPOConfig
@@ -223,6 +224,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if not isinstance(cls.mapo, MAPOConfig):
             message = f"{cls.__name__}.mapo is {cls.mapo!r}: a MAPOConfig(…) is needed."
             raise TypeError(message)
+        check_signatures(cls)
         cls.mapo.validate()
         nnUNet_preprocessed.require()
         nnUNet_results.require()

@@ -60,6 +60,7 @@ def checkout(monkeypatch):
     monkeypatch.setattr(find_class_by_name, "pkgutil", SimpleNamespace(iter_modules=iter_modules))
     monkeypatch.setenv("nnUNet_extTrainer", str(TRAINER_CONFIGS))
     rule._combine.cache_clear()
+    monkeypatch.setattr(rule, "_failed", {})
     yield
     rule._combine.cache_clear()
 
@@ -273,10 +274,86 @@ def test_a_variant_is_only_settings_or_what_more_it_is(bases, body, more):
     assert found.startswith(more) if more.endswith(" ") else found == more
 
 
-def test_an_error_inside_a_users_module_is_not_hidden(own_folder):
+# A clone with its scripts -------------------------------------------------------------------------
+
+SCRIPTS = {
+    "aa_mine.py": (IMPORTS + "class Mine(nnUNetTrainer):\n    third_party = True", ""),
+    "convert.py": ("import unheard_of", "ModuleNotFoundError: No module named 'unheard_of'"),
+    "half.py": ("def (", "SyntaxError: "),
+    "quit.py": ("raise SystemExit(3)", "SystemExit: 3"),
+    "setup.py": ("import argparse\nargparse.ArgumentParser().parse_args(['-x'])", "SystemExit: 2"),
+    "train.py": ("import convert", "ModuleNotFoundError: No module named 'unheard_of'"),
+    "package/__init__.py": ("1 / 0", "ZeroDivisionError: division by zero"),
+    "package/a.py": ("", ""),
+    "package/b.py": ("", ""),
+    "zz_variant.py": (
+        IMPORTS
+        + "class nnUNetTrainer_MAPO_Late(nnUNetTrainer_MAPO):\n    mapo = MAPOConfig(tau=0.2)",
+        "",
+    ),
+}
+
+
+@pytest.fixture
+def clone(own_folder):
+    """A trainer and a variant among scripts that are not made to be imported."""
+    (own_folder / "package").mkdir()
+    for name, (text, _) in SCRIPTS.items():
+        (own_folder / name).write_text(text)
+    return own_folder
+
+
+def test_files_that_cannot_be_imported_are_left_out_and_named_once(clone, capsys):
+    assert find("Mine").third_party
+    capsys.readouterr()
+    trainer = find("Mine_MAPO_Late")
+    assert trainer.third_party
+    assert trainer.mapo == MAPOConfig(tau=0.2)
+    find("Mine_MAPO_Late"), find("Mine_MAPO")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("MAPO: ")]
+    expected = [
+        f"MAPO: left out in the search: {clone / name} ({reason}"
+        for name, (_, reason) in SCRIPTS.items()
+        if reason
+    ]
+    assert len(told) == len(expected)
+    for line, start in zip(sorted(told), sorted(expected), strict=True):
+        assert line.startswith(start)
+
+
+@pytest.mark.parametrize("name", ["Nowhere_MAPO", "Mine_MAPO_Nowhere"])
+def test_what_is_not_found_may_be_in_a_file_that_could_not_be_imported(clone, name):
+    with pytest.raises(RuntimeError) as error:
+        find(name)
+    _, listed = str(error.value).split("These files could not be imported: ")
+    for file, (_, reason) in SCRIPTS.items():
+        assert (f"{clone / file} ({reason}" in listed) == bool(reason)
+
+
+def test_a_file_that_has_been_mended_is_listed_no_more(own_folder):
     (own_folder / "broken.py").write_text("raise RuntimeError('broken on purpose')")
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        find("nnUNetTrainerDA5_MAPO")
+        find("Nowhere_MAPO")
+    (own_folder / "broken.py").write_text("mended = True")
+    with pytest.raises(RuntimeError) as error:
+        find("Nowhere_MAPO")
+    assert "could not be imported" not in str(error.value)
+
+
+def test_a_class_of_this_very_name_behind_a_broken_file_wins(clone):
+    (clone / "zz_own.py").write_text(
+        IMPORTS + "class Mine_MAPO(MAPOTrainer, nnUNetTrainer):\n    mine = True"
+    )
+    assert find("Mine_MAPO").mine
+
+
+def test_a_broken_module_of_nnunet_is_named_too(monkeypatch, capsys):
+    name = "nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainerCosAnneal"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "torch.optim.lr_scheduler", None)  # which it imports
+    rule.find_trainer("nnUNetTrainerDA5_MAPO")  # where nnU-Net has come to it
+    told = capsys.readouterr().err
+    assert "nnUNetTrainerCosAnneal.py (ModuleNotFoundError: import of torch.optim.lr" in told
 
 
 def test_a_failed_search_does_not_disturb_the_next_one():

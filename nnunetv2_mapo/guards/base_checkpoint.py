@@ -150,15 +150,24 @@ def find_new_validation_cases(base: Base, validation: Iterable[str]) -> list[str
     Returns:
         Their identifiers; None if the base was not validated, so that it cannot be known.
     """
-    ending = base.dataset_json["file_ending"]
+    validated = read_validated(base.path.parent, base.dataset_json["file_ending"])
+    return None if validated is None else sorted(set(validation) - validated)
+
+
+def read_validated(fold: Path, ending: str) -> set[str] | None:
+    """Cases that a fold was validated on, by its `validation/summary.json`; None without one.
+
+    Args:
+        fold: nnU-Net's folder of the fold.
+        ending: Of the files of segmentations.
+    """
     try:
-        summary = json.loads((base.path.parent / "validation/summary.json").read_bytes())
+        summary = json.loads((fold / "validation/summary.json").read_bytes())
         files = [case["prediction_file"] for case in summary["metric_per_case"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     # written on any system: this splits at / and at \
-    validated = {PureWindowsPath(file).name.removesuffix(ending) for file in files}
-    return sorted(set(validation) - validated)
+    return {PureWindowsPath(file).name.removesuffix(ending) for file in files}
 
 
 def transfer(network: nn.Module, base: Base, without: Collection[str] = ()) -> None:

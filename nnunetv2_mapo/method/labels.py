@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nnunetv2_mapo.support.errors import InputError
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -21,8 +23,14 @@ class Labels:
 
     def __post_init__(self) -> None:
         if self.regions is not None and len(self.regions) > 15:
-            message = f"{len(self.regions)} regions do not fit the 15 bits of an int16 label map."
-            raise ValueError(message)
+            message = (
+                f"{len(self.regions)} regions, but at most 15 are valid: MAPO keeps them as bits "
+                'of int16 label maps. In dataset.json leave in "labels", and in '
+                '"regions_class_order", at most 15 regions, such as those that are ranked; or, '
+                "where labels do not overlap, write them as plain classes, of which there may be "
+                "32,767. Then plan and preprocess again."
+            )
+            raise InputError(message)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -46,7 +54,9 @@ class Labels:
         segmentation = segmentation.clamp(min=0)
         if self.regions is None:
             return segmentation.masked_fill(self.is_ignored(segmentation), 0).to(self.dtype)
-        target = torch.zeros_like(segmentation, dtype=torch.int32)  # a file's may be too small
+        # a file's type may be too small for the bits, and for labels that are in other files only
+        segmentation = segmentation.to(torch.int32)
+        target = torch.zeros_like(segmentation)
         for bit, region in enumerate(self.regions):
             target += torch.isin(segmentation, torch.tensor(region).to(segmentation)) * 2**bit
         return target.to(self.dtype)
@@ -55,7 +65,8 @@ class Labels:
         """Mask of the ignored voxels of a ground truth in nnU-Net's labels, same shape."""
         if self.ignore_label is None:
             return torch.zeros_like(segmentation, dtype=torch.bool)
-        return segmentation == self.ignore_label
+        # a file's type may be too small for the label, which torch would wrap
+        return segmentation.to(torch.int32) == self.ignore_label
 
     def head_difference(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Heads that are on in `chosen` minus those in `rejected`: from `(B, n)` to `(B, C, n)`.

@@ -9,21 +9,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from torch import nn
 from torch._dynamo import OptimizedModule
 
 from nnunetv2_mapo.guards.checkpoint import read_checkpoint
-from nnunetv2_mapo.guards.start import check_preprocessed, check_split
 from nnunetv2_mapo.method.cases import channels_of, labels_of
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.support.errors import CommandError
@@ -170,73 +166,6 @@ def load_folds(
                 "file as plans.json."
             )
             raise ModelError(message) from error
-
-
-def open_training_cases(model: TrainedModel) -> Any:
-    """nnU-Net's dataset of the cases that the model's fold is trained on, by nnU-Net's own split.
-
-    Raises:
-        InputError: The data set is not preprocessed, or the split is of other cases.
-        ModelError: The split is missing or damaged or, in a cascade, the previous stage's
-            segmentations are missing.
-    """
-    if not nnUNet_preprocessed.is_set():
-        message = "The environment variable nnUNet_preprocessed is not set."
-        raise ModelError(message)
-    dataset = model.plans_manager.dataset_name
-    base = Path(nnUNet_preprocessed.require()) / dataset
-    folder = base / model.configuration_manager.data_identifier
-    check_preprocessed(folder, dataset, model.configuration)
-    dataset_class = infer_dataset_class(str(folder))
-    previous = _require_previous_stage(model)
-    training, validation = _split(model, dataset_class, base, folder, previous)
-    available = dataset_class.get_identifiers(str(folder))
-    check_split(training, validation, available, base / "splits_final.json")
-    return dataset_class(str(folder), training, folder_with_segs_from_previous_stage=previous)
-
-
-def _split(
-    model: TrainedModel, dataset_class: Any, base: Path, folder: Path, previous_stage: str | None
-) -> tuple[list[str], list[str]]:
-    """Training and validation cases by nnU-Net's own split, which must exist already."""
-    splits_file = base / "splits_final.json"
-    if model.fold != "all" and not splits_file.is_file():  # nnU-Net would write a new one
-        message = f"{splits_file} is missing: it says which cases fold {model.fold} is trained on."
-        raise ModelError(message)
-    # What nnU-Net's split needs of a trainer; a trainer itself would make folders and a log.
-    trainer = SimpleNamespace(
-        fold=model.fold,
-        dataset_class=dataset_class,
-        preprocessed_dataset_folder=str(folder),
-        preprocessed_dataset_folder_base=str(base),
-        folder_with_segs_from_previous_stage=previous_stage,
-        print_to_log_file=lambda *_: None,
-    )
-    try:
-        training, validation = nnUNetTrainer.do_split(trainer)
-    except (ValueError, KeyError, TypeError) as error:
-        message = (
-            f"{splits_file} is damaged ({type(error).__name__}: {error}). It says which cases fold "
-            f"{model.fold} is trained on: restore the file that the model was trained with."
-        )
-        raise ModelError(message) from error
-    return list(map(str, training)), list(map(str, validation))
-
-
-def _require_previous_stage(model: TrainedModel) -> str | None:
-    """Where nnU-Net's trainer looks for a cascade's previous segmentations; None if it has none."""
-    previous = model.configuration_manager.previous_stage_name
-    if previous is None:
-        return None
-    stage = f"{model.trainer_name}__{model.plans_manager.plans_name}__{previous}"
-    folder = model.folder.parent / stage / "predicted_next_stage" / model.configuration
-    if not folder.is_dir():
-        message = (
-            f"{folder} is missing: {model.configuration} needs the segmentations of {previous}, "
-            "which nnU-Net writes at the end of each of its folds' validation."
-        )
-        raise ModelError(message)
-    return str(folder)
 
 
 def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:

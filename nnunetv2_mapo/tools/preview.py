@@ -18,11 +18,11 @@ from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.mining import Miner, make_miner, mine_within_memory
 from nnunetv2_mapo.method.rounds import HARDLY_LEARNT
 from nnunetv2_mapo.method.sampling import make_sampler
-from nnunetv2_mapo.method.store import SampleRecord
+from nnunetv2_mapo.method.store import SampleRecord, StoreError
 from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.table import format_table
-from nnunetv2_mapo.tools.models import TrainedModel, model_folder, open_model, open_training_cases
+from nnunetv2_mapo.tools.models import TrainedModel, model_folder, open_model
 from nnunetv2_mapo.tools.recommendation import (
     ENOUGH_PAIRS,
     CandidateDice,
@@ -30,6 +30,7 @@ from nnunetv2_mapo.tools.recommendation import (
     format_trainer,
     recommend,
 )
+from nnunetv2_mapo.tools.trainers import open_training_cases
 
 CASE_TAU = 0.1  # at which two candidates make a pair, see docs/how-to/preview.md
 RATES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -49,8 +50,10 @@ def run_preview(arguments: argparse.Namespace) -> None:
     rates = sorted({*(arguments.rates or RATES), *default.rates})
     try:
         cases = open_training_cases(model)
-        chosen = space_evenly(sorted(cases.identifiers), arguments.cases)
+        chosen = space_evenly(sorted(map(str, cases.identifiers)), arguments.cases)
         mined = look_at(model, cases, chosen, rates, device)
+    except StoreError as error:
+        raise CommandError(str(error)) from error
     except OutOfMemoryError as error:
         message = (
             f"{device} has too little memory for a single window of the image at {len(rates)} "

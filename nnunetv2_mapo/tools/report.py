@@ -28,9 +28,10 @@ from nnunetv2_mapo.tools.compare.tables import compare_methods, render_compariso
 from nnunetv2_mapo.tools.evaluate import tabulate_means
 from nnunetv2_mapo.tools.figures import draw_curves, draw_dice_of_candidates
 from nnunetv2_mapo.tools.history import History, HistoryError, format_duration, read_history
-from nnunetv2_mapo.tools.models import ModelError, model_folder, open_model, open_training_cases
+from nnunetv2_mapo.tools.models import ModelError, model_folder, open_model
 from nnunetv2_mapo.tools.page import render_part, write_page
 from nnunetv2_mapo.tools.pair_pictures import PairPictures, name_colours, paint_pairs
+from nnunetv2_mapo.tools.trainers import open_fold
 
 _STOCK_PANELS = (
     Panel("nnU-Net's loss", ("train_losses", "val_losses")),
@@ -192,7 +193,7 @@ def describe_fold(history: History) -> FoldPart:
         folder, checkpoint = history.checkpoint.parents[1], history.checkpoint.name
         try:
             model = open_model(folder, history.fold, checkpoint, torch.device("cpu"))
-            dataset, legend = open_training_cases(model), name_colours(model)
+            dataset, legend = open_fold(model).training, name_colours(model)
             for mined in (rounds[0], *rounds[1:][-1:]):  # the first and the last one
                 pictures[mined.folder] = paint_pairs(model, dataset, mined)
         except (ModelError, InputError, StoreError, FileNotFoundError) as error:

@@ -135,6 +135,26 @@ def test_too_few_cases_for_a_split_name_the_real_file(copied: Path) -> None:
     look_at_fold(ask(fold="all"))
 
 
+def test_too_many_regions_are_a_problem_with_what_to_do(copied: Path) -> None:
+    description = json.loads((copied / "dataset.json").read_text())
+    regions = {f"region {number}": [1, 2] for number in range(16)}
+    description["labels"] = {"background": 0, "all": [1, 2], **regions}
+    description["labels"]["region 0"] = [1]
+    description["regions_class_order"] = list(range(1, 18))
+    (copied / "dataset.json").write_text(json.dumps(description))
+    problem = look_at_problem(ask())
+    assert problem.what.startswith("17 regions, but at most 15 are valid")
+    assert "Then plan and preprocess again." in problem.what
+
+
+def test_a_split_file_of_the_trainers_own_is_read_where_it_lies(copied: Path) -> None:
+    (copied / "splits_final.json").unlink()  # nnU-Net would write one, to a scratch folder
+    before = list_files(copied)
+    trainer = look(ask(trainer="nnUNetTrainerOwnSplit"))[1]
+    assert "fold 0: 3 training and 3 validation cases; a training begins" in trainer.what
+    assert list_files(copied) == before
+
+
 def test_a_cascade_without_the_stage_before_is_a_problem_until_its_fold_is_predicted(
     copied: Path,
 ) -> None:

@@ -14,7 +14,8 @@ from prepare import draw_boxes, prepare, write_dataset
 from nnunetv2_mapo import trainer as mapo
 from nnunetv2_mapo.method.cases import load_case
 from nnunetv2_mapo.method.store import Round
-from nnunetv2_mapo.tools.models import ModelError, open_model, open_training_cases
+from nnunetv2_mapo.tools.models import ModelError, open_model
+from nnunetv2_mapo.tools.trainers import open_training_cases
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from nnunetv2_mapo.cli import main
+from nnunetv2_mapo.method.store import Round
 from nnunetv2_mapo.support.errors import InputError
-from nnunetv2_mapo.tools.models import ModelError, open_model, open_training_cases
+from nnunetv2_mapo.tools.models import ModelError, open_model
 from nnunetv2_mapo.tools.preview import look_at, space_evenly
+from nnunetv2_mapo.tools.trainers import open_training_cases
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -167,8 +169,59 @@ def test_a_missing_split_is_not_made_up(make_trainer: MakeTrainer, boxes: Path) 
             open_training_cases(model)
         for damaged in (content[: len(content) // 2], "[{}]", "null"):
             splits_file.write_text(damaged)
-            with pytest.raises(ModelError, match=r"splits_final\.json is damaged .* restore"):
+            with pytest.raises(ModelError, match=r"splits_final\.json, or .* Restore the split"):
                 open_training_cases(model)
+    finally:
+        splits_file.write_text(content)
+
+
+def test_training_cases_are_those_of_the_trainers_own_split(
+    make_trainer: MakeTrainer, boxes: Path, capsys: Any
+) -> None:
+    trainer = make_trainer("nnUNetTrainerOwnSplit_MAPO_tiny")
+    trainer.run_training()
+    folder = Path(trainer.output_folder_base)
+    splits_file = boxes / "preprocessed" / DATASET / "splits_final.json"
+    splits_file.rename(splits_file.with_name("moved"))  # nothing but nnU-Net's own split reads it
+    before = contents(folder.parent, boxes / "preprocessed")
+    try:
+        capsys.readouterr()
+        cases = open_training_cases(open_model(folder, 0, FINAL, CPU))
+        assert contents(folder.parent, boxes / "preprocessed") == before
+        assert capsys.readouterr().out == ""
+    finally:
+        splits_file.with_name("moved").rename(splits_file)
+    assert cases.identifiers == ["case_1", "case_3", "case_5"]
+
+
+def test_a_split_that_has_changed_since_the_training_is_refused(
+    make_trainer: MakeTrainer, boxes: Path, capsys: Any
+) -> None:
+    trainer = make_trainer(STOCK)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    model = open_model(Path(trainer.output_folder_base), 0, FINAL, CPU)
+    open_training_cases(model)
+    splits_file = boxes / "preprocessed" / DATASET / "splits_final.json"
+    content = splits_file.read_text()
+    names = [f"case_{number}" for number in range(6)]
+    changed = "The split of fold 0 has changed since the training: "
+    try:
+        splits_file.write_text(json.dumps([{"train": names[2:], "val": names[:2]}]))
+        told = f"{changed}case_4 is a training case now, by .*summary.json it was not one. Restore"
+        with pytest.raises(ModelError, match=told):
+            open_training_cases(model)
+        (model.folder / "fold_0/validation/summary.json").unlink()
+        open_training_cases(model)  # nothing is known of the training
+        mined = Round(model.folder / "fold_0/preferences/round_01", {"round": 1})
+        mined.folder.mkdir(parents=True)
+        mined.write_manifest({name: [] for name in names[:4]}, ())
+        told = f"{changed}case_0 is no training case now, by .*manifest.json it was one. Restore"
+        with pytest.raises(ModelError, match=told):
+            open_training_cases(model)
+        (mined.folder / "manifest.json").write_text("{")
+        assert main(["preview", str(model.folder), "-device", "cpu"]) == 1
+        assert "manifest.json is damaged. Delete it" in capsys.readouterr().err
     finally:
         splits_file.write_text(content)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.support.errors import InputError
 
 CLASSES = Labels(num_heads=3)
 # BraTS-like: whole tumour, core, enhancing
@@ -60,9 +61,31 @@ def test_eight_regions_still_fit_a_byte():
     assert labels.label_map(torch.ones(1, 8, 1, 1)).item() == 255
 
 
-def test_sixteen_regions_are_refused():
-    with pytest.raises(ValueError, match="16 regions do not fit the 15 bits"):
+def test_sixteen_regions_are_refused_with_what_to_do():
+    with pytest.raises(InputError) as error:
         Labels(16, regions=tuple((r,) for r in range(1, 17)))
+    message = str(error.value)
+    assert message.startswith("16 regions, but at most 15 are valid")
+    assert 'leave in "labels", and in "regions_class_order", at most 15 regions' in message
+    assert "plain classes, of which there may be 32,767" in message
+
+
+def test_as_many_plain_classes_as_the_message_says_fit_a_label_map():
+    labels = Labels(num_heads=1 + 32767)
+    assert labels.target_map(torch.tensor([32767], dtype=torch.int16)).item() == 32767
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.float32])
+def test_labels_that_the_type_of_a_file_cannot_hold_are_not_in_it(dtype):
+    # 300 is 44 in eight bits, 255 is -1, the padding; nnU-Net writes int8 where a case has no
+    # label above 127
+    segmentation = torch.tensor([0, 44, 100], dtype=dtype)
+    labels = Labels(2, regions=((300,), (44,)), ignore_label=356)  # 356 is 100
+    assert labels.target_map(segmentation).tolist() == [0, 0b10, 0]
+    assert labels.is_ignored(segmentation).tolist() == [False] * 3
+    if dtype != torch.uint8:
+        padding = torch.tensor([-1], dtype=dtype)
+        assert not Labels(255, ignore_label=255).is_ignored(padding).item()
 
 
 def test_many_classes_need_int16():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +19,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2_mapo.guards.start import check_preprocessed
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, PROBLEM, RESULTS, Asked, Finding
+from nnunetv2_mapo.tools.trainers import make_in_scratch
 from nnunetv2_mapo.trainer import MAPOTrainer
 
 # Measured: bytes of the preferences of a round / bytes of the preprocessed segmentations of its
@@ -40,23 +42,12 @@ def begin(asked: Asked, scratch: str) -> Iterator[Finding]:
     bases = ", ".join(base.__name__ for base in trainer.__bases__)
     yield Finding(OK, f"{asked.trainer}({bases})")
     if asked.dataset:
-        yield from _begin_training(_make_trainer(asked, scratch, device), asked, scratch)
-
-
-def _make_trainer(asked: Asked, scratch: str, device: torch.device) -> Any:
-    """A trainer that reads from nnU-Net's folders and writes to the scratch folder."""
-    with patch.dict(os.environ, {RESULTS: scratch, "nnUNet_wandb_enabled": "0"}):
-        trainer = get_trainer_from_args(
-            asked.dataset, asked.configuration, asked.fold, asked.trainer, asked.plans,
-            device=device,
+        make = partial(
+            get_trainer_from_args, asked.dataset, asked.configuration, asked.fold, asked.trainer,
+            asked.plans, device=device,
         )  # fmt: skip
-    if trainer.is_cascaded:
-        earlier = trainer.folder_with_segs_from_previous_stage
-        trainer.folder_with_segs_from_previous_stage = earlier.replace(scratch, os.environ[RESULTS])
-    if not (asked.folder / "splits_final.json").is_file():
-        trainer.preprocessed_dataset_folder_base = scratch  # nnU-Net writes the new split there
-        shutil.copy(asked.folder / "dataset_fingerprint.json", scratch)  # and copies this from it
-    return trainer
+        made = make_in_scratch(make, scratch, Path(os.environ[RESULTS], asked.dataset))
+        yield from _begin_training(made, asked, scratch)
 
 
 def _begin_training(trainer: Any, asked: Asked, scratch: str) -> Iterator[Finding]:

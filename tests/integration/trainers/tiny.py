@@ -1,6 +1,7 @@
 """Trainers of the integration tests, found through `nnUNet_extTrainer`."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +25,16 @@ class nnUNetTrainerTiny(nnUNetTrainer):
         self.num_epochs = 6
         self.num_iterations_per_epoch = 3
         self.num_val_iterations_per_epoch = 1
+
+
+class nnUNetTrainerOwnSplit(nnUNetTrainerTiny):
+    """Every other case, by its own file beside the plans; nnU-Net's split is never asked for."""
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        plans = Path(self.preprocessed_dataset_folder_base, "nnUNetPlans.json")
+        assert plans.is_file()  # where another file of a split would lie
+        available = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        return sorted(available)[1::2], sorted(available)[::2]
 
 
 class nnUNetTrainerSeeded(nnUNetTrainerTiny):

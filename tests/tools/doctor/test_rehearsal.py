@@ -79,3 +79,16 @@ def test_settings_that_are_not_valid_are_a_problem_without_a_data_set(own):
     finding = look("nnUNetTrainer_Wrong")
     assert finding.level == PROBLEM
     assert "tau=2 is not valid" in finding.what
+
+
+def test_a_signature_that_nnunet_cannot_call_is_a_problem_without_a_data_set(own):
+    text = (
+        "from nnunetv2_mapo import nnUNetTrainer_MAPO\n"
+        "class nnUNetTrainer_Wrong(nnUNetTrainer_MAPO):\n"
+        "    def __init__(self, *args): super().__init__(*args)\n"
+    )
+    (own / "wrong.py").write_text(text)
+    finding = look("nnUNetTrainer_Wrong")
+    assert finding.level == PROBLEM
+    assert finding.what.startswith("nnUNetTrainer_Wrong.__init__ has the parameters args, but")
+    assert "def __init__(self, plans, configuration, fold, dataset_json, device=" in finding.what
