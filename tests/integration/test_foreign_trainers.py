@@ -80,14 +80,12 @@ def test_a_rehearsed_step_leaves_nothing_behind(make_trainer: MakeTrainer) -> No
     assert first.shape == second.shape
 
 
-def test_a_split_that_never_asks_nnunet_is_used(
-    make_trainer: MakeTrainer, boxes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make_trainer("ForeignSplit_MAPO_tiny")
+def test_a_split_that_never_asks_nnunet_is_used(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("nnUNetTrainerOwnSplit_MAPO_tiny")
     trainer.on_train_start()
     training, validation = trainer.get_tr_and_val_datasets()
-    assert list(training.identifiers) == [f"case_{number}" for number in range(1, 6)]
-    assert list(validation.identifiers) == ["case_0"]
+    assert list(training.identifiers) == ["case_1", "case_3", "case_5"]
+    assert list(validation.identifiers) == ["case_0", "case_2", "case_4"]
 
 
 # The length of the training changes ---------------------------------------------------------------

@@ -118,14 +118,6 @@ class ForeignNoSwitch(ForeignOneOutput):
     set_deep_supervision_enabled = nnUNetTrainerTiny.set_deep_supervision_enabled
 
 
-class ForeignSplit(nnUNetTrainerTiny):
-    """A split that never asks nnU-Net for its own."""
-
-    def do_split(self) -> tuple[Any, Any]:
-        cases = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
-        return cases[1:], cases[:1]
-
-
 class ForeignLength(nnUNetTrainerTiny):
     """The length of the training comes with the checkpoint."""
 
