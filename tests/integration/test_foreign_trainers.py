@@ -39,8 +39,11 @@ def test_a_trainer_that_reads_dataset_target_and_loss_is_trained(make_trainer: M
         ("ForeignNoLoss", "train_step of ForeignNoLoss_MAPO_tiny does not call self.loss"),
         ("ForeignDatasets", r"hold no preferences.* self.get_tr_and_val_datasets\(\)"),
         ("ForeignCrop", r"an output of shape \(2, 3, 8, 16, 8\).* 2 patches of 2048 voxels"),
-        ("ForeignOneOutput", r"The network has one output, .* Add(?s:.*)supervision = False"),
-        ("ForeignNoSwitch", r"attribute 'decoder'.* one output, add(?s:.*)supervision = False"),
+        ("ForeignOneOutput", r"The network has one output, .* add to it(?s:.*)supervision = False"),
+        (
+            "ForeignNoSwitch",
+            r"attribute 'decoder'.* one output, .* add to it(?s:.*)supervision = False",
+        ),
     ],
 )
 def test_what_the_preference_stage_would_refuse_is_refused_before_the_first_epoch(
