@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_mapo.guards import checkpoint as checkpoints
 from nnunetv2_mapo.guards import start
 from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, Begun, Loaded
+from nnunetv2_mapo.guards.choices import check_no_validation_case, open_choices, require_images
 from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
 from nnunetv2_mapo.guards.network import check_network
 from nnunetv2_mapo.guards.rehearsal import (
@@ -48,7 +49,13 @@ from nnunetv2_mapo.method.dataset import (
 )
 from nnunetv2_mapo.method.dropout import StochasticDropout, preference_rates, sample_rates
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.loss import STEP_KEYS, MAPOLoss, Pairs, find_disagreement
+from nnunetv2_mapo.method.loss import (
+    STEP_KEYS,
+    Disagreement,
+    MAPOLoss,
+    Pairs,
+    find_disagreement,
+)
 from nnunetv2_mapo.method.mining import make_miner
 from nnunetv2_mapo.method.progress import plot_progress, register_keys, round_values, step_means
 from nnunetv2_mapo.method.rates import find_rates, with_rates
@@ -64,6 +71,7 @@ from nnunetv2_mapo.method.rounds import RoundSummary, mine_round, settle_values
 from nnunetv2_mapo.method.sampling import CandidateSampler, make_sampler
 from nnunetv2_mapo.method.schedule import Schedule
 from nnunetv2_mapo.method.store import PREFERENCES, Round
+from nnunetv2_mapo.method.unlabelled import FOLDER, UnlabelledImages, settle
 from nnunetv2_mapo.support.device import read_state, untouched, write_state
 from nnunetv2_mapo.support.files import WriteError, hash_json, hash_shapes, hash_weights
 
@@ -99,6 +107,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     initial_lr: float
     warmup_duration_whole_net: int
     loss: Any
+    batch_size: int
     dataloader_train: Any
     dataloader_val: Any
 
@@ -106,7 +115,11 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     _mined: Round | None = None  # pairs that are trained on; None in the warm-up
     _summary: RoundSummary | None = None  # what mining found in them
     _reference: nn.Module | None = None  # frozen network that the policy is compared with
+    _unlabelled: UnlabelledImages | None = None  # that the rounds learn from instead
+    _unlabelled_loader: Any = None
+    _loads_unlabelled = False  # while the loader of these is made
     _origin: dict[str, Any] | None = None  # of the weights that a fine-tuning started from
+    _choices: dict[str, Any] | None = None  # that are learnt from
     _loaded = Loaded()  # from the checkpoint of a training that is continued
 
     # The method: warm-up -> (mining -> preference optimisation) x rounds --------------------------
@@ -151,14 +164,17 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def _open_round(self, number: int) -> None:
         self.finish_loaders()
-        if self._reference is None:
+        if self._reference is None and self.mapo.needs_reference:
             self._reference = self._load_reference()
-        self._mined = self._mine(number)
+        if self._unlabelled is None:
+            self._mined = self._mine(number)
+        else:
+            self._mined = replace(self._unlabelled.stacks, origin={"round": number})
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
 
     def finish_loaders(self) -> None:
         """Stop the worker processes of the loaders, if they have some."""
-        for loader in (self.dataloader_train, self.dataloader_val):
+        for loader in (self.dataloader_train, self.dataloader_val, self._unlabelled_loader):
             if hasattr(loader, "_finish"):  # of batchgenerators' loaders with processes
                 loader._finish()
 
@@ -185,10 +201,14 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         else:  # draws no random number: the warm-up is the base trainer's
             rates = torch.zeros(len(batch["data"]), device=self.device)
         batch, pairs, rates = self._take_preferences(batch, rates)
+        more = self._unlabelled_loss if self._learns_unlabelled else None
         self.loss = self.objective.attach(self.loss)  # the trainer may have made another one
-        with self.objective.of(pairs), self.dropout.at(rates) if has_dropout else nullcontext():
+        with (
+            self.objective.of(pairs, more),
+            self.dropout.at(rates) if has_dropout else nullcontext(),
+        ):
             output = super().train_step(batch)
-        if pairs is not None:
+        if pairs is not None or more is not None:
             check_step(type(self).__name__, self.objective)
         if self._reference is not None and self.mapo.reference_update == "average":
             update_average(self._reference, self._plain_network(), self.mapo.reference_decay)
@@ -200,21 +220,48 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         self, batch: dict[str, Any], rates: Tensor
     ) -> tuple[dict[str, Any], Pairs | None, Tensor]:
         """Batch as nnU-Net makes it, its pairs, and its rates; in the warm-up without pairs."""
-        if self._reference is None:
+        if self._mined is None or self._reference is None or self._unlabelled is not None:
             return batch, None, rates
+        batch, disagreement = self._find_disagreement(batch)
+        data = batch["data"]
+        rates = preference_rates(rates, disagreement.has_pair, self.mapo.preference_dropout)
+        same_rates = rates if self.mapo.preference_dropout == "same masks" else None
+        logits = reference_logits(self._reference, data, disagreement, same_rates)
+        return batch, Pairs(disagreement, logits), rates
+
+    def _find_disagreement(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Disagreement]:
+        """Batch as nnU-Net makes it, its images on the device, and where its pairs differ."""
         scales = self._get_deep_supervision_scales()
         split = split_preferences(batch["target"], num_scales=scales and len(scales))
         channels = require_preferences(split.preferences).to(self.device, non_blocking=True)
         chosen, rejected, weights = Preferences.of(channels)
-        data = batch["data"].to(self.device, non_blocking=True)
         disagreement = find_disagreement(
             chosen, rejected, self.labels, self.mapo.likelihood, weights
         )
-        rates = preference_rates(rates, disagreement.has_pair, self.mapo.preference_dropout)
-        same_rates = rates if self.mapo.preference_dropout == "same masks" else None
-        logits = reference_logits(self._reference, data, disagreement, same_rates)
-        batch = {**batch, "data": data, "target": split.target}
-        return batch, Pairs(disagreement, logits), rates
+        data = batch["data"].to(self.device, non_blocking=True)
+        return {**batch, "data": data, "target": split.target}, disagreement
+
+    @property
+    def _learns_unlabelled(self) -> bool:
+        """Whether the steps of now are about images without outlines as well."""
+        return self._unlabelled is not None and self._mined is not None
+
+    def _unlabelled_loss(self, base: nn.Module) -> Tensor:
+        """Loss of a batch of images without outlines: of their pairs, or of what is their label."""
+        batch = next(self._unlabelled_loader)
+        no_dropout = torch.zeros(len(batch["data"]), device=self.device)
+        if self._reference is None:
+            data = batch["data"].to(self.device, non_blocking=True)
+            target = [each.to(self.device, non_blocking=True) for each in _listed(batch["target"])]
+            with self.dropout.at(no_dropout):
+                output = self.network(data)
+            loss: Tensor = base(output, target if isinstance(batch["target"], list) else target[0])
+            return loss
+        batch, disagreement = self._find_disagreement(batch)
+        logits = reference_logits(self._reference, batch["data"], disagreement)
+        with self.dropout.at(no_dropout):
+            output = self.network(batch["data"])
+        return self.objective.preference_loss(output, Pairs(disagreement, logits))
 
     # Set-up ---------------------------------------------------------------------------------------
 
@@ -288,6 +335,8 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             self._origin = start_from_base(self, self._plain_network(), base)
         start.check_foreground(super().get_tr_and_val_datasets()[0])
         self._check_earlier_training()
+        if self.mapo.learns_unlabelled:
+            self._unlabelled = self._open_unlabelled()
         register_keys(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
         self.logger.update_config({"mapo": self.mapo.to_dict()})  # for W&B
         self._log(f"{self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}")
@@ -298,6 +347,27 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if self.current_epoch:
             self._log(f"continued {self._describe_progress()}")
 
+    def _open_unlabelled(self) -> UnlabelledImages:
+        """Images that an expert has chosen about, checked, with what the training makes of them."""
+        choices = open_choices(self)
+        if self.fold != "all":  # whose validation cases are training cases
+            check_no_validation_case(choices, super().get_tr_and_val_datasets()[1])
+        self._choices = {"use": self.mapo.unlabelled, **choices.origin}
+        origin = {**self._choices, "labels": self.dataset_json["labels"]}
+        stacks = Round(self._folder / PREFERENCES / FOLDER, origin)
+        make = partial(
+            settle, choices.dataset, choices.answers, self.mapo.unlabelled, stacks, self.labels,
+            self.configuration_manager.patch_size,
+        )  # fmt: skip
+        if self.local_rank == 0:
+            images = make()
+        self._barrier()  # the others find what the first rank has made
+        if self.local_rank != 0:
+            images = make()
+        require_images(choices, images)
+        self._log(f"{choices}; {len(images)} of {len(choices.dataset.identifiers)} images are used")
+        return images
+
     def _rehearse(self) -> None:
         """Take one step of the preference stage with planted pairs, and undo it."""
         if len(self.schedule.stages) == 1 or self.current_epoch >= self.num_epochs:
@@ -306,8 +376,9 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         with rehearsing(self):
             plain, patch_size = self._plain_network(), self.configuration_manager.patch_size
             self._mined = plant_round(dataset, self.mapo, patch_size)
-            with self._single_output() as network:
-                self._reference = build_reference(network, plain.state_dict())
+            if self.mapo.needs_reference:
+                with self._single_output() as network:
+                    self._reference = build_reference(network, plain.state_dict())
             plain.train()
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             try:
@@ -351,16 +422,45 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """The base trainer's datasets; training cases with their preferences in a round."""
         training, validation = super().get_tr_and_val_datasets()
-        if self._mined is not None:
+        if self._unlabelled is not None:
+            if self._loads_unlabelled:
+                training = self._unlabelled.as_training_cases(training)
+        elif self._mined is not None:
             training = with_preferences(training, self._mined)
         return training, validation
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """The base trainer's loaders, and in a round of choices one of unlabelled images."""
+        num_unlabelled = 0
+        if self._learns_unlabelled:
+            num_unlabelled = self.mapo.num_unlabelled(self.batch_size)
+            self._unlabelled_loader = self._load_unlabelled(num_unlabelled)
+        with _changed(self, batch_size=max(1, self.batch_size - num_unlabelled)):
+            loaders: tuple[Any, Any] = super().get_dataloaders()
+        return loaders
+
+    def _load_unlabelled(self, num_patches: int) -> Any:
+        """Loader of unlabelled images, which the base trainer makes like its own one."""
+        with _changed(self, batch_size=num_patches, _loads_unlabelled=True):
+            loader, validation = super().get_dataloaders()
+        if hasattr(validation, "_finish"):
+            validation._finish()
+        return loader
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's transforms, which carry chosen and rejected in a round."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        if self._mined is None:
-            return transforms
-        return carry_preferences(transforms, num_channels=3 if self.mapo.pair == "region" else 2)
+        if self._unlabelled is not None:
+            carries, num_channels = self._loads_unlabelled and self._unlabelled.has_pairs, 3
+        else:
+            carries, num_channels = self._mined is not None, 3 if self.mapo.pair == "region" else 2
+        return carry_preferences(transforms, num_channels) if carries else transforms
+
+    def on_train_end(self) -> None:
+        """The base trainer's end; our own loader stops as well."""
+        super().on_train_end()
+        if hasattr(self._unlabelled_loader, "_finish"):
+            self._unlabelled_loader._finish()
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the means of MAPO's values besides the base trainer's."""
@@ -407,6 +507,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             "schedule": str(self.schedule),
             "random_state": read_state(self.device),
             "base": self._origin,
+            "choices": self._choices,
             "reference": average and {"weights": average, "sha256": hash_weights(average)},
         }
 
@@ -554,6 +655,21 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             yield network
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
+
+
+@contextmanager
+def _changed(trainer: Any, **attributes: Any) -> Iterator[None]:
+    """Let attributes have other values inside a `with` block."""
+    before = {name: getattr(trainer, name) for name in attributes}
+    vars(trainer).update(attributes)
+    try:
+        yield
+    finally:
+        vars(trainer).update(before)
+
+
+def _listed(target: Any) -> list[Tensor]:
+    return target if isinstance(target, list) else [target]
 
 
 class nnUNetTrainer_MAPO(MAPOTrainer, nnUNetTrainer):  # type: ignore[misc]  # nnU-Net ships no types

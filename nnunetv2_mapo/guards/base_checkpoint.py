@@ -83,10 +83,17 @@ def read_base(path: Path) -> Base:
         raise BaseError(message) from error
 
 
-def compare_plans(theirs: PlansManager, mine: PlansManager, configurations: Sequence[str]) -> str:
+def compare_plans(
+    theirs: PlansManager,
+    mine: PlansManager,
+    configurations: Sequence[str],
+    *,
+    without_network: bool = False,
+) -> str:
     """Differences that make another network, or other images for it; empty if there are none."""
     there, here = (
-        _describe(plans, plans.get_configuration(name))
+        _describe_images(plans, plans.get_configuration(name))
+        | ({} if without_network else _describe_network(plans.get_configuration(name)))
         for plans, name in zip((theirs, mine), configurations, strict=True)
     )
     return "; ".join(
@@ -96,10 +103,14 @@ def compare_plans(theirs: PlansManager, mine: PlansManager, configurations: Sequ
     )
 
 
-def _describe(plans: Any, configuration: Any) -> dict[str, Any]:
-    schemes = configuration.normalization_schemes
+def _describe_network(configuration: Any) -> dict[str, Any]:
     network = {"class": configuration.network_arch_class_name.rsplit(".", 1)[-1]}
     network |= configuration.network_arch_init_kwargs
+    return {f"the network's {key}": value for key, value in network.items()}
+
+
+def _describe_images(plans: Any, configuration: Any) -> dict[str, Any]:
+    schemes = configuration.normalization_schemes
     # others, such as CT's, may use the intensities of the whole data set
     needs_intensities = not set(schemes) <= _NORMALIZED_BY_THEMSELVES
     return {
@@ -110,7 +121,6 @@ def _describe(plans: Any, configuration: Any) -> dict[str, Any]:
         "intensities": plans.foreground_intensity_properties_per_channel
         if needs_intensities
         else None,
-        **{f"the network's {key}": value for key, value in network.items()},
     }
 
 

@@ -29,6 +29,7 @@ from nnunetv2_mapo.guards.base_checkpoint import (
     transfer,
 )
 from nnunetv2_mapo.guards.checkpoint import FINAL
+from nnunetv2_mapo.guards.choices import named_folder, read_model
 from nnunetv2_mapo.method.cases import channels_of
 from nnunetv2_mapo.support.device import untouched
 
@@ -54,8 +55,11 @@ def find_base(trainer: Any) -> Base | None:
             f"place here. Leave it out; {VARIABLE} can name a file."
         )
         raise BaseError(message)
-    path = Path(named).expanduser().absolute() if named else _find_finished(trainer)
-    return read_base(path)
+    if named:
+        return read_base(Path(named).expanduser().absolute())
+    if trainer.mapo.unlabelled != "off" and (choices := named_folder()):
+        return read_base(Path(read_model(choices)["checkpoint"]))  # what the choices were about
+    return read_base(_find_finished(trainer))
 
 
 def _find_finished(trainer: Any) -> Path:

@@ -28,6 +28,8 @@ _BEFORE: dict[str, Any] = {
     "preference_dropout": "asymmetric",  # of the policy only: not to be had any more
     "tile_step_size": 1.0,
 }
+# What is made of images that nobody has segmented, besides nothing.
+UNLABELLED = ("preferences", "chosen", "pseudo-label")
 
 
 class Valid(NamedTuple):
@@ -182,6 +184,11 @@ class MAPOConfig:
         fine_tune: Start from a finished checkpoint instead of random weights.
         num_epochs_factor: Length of the training as a multiple of the base trainer's.
         learning_rate_factor: Factor on the base trainer's initial learning rate.
+        unlabelled: What the preference stage makes of the images in a folder of experts' choices:
+            nothing (`"off"`), DPO on the `"preferences"`, nnU-Net's loss with what was `"chosen"`
+            as the label, or, without the expert, with the plain prediction as `"pseudo-label"`. If
+            anything, the training cases have nnU-Net's loss alone.
+        unlabelled_share: Share of such images in a batch, in whole patches.
         dropout_include: Names of modules whose output is dropped as well, see `find_dropout_sites`.
         dropout_exclude: The same of modules in which nothing is dropped; stronger.
     """
@@ -224,6 +231,8 @@ class MAPOConfig:
     fine_tune: bool = _setting(False, BOOL)
     num_epochs_factor: float = _setting(1.0, ABOVE_0)
     learning_rate_factor: float = _setting(1.0, ABOVE_0)
+    unlabelled: str = _setting("off", _choice("off", *UNLABELLED))
+    unlabelled_share: float = _setting(0.5, BETWEEN_0_AND_1)
     dropout_include: tuple[str, ...] = _setting((), MODULES)
     dropout_exclude: tuple[str, ...] = _setting((), MODULES)
 
@@ -280,6 +289,20 @@ class MAPOConfig:
     def has_dropout(self, *, is_warmup: bool) -> bool:
         """Whether a stage trains with dropout."""
         return self.warmup_dropout if is_warmup else self.preference_dropout != "off"
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether the preference stage is about images that nobody has segmented."""
+        return self.unlabelled != "off" and self.num_rounds > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the preference stage compares the policy with the reference."""
+        return self.unlabelled in ("off", "preferences")
+
+    def num_unlabelled(self, batch_size: int) -> int:
+        """Patches of unlabelled images in a batch; at least one, and one labelled besides."""
+        return max(1, min(round(self.unlabelled_share * batch_size), batch_size - 1))
 
     @property
     def finds_rates(self) -> bool:

@@ -34,11 +34,12 @@ class Switch:
 
         The rate of each sample of the batch is in [0, 1); shape `(B,)`, on the network's device.
         """
+        before = self.rates, self.active
         self.rates, self.active = rates, True
         try:
             yield
         finally:
-            self.active = False
+            self.rates, self.active = before
 
 
 class StochasticDropout:

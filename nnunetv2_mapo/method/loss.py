@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -187,6 +187,9 @@ class Pairs:
     reference_logits: Tensor  # at the disagreement voxels, shape `(B, C, n)`
 
 
+MoreLoss: TypeAlias = Callable[[nn.Module], Tensor]  # of other images, by the base loss
+
+
 class MAPOLoss:
     """Makes λ · base loss + preference loss (eq. 7) of what a base loss returns, by a forward hook.
 
@@ -201,6 +204,7 @@ class MAPOLoss:
         self.num_calls = 0  # of the base, for the latest batch
         self.supervised = torch.tensor(math.nan)  # latest base loss, without λ
         self._pairs: Pairs | None = None
+        self._more: MoreLoss | None = None
         self._pair_values: Tensor | None = None  # see `_describe_pairs`
 
     def attach(self, base: Any) -> nn.Module:
@@ -211,13 +215,16 @@ class MAPOLoss:
         return loss
 
     @contextmanager
-    def of(self, pairs: Pairs | None) -> Iterator[None]:
-        """Let the base loss inside a `with` block be that of a batch with these pairs."""
-        self._pairs, self.num_calls = pairs, 0
+    def of(self, pairs: Pairs | None, more: MoreLoss | None = None) -> Iterator[None]:
+        """Let the base loss inside a `with` block be that of a batch with these pairs.
+
+        `more` is the loss of other images, which is asked for once, with the base loss, and added.
+        """
+        self._pairs, self._more, self.num_calls, self._pair_values = pairs, more, 0, None
         try:
             yield
         finally:
-            self._pairs = None
+            self._pairs = self._more = None
 
     def step_values(self) -> dict[str, float]:
         """Values of the latest loss under `STEP_KEYS`.
@@ -231,29 +238,35 @@ class MAPOLoss:
         return dict(zip(STEP_KEYS, (float(self.supervised), *values), strict=True))
 
     def _add(
-        self, _base: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], loss: Any
+        self, base: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], loss: Any
     ) -> Any:
         """Total loss of a batch, a scalar like the base loss."""
         self.num_calls += 1
         if not isinstance(loss, Tensor):
-            if self._pairs is None:
+            if self._pairs is None and self._more is None:
                 return loss
             message = f"the loss returns {type(loss).__name__}: a tensor, a scalar, is needed"
             raise TypeError(message)
-        self.supervised, self._pair_values = loss.detach(), None
-        if self._pairs is None:
-            return _spread_nan(loss)
-        output = arguments[0] if arguments else next(iter(keywords.values()))
-        with torch.autocast(self._pairs.reference_logits.device.type, enabled=False):
-            preference = self._preference_loss(output, self._pairs)
-        return _spread_nan(self.config.lambda_supervised * loss + preference)
+        supervised = loss.detach()
+        if self._pairs is not None:
+            output = arguments[0] if arguments else next(iter(keywords.values()))
+            loss = self.config.lambda_supervised * loss + self.preference_loss(output, self._pairs)
+        elif self._more is not None:
+            more, self._more = self._more, None  # it may call the base loss itself
+            loss = self.config.lambda_supervised * loss + more(base)
+        self.supervised = supervised
+        return _spread_nan(loss)
 
-    def _preference_loss(self, output: Any, known: Pairs) -> Tensor:
+    def preference_loss(self, output: Any, known: Pairs) -> Tensor:
         """Loss of the pairs, summed over the patches with one, divided by the batch size.
 
         The other patches have a constant loss and a gradient of exactly 0; the constant is left
         out, so that the training loss stays comparable.
         """
+        with torch.autocast(known.reference_logits.device.type, enabled=False):
+            return self._preference_loss(output, known)
+
+    def _preference_loss(self, output: Any, known: Pairs) -> Tensor:
         pairs = known.disagreement
         logits = output[0] if isinstance(output, (list, tuple)) else output
         expected = (*pairs.heads.shape[:2], pairs.num_image_voxels)

@@ -47,6 +47,8 @@ INVALID = {
     "fine_tune": [0, 1, "checkpoint.pth", None],
     "num_epochs_factor": [0, -0.1, math.nan, math.inf, True, "0.1", None],
     "learning_rate_factor": [0.0, -1, math.nan, math.inf, False, None],
+    "unlabelled": ["dpo", "", None, True],
+    "unlabelled_share": [0, 1, 1.0, -0.1, math.nan, True, None],
     "dropout_include": ["decoder.*", ("",), (1,), None, {"encoder"}],
     "dropout_exclude": ["", ["encoder", ""], (None,), 0],
 }
@@ -89,6 +91,8 @@ VALID = {
     "fine_tune": [True, False],
     "num_epochs_factor": [1e-9, 0.1, 2],
     "learning_rate_factor": [1e-9, 0.1, 10],
+    "unlabelled": ["off", "preferences", "chosen", "pseudo-label"],
+    "unlabelled_share": [1e-6, 0.999],
     "dropout_include": [(), ("blocks.*.mixer",), ["encoder"]],
     "dropout_exclude": [(), ("decoder.*", "head")],
 }

@@ -1,6 +1,7 @@
 """Trainers of the integration tests, found through `nnUNet_extTrainer`."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,24 @@ class nnUNetTrainer_MAPO_tinyrates(nnUNetTrainer_MAPO):
     """Rates that each round finds."""
 
     mapo = MAPOConfig(**{**TINY, "rates": "auto"})
+
+
+CHOOSING = MAPOConfig(unlabelled="preferences", warmup_epochs=2, num_rounds=1, start_from="last")
+
+
+class nnUNetTrainer_MAPO_tinychoices(nnUNetTrainer_MAPO):
+    """From scratch: the warm-up, then choices."""
+
+    mapo = CHOOSING
+
+
+class nnUNetTrainer_MAPO_tinychosen(nnUNetTrainer_MAPO):
+    """What was chosen is a label."""
+
+    mapo = replace(CHOOSING, unlabelled="chosen")
+
+
+class nnUNetTrainer_MAPO_tinypseudo(nnUNetTrainer_MAPO):
+    """The plain prediction is a label."""
+
+    mapo = replace(CHOOSING, unlabelled="pseudo-label")

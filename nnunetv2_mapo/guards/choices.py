@@ -1,0 +1,208 @@
+"""May a training learn from a folder of choices? Its model, its images, and the answers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_mapo.guards.base_checkpoint import compare_plans, have_same_heads
+from nnunetv2_mapo.method.cases import channels_of
+from nnunetv2_mapo.method.choices import (
+    CHOICE,
+    IMAGES,
+    MODEL,
+    RECORD,
+    VARIABLE,
+    VERSION,
+    Answer,
+    ChoicesError,
+    read_answers,
+)
+from nnunetv2_mapo.method.unlabelled import UnlabelledImages, open_images
+from nnunetv2_mapo.support.files import hash_array, hash_json
+
+_HOW = (
+    f"Make it with nnUNetv2_mapo choose MODEL_FOLDER -i UNLABELLED_FOLDER -o FOLDER, and let "
+    f"{VARIABLE} name FOLDER."
+)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A folder of choices that a training can learn from.
+
+    Attributes:
+        folder: Absolute.
+        answers: Those that were not taken back.
+        dataset: nnU-Net's, of its images.
+    """
+
+    folder: Path
+    answers: list[Answer]
+    dataset: Any
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """JSON form of what was said, by its fingerprint."""
+        said = [[vars(answer)[name] for name in sorted(vars(answer))] for answer in self.answers]
+        return {
+            "folder": str(self.folder),
+            "num_images": len(self.dataset.identifiers),
+            "num_answers": len(self.answers),
+            "answers": hash_json(said),
+        }
+
+    def __str__(self) -> str:
+        verdicts = Counter(answer.verdict for answer in self.answers)
+        counted = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items()))
+        raters = sorted({answer.rater for answer in self.answers})
+        by = f" by {', '.join(raters)}" if raters else ""
+        return f"{len(self.answers)} answers{by} ({counted or 'none'}) in {self.folder / RECORD}"
+
+
+def named_folder() -> Path | None:
+    """Folder that the environment names, if it does."""
+    named = os.environ.get(VARIABLE)
+    return Path(named).expanduser().absolute() if named else None
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """What `model.json` says of the model that made the candidates.
+
+    Raises:
+        ChoicesError: The folder is none of choices, or of a later version.
+    """
+    path = folder / MODEL
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        version = content["version"]
+    except FileNotFoundError as error:
+        message = f"{folder} is no folder of choices: {path} is missing. {_HOW}"
+        raise ChoicesError(message) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path} is damaged ({error}). {_HOW}"
+        raise ChoicesError(message) from error
+    if version != VERSION:
+        message = (
+            f"{path} has version {version}, this package reads version {VERSION}: install the "
+            "package that wrote it."
+        )
+        raise ChoicesError(message)
+    return content
+
+
+def open_choices(trainer: Any) -> Choices:
+    """Open the folder that the environment names for an initialised trainer.
+
+    Raises:
+        ChoicesError: It is missing, damaged, of other images or labels, has no image, or has
+            images that the training is validated on.
+    """
+    folder = named_folder()
+    if folder is None:
+        message = f"{type(trainer).__name__} learns from choices, but {VARIABLE} is not set. {_HOW}"
+        raise ChoicesError(message)
+    _check_model(trainer, folder, read_model(folder))
+    if not any((folder / IMAGES).glob("*.pkl")):
+        message = f"{folder / IMAGES} holds no image. {_HOW}"
+        raise ChoicesError(message)
+    dataset = open_images(folder)
+    answers = [*read_answers(folder).values()]
+    _check_answers(folder, dataset, answers)
+    return Choices(folder, answers, dataset)
+
+
+def _check_model(trainer: Any, folder: Path, model: dict[str, Any]) -> None:
+    if trainer.is_cascaded:
+        message = (
+            f"{trainer.configuration_name} needs the segmentations of a previous stage, which "
+            "images that nobody has segmented do not have: train another configuration."
+        )
+        raise ChoicesError(message)
+    differences = compare_plans(
+        PlansManager(model["plans"]),
+        trainer.plans_manager,
+        (model["configuration"], trainer.configuration_name),
+        without_network=True,
+    )
+    described, own = model["dataset_json"], trainer.dataset_json
+    if not have_same_heads(described, own):
+        differences += f"{differences and '; '}labels are {described['labels']} there, "
+        differences += f"{own['labels']} here"
+    if channels_of(described) != channels_of(own):
+        differences += f"{differences and '; '}channels are {channels_of(described)} there, "
+        differences += f"{channels_of(own)} here"
+    if differences:
+        message = (
+            f"The choices in {folder} are of other images or labels than this training's: "
+            f"{differences}. Train with the plans and the configuration of {model['checkpoint']}, "
+            "or ask again with a model of these."
+        )
+        raise ChoicesError(message)
+
+
+def _check_answers(folder: Path, dataset: Any, answers: Iterable[Answer]) -> None:
+    """Refuse answers about images or candidates that are not those in the folder any more."""
+    known = {(each.image, each.image_sha256, each.candidates_sha256) for each in answers}
+    for identifier, image, candidates in sorted(known):
+        if identifier not in dataset.identifiers:
+            reason = f"{identifier} is not there any more"
+        else:
+            data, segmentations, *_ = dataset.load_case(identifier)
+            if (hash_array(data[:]), hash_array(segmentations[:])) == (image, candidates):
+                continue
+            reason = f"{identifier} has changed since it was judged"
+        message = (
+            f"{folder / RECORD} does not fit {folder / IMAGES}: {reason}. Restore that folder, or "
+            f"delete the lines of {identifier} from {RECORD}."
+        )
+        raise ChoicesError(message)
+
+
+def check_no_validation_case(choices: Choices, validation: Any) -> None:
+    """Refuse images that are also validation cases, by their voxels.
+
+    Args:
+        choices: What is trained on.
+        validation: nnU-Net's dataset of the validation cases.
+
+    Raises:
+        ChoicesError: There is one.
+    """
+    shapes = {choices.dataset.load_case(each)[0].shape for each in choices.dataset.identifiers}
+    validated = {}
+    for case in validation.identifiers:
+        image = validation.load_case(case)[0]
+        if image.shape in shapes:
+            validated[hash_array(image[:])] = case
+    if not validated:
+        return
+    for identifier in choices.dataset.identifiers:
+        case = validated.get(hash_array(choices.dataset.load_case(identifier)[0][:]))
+        if case is not None:
+            message = (
+                f"{identifier} in {choices.folder} is the validation case {case} of this fold: the "
+                "validation would be too good. Train another fold, or fold 'all', or delete "
+                f"{identifier}'s files in {choices.folder / IMAGES} and its lines in {RECORD}."
+            )
+            raise ChoicesError(message)
+
+
+def require_images(choices: Choices, images: UnlabelledImages) -> None:
+    """Refuse answers that leave nothing to learn from."""
+    if len(images):
+        return
+    num_named = sum(answer.verdict == CHOICE for answer in choices.answers)
+    message = (
+        f"There is nothing to learn from {choices}: no image has a candidate that is preferred to "
+        f"another one. {'Those named contradict each other. ' if num_named else ''}Go on with "
+        f"nnUNetv2_mapo choose -o {choices.folder}, and name the best and the worst of each image."
+    )
+    raise ChoicesError(message)
