@@ -15,6 +15,8 @@ _MODULES = {
     "_NoPreference": "mapo_no_preference",
     "_FineTune": "mapo_fine_tune",
     "_FineTune_NoPreference": "mapo_fine_tune",
+    "_Choices": "mapo_choices",
+    "_Choices_NoPreference": "mapo_choices",
 }
 
 
@@ -29,10 +31,12 @@ class Arm:
     Attributes:
         settings: Of `MAPOConfig`, on top of those that are shipped.
         variant: Of the shipped trainer, such as `"_NoPreference"`.
+        asked: Options of `nnUNetv2_mapo choose`, in the regime of choices.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
+    asked: tuple[str, ...] = ()
 
 
 STOCK = "stock"  # the base trainer without MAPO
@@ -45,6 +49,8 @@ DRY = DROPOUT | {
     "rates_2d": tuple(1e-9 * step for step in range(11)),
     "rates_3d": tuple(1e-9 * step for step in range(7)),
 }
+
+WRONG = ("--error", "0.1")
 
 ARMS: dict[str, Arm | None] = {
     STOCK: None,
@@ -88,6 +94,13 @@ ARMS: dict[str, Arm | None] = {
     "dropout_control": Arm(DROPOUT, "_NoPreference"),
     "strong_dropout": Arm(DROPOUT | {"rates_3d": RATES_3D}),
     "control_strong": Arm(DROPOUT | {"rates_3d": RATES_3D}, "_NoPreference"),
+    # of choices: what else can be made of them, and an expert who is wrong in 10 % of the answers
+    "pseudo_label": Arm({"unlabelled": "pseudo-label"}),
+    "chosen_label": Arm({"unlabelled": "chosen"}),
+    "regions": Arm(asked=("--regions",)),
+    "mapo_10": Arm(asked=WRONG),
+    "chosen_label_10": Arm({"unlabelled": "chosen"}, asked=WRONG),
+    "regions_10": Arm(asked=("--regions", *WRONG)),
 }
 
 
@@ -97,7 +110,7 @@ _CONTROLS = dict.fromkeys(_WITH_DROPOUT, "dropout_control") | {"strong_dropout":
 
 def control_of(regime: str, arm: str) -> str:
     """Arm that an arm is held against: the same training without preferences."""
-    return CONTROL if regime == "finetune" else _CONTROLS.get(arm, STOCK)
+    return CONTROL if regime in ("finetune", "choices") else _CONTROLS.get(arm, STOCK)
 
 
 def read_shipped(variant: str) -> Any:

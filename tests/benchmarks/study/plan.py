@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from .protocol import DATASETS
+from .protocol import ALL_LABELLED, FEW_LABELLED
 
 CHOOSING_SEEDS = (0, 1, 2, 3)  # settings are chosen by these
 CLAIMING_SEEDS = (4, 5, 6, 7)  # what is said about the method rests on these
@@ -32,7 +32,7 @@ class Block(NamedTuple):
     regime: str
     arms: Sequence[str]
     seeds: Sequence[int]
-    datasets: Sequence[str] = tuple(DATASETS)
+    datasets: Sequence[str] = ALL_LABELLED
 
     def cells(self) -> Iterator[Cell]:
         """In their order."""
@@ -55,10 +55,20 @@ CHOICES = (
     "kappa_4",
     "wrong_too",
 )
+CHOSEN = (
+    "control",
+    "mapo",
+    "pseudo_label",
+    "chosen_label",
+    "regions",
+    "mapo_10",
+    "chosen_label_10",
+)
 DROPOUT = ("dropout_control", "dropout")
 STRONG = ("control_strong", "strong_dropout")
 
 BLOCKS = [
+    Block("choices", CHOSEN, (0, 1, 2), FEW_LABELLED),
     Block("short", MAIN, (4,)),
     Block("finetune", FINE_TUNED, (3, 4, 5), ("Hippocampus", "Kvasir")),
     Block("short", MAIN, (5, 6, 7)),

@@ -15,6 +15,7 @@ from .images import find_same, shrink_image, shrink_mask, split_cases
 from .protocol import Dataset, fingerprint
 
 PLANS = "nnUNetPlans"
+UNLABELLED = "unlabelled"  # folder of images beside `raw`
 
 
 def prepare(dataset: Dataset, data: Path | None, work: Path) -> Path:
@@ -95,6 +96,19 @@ def preprocess(dataset: Dataset, root: Path) -> None:
     nnunet.preprocess([number], configurations=[dataset.configuration], num_processes=[1])
     split = make_split(dataset, root / "raw" / dataset.folder)
     (folder / "splits_final.json").write_text(json.dumps([split], indent=1))
+    if dataset.num_unlabelled:
+        link_unlabelled(dataset, root, split)
+
+
+def link_unlabelled(dataset: Dataset, root: Path, split: dict[str, list[str]]) -> None:
+    """Make a folder of images that are in no part of a split."""
+    images = root / "raw" / dataset.folder / "imagesTr"
+    used = {*split["train"], *split["val"]}
+    others = [path for path in sorted(images.iterdir()) if path.name.split("_0000.")[0] not in used]
+    (root / UNLABELLED).mkdir()
+    chosen = np.random.default_rng(1).permutation(len(others))[: dataset.num_unlabelled]
+    for number in sorted(chosen):
+        shutil.copy(others[number], root / UNLABELLED)
 
 
 def shrink_plans(dataset: Dataset, plans: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Dataset:
         spacing_mm: That 3D images are resampled to; None for 2D images, which have none.
         group_size: Cases in a row that stay in one part of the split, such as one eye's.
         tolerance: Of NSD, one voxel: in mm, or pixels of 2D images.
+        num_unlabelled: Of the other cases, those whose images are used without their labels.
     """
 
     folder: str
@@ -39,6 +40,7 @@ class Dataset:
     spacing_mm: float | None = None
     group_size: int = 1
     tolerance: float = 1.0
+    num_unlabelled: int = 0
 
 
 DATASETS = {
@@ -59,7 +61,13 @@ DATASETS = {
     "Nuclei": Dataset("Dataset103_Nuclei", 100, 100, image_size=None),  # 128 x 128
     "Vessels": Dataset("Dataset104_Vessels", 48, 32, image_size=128, group_size=4),
     "EBHI": Dataset("Dataset102_EBHI", 100, 100),
+    # few outlines and many images
+    "EBHI20": Dataset("Dataset102_EBHI", 20, 100, num_unlabelled=150),
+    "Nuclei20": Dataset("Dataset103_Nuclei", 20, 100, image_size=64, num_unlabelled=150),
+    "PolypGen60": Dataset("Dataset105_PolypGen", 60, 100, num_unlabelled=150),
 }
+ALL_LABELLED = tuple(name for name, dataset in DATASETS.items() if not dataset.num_unlabelled)
+FEW_LABELLED = tuple(name for name in DATASETS if name not in ALL_LABELLED)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Regime:
     Attributes:
         num_epochs: Of the base trainer.
         num_steps: An epoch.
-        variant: Shipped variant of MAPO that the arms change: plain, or `"_FineTune"`.
+        variant: Shipped variant of MAPO that the arms change: plain, `"_FineTune"`, `"_Choices"`.
         starts_from: Regime whose finished stock model of the same data set and seed it starts from.
     """
 
@@ -82,11 +90,15 @@ class Regime:
 REGIMES = {
     "short": Regime(25, 100),
     "finetune": Regime(25, 100, "_FineTune", "short"),
+    "choices": Regime(25, 100, "_Choices", "short"),
     "long": Regime(100, 100),
 }
 
 
 def fingerprint(dataset: Dataset, regime: Regime | None = None) -> str:
     """Eight digits that change with the protocol of a data set, or of its trainings."""
-    content = [asdict(dataset), regime and asdict(regime)]
+    described = asdict(dataset)
+    if not dataset.num_unlabelled:  # there was no such field in the first protocols
+        del described["num_unlabelled"]
+    content = [described, regime and asdict(regime)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

@@ -18,18 +18,22 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.guards.base_checkpoint import VARIABLE
 from nnunetv2_mapo.guards.fine_tuning import FINAL
+from nnunetv2_mapo.method import choices
 from nnunetv2_mapo.method.store import PREFERENCES, read_rounds
 from nnunetv2_mapo.trainer import MAPOTrainer
 
 from .arms import ARMS, STOCK, build_config, read_shipped
 from .plan import Cell
-from .preparation import PLANS, prepare, use_folders
+from .preparation import PLANS, UNLABELLED, prepare, use_folders
 from .protocol import DATASETS, FOLD, REGIMES, VALIDATION_STEPS, fingerprint
 from .provenance import describe_machine
 from .study_trainer import StudyTrainer
 from .validation import CaseMetrics
+
+DONE = "done"  # file in a folder of choices whose expert has answered all
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def _train(
     cell: Cell, trainer_class: type[StudyTrainer], settings: Settings, root: Path
 ) -> dict[str, Any]:
     device = torch.device(settings.device)
-    with fine_tuning_from(cell, settings):
+    with fine_tuning_from(cell, settings), learning_from(cell, settings, root):
         trainer = make_trainer(cell, trainer_class, root, device)
         started, cpu_started = time.monotonic(), time.process_time()
         trainer.run_training()
@@ -181,6 +185,35 @@ def fine_tuning_from(cell: Cell, settings: Settings) -> Any:
     base = base_cell(cell)
     named = {VARIABLE: str(settings.model(base) / FINAL)} if base else {}
     return patch.dict("os.environ", named)
+
+
+def learning_from(cell: Cell, settings: Settings, root: Path) -> Any:
+    """Let the package's variable name the choices of a simulated expert inside a `with` block.
+
+    They are made by the package's own command, once for each base and expert.
+    """
+    arm = ARMS[cell.arm]
+    if cell.regime != "choices" or arm is None:
+        return nullcontext()
+    asked = "_".join(option.strip("-") for option in arm.asked) or "best_and_worst"
+    folder = settings.results(cell) / "choices" / f"{cell.dataset}-{asked}"
+    base = base_cell(cell)
+    assert base is not None
+    if not (folder / DONE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        labels = root / "raw" / DATASETS[cell.dataset].folder / "labelsTr"
+        arguments = ["choose", str(settings.model(base).parent), "-f", str(FOLD)]
+        arguments += ["-i", str(root / UNLABELLED), "-o", str(folder), "-device", settings.device]
+        arguments += ["--truth", str(labels), "--seed", str(cell.seed), *arm.asked]
+        with patch(
+            "nnunetv2.inference.predict_from_raw_data.recursive_find_trainer_class_by_name",
+            lambda _: StudyTrainer,
+        ):
+            if main(arguments) != 0:
+                message = f"the expert could not choose: {' '.join(arguments)}"
+                raise RuntimeError(message)
+        (folder / DONE).touch()
+    return patch.dict("os.environ", {choices.VARIABLE: str(folder)})
 
 
 @contextmanager
