@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nnunetv2_mapo.support.errors import MAPOError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _SEAL = "sha256_of_content"
@@ -107,6 +108,13 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     for name, tensor in weights.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def hash_array(array: NDArray[Any]) -> str:
+    """SHA-256 of shape, type and values."""
+    digest = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
+    digest.update(array.tobytes())
     return digest.hexdigest()
 
 
