@@ -20,8 +20,9 @@ from nnunetv2_mapo.tools.choose.folder import (
 )
 from nnunetv2_mapo.tools.choose.images import find_images
 from nnunetv2_mapo.tools.choose.preparation import Preparation
+from nnunetv2_mapo.tools.choose.questions import Asking
 from nnunetv2_mapo.tools.choose.server import ChooseServer
-from nnunetv2_mapo.tools.choose.session import Asking, Session
+from nnunetv2_mapo.tools.choose.session import Session
 from nnunetv2_mapo.tools.models import model_folder, open_model
 
 

@@ -15,12 +15,14 @@ from urllib.parse import parse_qs, urlsplit
 from nnunetv2_mapo.method.choices import read_answers
 from nnunetv2_mapo.support.errors import CommandError, MAPOError
 from nnunetv2_mapo.tools.choose.agreement import summarise
-from nnunetv2_mapo.tools.choose.session import Question, Session, SessionError
+from nnunetv2_mapo.tools.choose.questions import Question
+from nnunetv2_mapo.tools.choose.session import Session, SessionError
 from nnunetv2_mapo.tools.choose.views import View, make_view
 
 _ADDRESS = "127.0.0.1"
 _MOST_BYTES = 10_000  # of a request
 _NUM_VIEWS = 4  # that are kept: the last question's, this one's, the next one's
+_PAGE = ("", "page.css", "page.js", "slices.js", "viewer.js")  # nothing else is read for a request
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -181,10 +183,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get(self, name: str, query: dict[str, Any]) -> None:
         session = self.server.session
-        if name in ("", "page.css", "page.js"):
+        if name in _PAGE:
             name = name or "page.html"
             content = (files("nnunetv2_mapo.tools.choose") / "page" / name).read_bytes()
             self._send(content, f"{_TYPES[name.rpartition('.')[2]]}; charset=utf-8")
+        elif name == "start":
+            self._send_json({"rater": session.last_rater})
         elif name == "state":
             session.check(query["client"])
             self._send_json(session.describe())

@@ -1,16 +1,14 @@
-"""Which question comes next, and what becomes of its answer."""
+"""One expert at a time, in one page at a time, and what becomes of the answers."""
 
 from __future__ import annotations
 
 import math
-import random
 import secrets
 import threading
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from nnunetv2_mapo.method.choices import (
     CHOICE,
@@ -23,8 +21,8 @@ from nnunetv2_mapo.method.choices import (
 )
 from nnunetv2_mapo.support.errors import MAPOError
 from nnunetv2_mapo.tools.choose.preparation import Preparation
+from nnunetv2_mapo.tools.choose.questions import Asking, Question, key_of
 
-REPEAT_AFTER = 5  # questions that are answered between the two times that the same is asked
 SILENCE = 15.0  # seconds without a sign of life after which a page counts as closed
 
 
@@ -38,35 +36,6 @@ class SessionError(MAPOError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-class Question(NamedTuple):
-    """What an expert is asked."""
-
-    image: str
-    region: int | None  # number in `disputed_regions` of the two that are shown; None: the image
-    shown: tuple[int, ...]  # candidates in the order in which they are shown
-    repeat: bool
-
-    @property
-    def key(self) -> tuple[str, int | None]:
-        """The same for both times."""
-        return self.image, self.region
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How it is asked.
-
-    Attributes:
-        regions: One disputed region at a time instead of the whole image.
-        repeat: Share of the questions that are asked twice.
-        seed: Decides order and repetition.
-    """
-
-    regions: bool
-    repeat: float
-    seed: int
 
 
 class Session:
@@ -83,6 +52,11 @@ class Session:
         self._current = self._upcoming = self._last = ""
 
     # Pages ----------------------------------------------------------------------------------------
+
+    @property
+    def last_rater(self) -> str:
+        """Who gave the last answer; empty if there is none."""
+        return next((each.rater for each in reversed(self._answers.values())), "")
 
     def join(self, client: str, rater: str, *, take_over: bool = False) -> None:
         """Let a page ask for a rater.
@@ -146,50 +120,22 @@ class Session:
             return self._asked[identifier]
 
     def _choose(self) -> str:
-        """A question that is open: a repetition that is due, else the most informative one."""
-        asked_now = {self._asked[each].key for each in (self._current, self._upcoming) if each}
-        mine = [each for each in self._answers.values() if each.rater == self.rater]
-        first = {_key(each): place for place, each in enumerate(mine) if not each.repeat}
-        again = {_key(each) for each in mine if each.repeat}
-        repeatable = [
-            (place, key)
-            for key, place in first.items()
-            if self._is_repeated(key) and key not in again | asked_now
-            and key[0] in self.preparation.ready and mine[place].verdict != SKIP
-        ]  # fmt: skip
-        due = [key for place, key in repeatable if len(mine) - place >= REPEAT_AFTER]
-        fresh = [key for key in self._all_keys() if key not in first.keys() | asked_now]
-        is_over = not fresh and self.preparation.is_done
-        if due:
-            return self._remember(due[0], repeat=True)
-        if fresh:
-            return self._remember(fresh[0], repeat=False)
-        if is_over and repeatable:
-            return self._remember(repeatable[0][1], repeat=True)
-        return ""
+        """Identifier of a question that is open; empty if there is none."""
+        question = self._find_next()
+        return self._remember(question) if question else ""
 
-    def _all_keys(self) -> list[tuple[str, int | None]]:
-        """Questions about all images that are ready, the most informative first."""
-        ready = dict(self.preparation.ready)
-        names = sorted(ready, key=lambda name: (-ready[name].disagreement, name))
-        if not self.asking.regions:
-            return [(name, None) for name in names]
-        return [(name, number) for name in names for number in range(ready[name].num_regions)]
+    def _find_next(self) -> Question | None:
+        return self.asking.choose_next(
+            dict(self.preparation.ready),
+            [each for each in self._answers.values() if each.rater == self.rater],
+            [self._asked[each].key for each in (self._current, self._upcoming) if each],
+            self.rater,
+            is_complete=self.preparation.is_done,
+        )
 
-    def _is_repeated(self, key: tuple[str, int | None]) -> bool:
-        name, region = key
-        if (region is not None) != self.asking.regions:
-            return False
-        return random.Random(f"{self.asking.seed}/{name}/{region}").random() < self.asking.repeat
-
-    def _remember(self, key: tuple[str, int | None], *, repeat: bool) -> str:
-        """Make a question; its candidates are shown in an order of chance."""
-        name, region = key
-        kept = self.preparation.ready[name]
-        shown = list(range(kept.num_candidates)) if region is None else list(kept.widest)
-        random.Random(f"{self.asking.seed}/{name}/{region}/{repeat}/{self.rater}").shuffle(shown)
+    def _remember(self, question: Question) -> str:
         identifier = secrets.token_hex(8)  # says nothing about the order
-        self._asked[identifier] = Question(name, region, tuple(shown), repeat)
+        self._asked[identifier] = question
         return identifier
 
     # Answers --------------------------------------------------------------------------------------
@@ -249,19 +195,19 @@ class Session:
                 raise SessionError(409, message)
             append_undo(self.folder.path, mine[-1])
             answer = self._answers.pop(mine[-1])
-            identifier = secrets.token_hex(8)
-            self._asked[identifier] = Question(
-                answer.image, answer.region, answer.shown, answer.repeat
-            )
-            self._current, self._upcoming, self._last = identifier, self._current, ""
+            question = Question(answer.image, answer.region, answer.shown, answer.repeat)
+            others = [each for each in (self._current, self._upcoming) if each]
+            others = [each for each in others if self._asked[each].key != question.key]
+            self._current, self._last = self._remember(question), ""
+            self._upcoming = others[0] if others else ""
 
     def describe(self) -> dict[str, Any]:
-        """Progress, for the page."""
+        """Progress of the rater, for the page."""
         with self._lock:
             preparation = self.preparation
             mine = [each for each in self._answers.values() if each.rater == self.rater]
-            keys = self._all_keys()
-            done = {_key(each) for each in mine if not each.repeat}
+            keys = self.asking.order(dict(preparation.ready))
+            done = {key_of(each) for each in mine if not each.repeat}
             seconds = [each.seconds for each in mine if each.verdict != SKIP]
             return {
                 "rater": self.rater,
@@ -272,7 +218,7 @@ class Session:
                 "failure": str(preparation.failure or ""),
                 "seconds": round(median(seconds), 1) if seconds else None,
                 "can_undo": bool(mine),
-                "finished": preparation.is_done and not self._current and not self._choose(),
+                "finished": preparation.is_done and not self._current and not self._find_next(),
             }
 
 
@@ -299,7 +245,3 @@ def check_answer(
             f"{num_shown - 1}; {', '.join(VERDICTS[1:])} name none."
         )
         raise SessionError(400, message)
-
-
-def _key(answer: Answer) -> tuple[str, int | None]:
-    return answer.image, answer.region
