@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from nnunetv2_mapo import __version__
+from nnunetv2_mapo.cli.choosing import add_choose
 from nnunetv2_mapo.cli.options import check_model
 from nnunetv2_mapo.cli.results import add_compare, add_evaluate, add_export, add_uncertainty
 from nnunetv2_mapo.cli.trainings import add_demo, add_doctor, add_preview, add_report
@@ -18,7 +19,7 @@ from nnunetv2_mapo.support.errors import MAPOError
 # In the order in which a user meets them.
 _COMMANDS = (
     add_demo, add_doctor, add_preview, add_evaluate, add_compare, add_report, add_export,
-    add_uncertainty,
+    add_uncertainty, add_choose,
 )  # fmt: skip
 _DESCRIPTION = """\
 MAPO trains any network of nnU-Net v2 to prefer its better segmentations: it

@@ -1,0 +1,239 @@
+"""A folder of choices on disk: see `method.choices` for what lies in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from numpy.typing import NDArray
+
+from nnunetv2_mapo.guards.start import InUseError, lock_folder
+from nnunetv2_mapo.method.choices import IMAGES, MODEL, VERSION, ChoicesError
+from nnunetv2_mapo.support.files import (
+    complete_or_absent,
+    hash_array,
+    hash_json,
+    hash_weights,
+    write_atomically,
+)
+from nnunetv2_mapo.tools.choose.candidates import Differing
+from nnunetv2_mapo.tools.models import TrainedModel
+
+ENTRY = "mapo_choices"  # of an image's properties: what is known of its candidates
+_UNFINISHED = "unfinished"  # folder of an image that is being written
+# Entries of `model.json` that must be those of the model, each with its name in words.
+_FIXED = {
+    "weights_sha256": "weights",
+    "plans_sha256": "plans",
+    "configuration": "configuration",
+    "labels": "labels",
+}
+
+
+class Kept(NamedTuple):
+    """What is known of an image's candidates without reading them."""
+
+    image_sha256: str
+    candidates_sha256: str
+    num_candidates: int
+    widest: tuple[int, int]  # the two that differ most
+    disagreement: float  # of these
+    num_regions: int  # disputed ones of these
+
+
+class KeptImage(NamedTuple):
+    """An image of a folder, read."""
+
+    image: NDArray[np.float32]  # `(channels, *spatial)`
+    candidates: NDArray[np.int16]  # nnU-Net's labels, `(K, *spatial)`
+    properties: dict[str, Any]  # nnU-Net's
+
+
+def describe_model(model: TrainedModel, checkpoint: str) -> dict[str, Any]:
+    """Content of `model.json`: which model made the candidates."""
+    plans = model.plans_manager.plans
+    return {
+        "version": VERSION,
+        "model_folder": str(model.folder),
+        "fold": model.fold,
+        "checkpoint": checkpoint,
+        "trainer": model.trainer_name,
+        "configuration": model.configuration,
+        "dataset": model.plans_manager.dataset_name,
+        "plans": model.plans_manager.plans_name,
+        "plans_sha256": hash_json(plans),
+        "labels": model.dataset_json["labels"],
+        "regions_class_order": model.dataset_json.get("regions_class_order"),
+        "channels": model.channel_names,
+        "weights_sha256": hash_weights(model.network.state_dict()),
+    }
+
+
+@dataclass(frozen=True)
+class ChoicesFolder:
+    """A folder of choices."""
+
+    path: Path
+
+    @property
+    def images(self) -> Path:
+        """Dataset of nnU-Net's."""
+        return self.path / IMAGES
+
+    def find_images(self) -> list[str]:
+        """Identifiers of the images that are complete, sorted."""
+        return sorted(nnUNetDatasetBlosc2.get_identifiers(str(self.images)))
+
+    def read_rates(self) -> tuple[float, ...]:
+        """Dropout rates of the candidates; empty if none were found yet."""
+        return tuple(read_origin(self.path).get("rates", ()))
+
+    def write_rates(self, rates: Sequence[float]) -> None:
+        """Keep the rates, so that a later sitting's candidates are made with the same."""
+        content = {**read_origin(self.path), "rates": list(rates)}
+        write_atomically(self.path / MODEL, json.dumps(content, indent=1).encode())
+
+    def read_kept(self, identifier: str) -> Kept:
+        """What is known of an image's candidates.
+
+        Raises:
+            ChoicesError: The image is damaged, or not of this command.
+        """
+        try:
+            content = load_pickle(str(self.images / f"{identifier}.pkl"))[ENTRY]
+            return Kept(**{name: content[name] for name in Kept._fields})
+        except Exception as error:  # whatever unpickling a damaged file raises
+            message = (
+                f"{self.images / identifier}.pkl is damaged ({type(error).__name__}: {error}). "
+                f"Delete the files {identifier}* there: the image is segmented anew."
+            )
+            raise ChoicesError(message) from error
+
+    def read_image(self, identifier: str) -> KeptImage:
+        """Read an image whole."""
+        dataset = nnUNetDatasetBlosc2(str(self.images), [identifier])
+        data, candidates, _, properties = dataset.load_case(identifier)
+        return KeptImage(data[:], candidates[:], properties)
+
+    def write_image(
+        self,
+        identifier: str,
+        image: NDArray[np.float32],
+        found: Differing,
+        properties: Mapping[str, Any],
+        patch_size: tuple[int, ...],
+    ) -> Kept:
+        """Write an image with its candidates; it appears complete or not at all.
+
+        Raises:
+            WriteError: The disk is full.
+        """
+        kept = Kept(
+            hash_array(image), hash_array(found.label_maps), len(found.label_maps), found.widest,
+            found.disagreement, found.num_regions,
+        )  # fmt: skip
+        content = {**properties, ENTRY: {**kept._asdict(), "rates": found.values}}
+        unfinished = self.path / _UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        num_bytes = image.nbytes + found.label_maps.nbytes
+        with complete_or_absent(unfinished / "written", num_bytes) as mark:
+            blocks, chunks = comp_blosc2_params(image.shape, patch_size, image.itemsize)
+            of_maps = comp_blosc2_params(found.label_maps.shape, patch_size, 2)
+            nnUNetDatasetBlosc2.save_case(
+                image, found.label_maps, content, str(unfinished / identifier), chunks=chunks,
+                blocks=blocks, chunks_seg=of_maps[1], blocks_seg=of_maps[0],
+            )  # fmt: skip
+            for path in unfinished.iterdir():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            mark.touch()
+        # nnU-Net lists an image by its .b2nd, which therefore comes last
+        for ending in ("_seg.b2nd", ".pkl", ".b2nd"):
+            (unfinished / f"{identifier}{ending}").replace(self.images / f"{identifier}{ending}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        return kept
+
+
+def open_folder(path: Path, origin: dict[str, Any]) -> ChoicesFolder:
+    """Open a folder of choices, or make one; this process is the only one that writes to it.
+
+    Args:
+        path: The folder.
+        origin: `describe_model` of the model.
+
+    Raises:
+        ChoicesError: It is of another model or version, holds something else, or another process
+            has it open.
+    """
+    is_new = not (path / MODEL).exists()
+    if is_new and path.is_dir() and any(each.name != "mapo.lock" for each in path.iterdir()):
+        message = f"{path} holds something else. Name a new folder with -o."
+        raise ChoicesError(message)
+    (path / IMAGES).mkdir(parents=True, exist_ok=True)
+    try:
+        lock_folder(path)
+    except InUseError as error:
+        message = (
+            f"{path} is open in another nnUNetv2_mapo choose: {error.args[0].split('. ')[0]}. Go "
+            "on in its page, or stop it first."
+        )
+        raise ChoicesError(message) from error
+    if is_new:
+        write_atomically(path / MODEL, json.dumps(origin, indent=1).encode())
+    check_origin(path, origin)
+    return ChoicesFolder(path)
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """Content of `model.json` of a folder of choices.
+
+    Raises:
+        ChoicesError: There is none, it is damaged, or of a later version.
+    """
+    try:
+        content: dict[str, Any] = json.loads((path / MODEL).read_bytes())
+        version = content["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = (
+            f"{path / MODEL} is missing or damaged ({error}): {path} is no folder of choices. Name "
+            "another one with -o."
+        )
+        raise ChoicesError(message) from error
+    if version != VERSION:
+        message = (
+            f"{path} has version {version}, this package reads version {VERSION}: install the "
+            "package that wrote it, or name a new folder with -o."
+        )
+        raise ChoicesError(message)
+    return content
+
+
+def check_origin(path: Path, origin: Mapping[str, Any]) -> None:
+    """Refuse a folder whose candidates are of another model.
+
+    Raises:
+        ChoicesError: They are.
+    """
+    content = read_origin(path)
+    differing = [words for name, words in _FIXED.items() if content.get(name) != origin[name]]
+    if differing:
+        number = path.name.rpartition("_")[2]
+        is_numbered = "_" in path.name and number.isdecimal()
+        stem = path.name.rpartition("_")[0] if is_numbered else path.name
+        following = f"{stem}_{int(number) + 1 if is_numbered else 2}"
+        message = (
+            f"{path} is of another model ({content.get('model_folder')}, fold "
+            f"{content.get('fold')}, {content.get('checkpoint')}): other {', '.join(differing)}. "
+            "Answers about its candidates say nothing about this one's. To ask again with a newly "
+            f"trained model take a new folder, -o {path.with_name(following)}."
+        )
+        raise ChoicesError(message)

@@ -1,0 +1,118 @@
+"""Unlabelled images: found, checked, and preprocessed by nnU-Net's own reader and preprocessor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
+from numpy.typing import NDArray
+
+from nnunetv2_mapo.support.errors import CommandError, InputError
+from nnunetv2_mapo.tools.models import TrainedModel
+
+
+class ImageError(InputError):
+    """An image that cannot be asked about; the message says why."""
+
+
+class Preprocessed(NamedTuple):
+    """An image as the network sees it."""
+
+    image: NDArray[np.float32]  # `(channels, *spatial)`
+    segmentation: NDArray[Any]  # ground truth in nnU-Net's labels, `(1, *spatial)`; of no meaning
+    # without one
+    properties: dict[str, Any]  # nnU-Net's
+
+
+def find_images(folder: Path, model: TrainedModel) -> dict[str, list[str]]:
+    """Files of each image by its identifier, sorted: one a channel, or one with all channels.
+
+    Raises:
+        CommandError: There is none, a channel is missing, or the model is a cascade's second stage.
+    """
+    ending, channels = model.dataset_json["file_ending"], model.channel_names
+    files = sorted(path.name for path in folder.glob(f"*{ending}"))
+    names = sorted(map(str, get_identifiers_from_splitted_dataset_folder(str(folder), ending)))
+    images = {name: create_paths_fn(str(folder), files, ending, name) for name in names}
+    example = f"CASE_0000{ending}"
+    if len(channels) > 1:
+        example += f", CASE_0001{ending} …"
+    message = ""
+    if not images:
+        message = f"{folder} has no image {example}, as nnU-Net names them by dataset.json."
+    if model.configuration_manager.previous_stage_name:
+        message = (
+            f"{model.configuration} is the second stage of a cascade, whose candidates would need "
+            "the first stage's segmentations: take a model of another configuration."
+        )
+    for name, paths in images.items():
+        if len(paths) not in (1, len(channels)) or name.endswith("_seg"):
+            message = (
+                f"{folder} has {len(paths)} files of {name}: the model needs one for each of its "
+                f"channels ({', '.join(channels)}), {example}; and no name may end in _seg."
+            )
+    if message:
+        raise CommandError(message)
+    return images
+
+
+def preprocess(
+    model: TrainedModel, files: Sequence[str], truth: Path | None = None
+) -> Preprocessed:
+    """Read an image, and its ground truth if there is one, and preprocess it as nnU-Net predicts.
+
+    Raises:
+        ImageError: A file cannot be read, or the image is none of the model's.
+    """
+    reader = model.plans_manager.image_reader_writer_class()
+    segmentation = None
+    try:
+        image, properties = reader.read_images(files)
+        if truth is not None:
+            segmentation, _ = reader.read_seg(str(truth))
+    except Exception as error:  # readers of several libraries, each with errors of its own
+        message = f"{files[0]} cannot be read ({type(error).__name__}: {error})."
+        raise ImageError(message) from error
+    check_image(image, files[0], model)
+    if segmentation is not None and segmentation.shape[1:] != image.shape[1:]:
+        message = (
+            f"{truth} has the shape {segmentation.shape[1:]}, its image {image.shape[1:]}: it is "
+            "the ground truth of another image."
+        )
+        raise ImageError(message)
+    preprocessor = model.configuration_manager.preprocessor_class(verbose=False)
+    data, segmentation, properties = preprocessor.run_case_npy(
+        image, segmentation, properties, model.plans_manager, model.configuration_manager,
+        model.dataset_json,
+    )  # fmt: skip
+    return Preprocessed(np.asarray(data, np.float32), segmentation, properties)
+
+
+def check_image(image: NDArray[Any], name: str, model: TrainedModel) -> None:
+    """Refuse an image, `(channels, *spatial)`, of other channels or another dimension.
+
+    Raises:
+        ImageError: It is.
+    """
+    channels, shape = model.channel_names, image.shape[1:]
+    if len(image) != len(channels):
+        message = (
+            f"{name} has {len(image)} channels, the model needs {len(channels)} "
+            f"({', '.join(channels)})."
+        )
+        raise ImageError(message)
+    if not np.isfinite(image).all():
+        message = f"{name} has voxels that are NaN or infinite."
+        raise ImageError(message)
+    median = model.plans_manager.plans.get("original_median_shape_after_transp", (2, 2, 2))
+    is_flat, are_flat = 1 in shape, 1 in map(int, median)
+    if is_flat != are_flat:
+        kinds = {True: "a single slice", False: "a volume"}
+        message = (
+            f"{name} is {kinds[is_flat]} of {' x '.join(map(str, shape))} voxels, the model's "
+            f"training images are {'slices' if are_flat else 'volumes'}."
+        )
+        raise ImageError(message)

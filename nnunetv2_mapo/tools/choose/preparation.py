@@ -1,0 +1,150 @@
+"""Images are segmented in the background while an expert already judges others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nnunetv2_mapo.method.mining import Miner
+from nnunetv2_mapo.support.files import hash_array
+from nnunetv2_mapo.tools.choose.candidates import find_rates, make_candidates, open_miner
+from nnunetv2_mapo.tools.choose.duplicates import KnownCases, read_known_cases
+from nnunetv2_mapo.tools.choose.folder import ChoicesFolder, Kept
+from nnunetv2_mapo.tools.choose.images import ImageError, Preprocessed, preprocess
+from nnunetv2_mapo.tools.models import TrainedModel
+
+NUM_FOR_RATES = 4  # images on which the dropout rates are found
+
+
+@dataclass
+class Preparation:
+    """Segments the images of a folder that have no candidates yet, in a thread of its own.
+
+    Attributes:
+        folder: Where they go.
+        model: Makes the candidates.
+        files: Of each image by its identifier.
+        most: Candidates of an image.
+        seed: Decides them.
+        device: Where the network lies.
+        log: Takes what a user should know.
+        ready: Images that can be asked about.
+        left_out: Why others cannot.
+        failure: What ended it early.
+    """
+
+    folder: ChoicesFolder
+    model: TrainedModel
+    files: Mapping[str, list[str]]
+    most: int
+    seed: int
+    device: torch.device
+    log: Callable[[str], None]
+    ready: dict[str, Kept] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    failure: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self._stop, self._done = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        for identifier in self.folder.find_images():
+            self.ready[identifier] = self.folder.read_kept(identifier)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the image that is being segmented."""
+        self._stop.set()
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Wait until every image is ready or left out.
+
+        Raises:
+            Exception: What ended it early.
+        """
+        self._done.wait()
+        if self.failure:
+            raise self.failure
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more becomes ready."""
+        return self._done.is_set()
+
+    @property
+    def num_waiting(self) -> int:
+        """Images of which it is not known yet whether they can be asked about."""
+        known = self.ready.keys() | self.left_out.keys()
+        return 0 if self.is_done else len(self.files.keys() - known)
+
+    def _run(self) -> None:
+        try:
+            waiting = [name for name in self.files if name not in self.ready]
+            if waiting:
+                with open_miner(self.model, self.seed, self.device) as miner:
+                    self._prepare(waiting, miner)
+        except Exception as error:  # the page and the command say it
+            self.failure = error
+        finally:
+            self._done.set()
+
+    def _prepare(self, waiting: list[str], miner: Miner) -> None:
+        known = read_known_cases(self.model)
+        owners = {kept.image_sha256: name for name, kept in self.ready.items()}
+        rates = self.folder.read_rates() or self._find_rates(miner)
+        for name in waiting:
+            if self._stop.is_set():
+                return
+            try:
+                image = self._read(name, known, owners)
+                self.ready[name] = self._segment(name, image, rates, miner)
+                owners[hash_array(image.image)] = name
+            except ImageError as error:
+                self.left_out[name] = str(error)
+                self.log(f"{name} is not asked about: {error}")
+
+    def _segment(
+        self, name: str, image: Preprocessed, rates: Sequence[float], miner: Miner
+    ) -> Kept:
+        """Write an image with its candidates."""
+        found = make_candidates(miner, image.image, name, rates, self.most, self.model, self.log)
+        if found is None:
+            message = "fewer than two of its candidates differ"
+            raise ImageError(message)
+        patch_size = tuple(self.model.configuration_manager.patch_size)
+        return self.folder.write_image(name, image.image, found, image.properties, patch_size)
+
+    def _read(self, name: str, known: KnownCases, owners: Mapping[str, str]) -> Preprocessed:
+        """Preprocess an image that is new."""
+        image = preprocess(self.model, self.files[name])
+        if owner := owners.get(hash_array(image.image)):
+            message = f"it is the same as {owner}"
+            raise ImageError(message)
+        if case := known.find(image.image):
+            message = f"it is the case {case} of {self.model.plans_manager.dataset_name}"
+            raise ImageError(message)
+        return image
+
+    def _find_rates(self, miner: Miner) -> tuple[float, ...]:
+        step = max(1, len(self.files) // NUM_FOR_RATES)
+        names = [*self.files][::step][:NUM_FOR_RATES]
+        images = [image for name in names if (image := self._try_to_read(name)) is not None]
+        rates = find_rates(miner, images, self.log)
+        self.folder.write_rates(rates)
+        self.log(f"candidates at {len(rates)} dropout rates up to {rates[-1]:.3g}")
+        return rates
+
+    def _try_to_read(self, name: str) -> NDArray[np.float32] | None:
+        """A preprocessed image; None if it cannot be read, which is said when its turn comes."""
+        try:
+            return preprocess(self.model, self.files[name]).image
+        except ImageError:
+            return None

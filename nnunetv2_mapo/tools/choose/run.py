@@ -1,0 +1,99 @@
+"""The steps of `choose`: open model and folder, segment in the background, ask, sum up."""
+
+from __future__ import annotations
+
+import webbrowser
+from argparse import Namespace
+
+from nnunetv2_mapo.method.choices import read_answers
+from nnunetv2_mapo.support.device import choose_device
+from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.tools.choose.agreement import summarise
+from nnunetv2_mapo.tools.choose.expert import Expert, find_truths
+from nnunetv2_mapo.tools.choose.export import export_candidates
+from nnunetv2_mapo.tools.choose.folder import (
+    ChoicesFolder,
+    check_origin,
+    describe_model,
+    open_folder,
+    read_origin,
+)
+from nnunetv2_mapo.tools.choose.images import find_images
+from nnunetv2_mapo.tools.choose.preparation import Preparation
+from nnunetv2_mapo.tools.choose.questions import Asking
+from nnunetv2_mapo.tools.choose.server import ChooseServer
+from nnunetv2_mapo.tools.choose.session import Session
+from nnunetv2_mapo.tools.models import model_folder, open_model
+
+
+def run_choose(arguments: Namespace) -> None:
+    """Run the sub-command from its parsed command line.
+
+    Raises:
+        CommandError: The model or the images cannot be used.
+        ChoicesError: The folder of choices cannot.
+    """
+    if arguments.summary:
+        read_origin(arguments.output)
+        print(summarise(read_answers(arguments.output)))
+        return
+    device = choose_device(arguments.device)
+    model = open_model(model_folder(arguments), arguments.fold, arguments.checkpoint, device)
+    origin = describe_model(model, arguments.checkpoint)
+    if arguments.export:
+        check_origin(arguments.output, origin)
+        number = export_candidates(ChoicesFolder(arguments.output), model, arguments.export)
+        print(f"Written: {number} candidates to {arguments.export}")
+        return
+    files = find_images(arguments.input, model)
+    truths = {}
+    if arguments.truth:
+        truths = find_truths(arguments.truth, files, model.dataset_json["file_ending"])
+    folder = open_folder(arguments.output, origin)
+    preparation = Preparation(
+        folder, model, files, arguments.candidates, arguments.seed, device, _say
+    )
+    session = Session(preparation, Asking(arguments.regions, arguments.repeat, arguments.seed))
+    with ChooseServer(session, arguments.port) as server:
+        preparation.start()
+        server.start()
+        try:
+            if truths:
+                preparation.wait()  # the order, and so the record, is then the same again
+                expert = Expert(
+                    server.address, model, files, truths, error=arguments.error,
+                    seed=arguments.seed,
+                )  # fmt: skip
+                print(f"The simulated expert gave {expert.answer_all()} answers.")
+            else:
+                _ask(server, preparation, arguments)
+        finally:
+            server.shutdown()
+            preparation.stop()
+    if not preparation.ready:
+        message = "None of the images can be asked about, see above."
+        raise CommandError(message)
+    print(f"\n{summarise(read_answers(folder.path))}\nWritten: {folder.path}")
+
+
+def _ask(server: ChooseServer, preparation: Preparation, arguments: Namespace) -> None:
+    """Wait until the page says that it is enough, or Ctrl-C."""
+    print(
+        f"The page is at {server.address}\nIt is for this machine only. Every answer is on the "
+        "disk at once: close it, or press Ctrl-C here, and go on with the same command.",
+        flush=True,
+    )
+    if not arguments.no_browser:
+        webbrowser.open(server.address)
+    try:
+        while not server.is_over.wait(0.2):
+            if preparation.failure and not preparation.ready:
+                raise preparation.failure
+            if preparation.is_done and not preparation.ready:
+                return
+    except KeyboardInterrupt:
+        print("\nInterrupted: what was answered is kept.")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
