@@ -20,7 +20,6 @@ from nnunetv2_mapo.method.choices import IMAGES, MODEL, VERSION, ChoicesError
 from nnunetv2_mapo.support.files import (
     complete_or_absent,
     hash_array,
-    hash_json,
     hash_weights,
     write_atomically,
 )
@@ -31,10 +30,10 @@ ENTRY = "mapo_choices"  # of an image's properties: what is known of its candida
 _UNFINISHED = "unfinished"  # folder of an image that is being written
 # Entries of `model.json` that must be those of the model, each with its name in words.
 _FIXED = {
-    "weights_sha256": "weights",
-    "plans_sha256": "plans",
+    "weights": "weights",
+    "plans": "plans",
     "configuration": "configuration",
-    "labels": "labels",
+    "dataset_json": "dataset.json",
 }
 
 
@@ -59,21 +58,15 @@ class KeptImage(NamedTuple):
 
 def describe_model(model: TrainedModel, checkpoint: str) -> dict[str, Any]:
     """Content of `model.json`: which model made the candidates."""
-    plans = model.plans_manager.plans
     return {
         "version": VERSION,
-        "model_folder": str(model.folder),
-        "fold": model.fold,
-        "checkpoint": checkpoint,
+        "checkpoint": str(model.folder / f"fold_{model.fold}" / checkpoint),
         "trainer": model.trainer_name,
+        "fold": model.fold,
         "configuration": model.configuration,
-        "dataset": model.plans_manager.dataset_name,
-        "plans": model.plans_manager.plans_name,
-        "plans_sha256": hash_json(plans),
-        "labels": model.dataset_json["labels"],
-        "regions_class_order": model.dataset_json.get("regions_class_order"),
-        "channels": model.channel_names,
-        "weights_sha256": hash_weights(model.network.state_dict()),
+        "plans": model.plans_manager.plans,
+        "dataset_json": model.dataset_json,
+        "weights": hash_weights(model.network.state_dict()),
     }
 
 
@@ -231,8 +224,8 @@ def check_origin(path: Path, origin: Mapping[str, Any]) -> None:
         stem = path.name.rpartition("_")[0] if is_numbered else path.name
         following = f"{stem}_{int(number) + 1 if is_numbered else 2}"
         message = (
-            f"{path} is of another model ({content.get('model_folder')}, fold "
-            f"{content.get('fold')}, {content.get('checkpoint')}): other {', '.join(differing)}. "
+            f"{path} is of another model ({content.get('checkpoint')}): other "
+            f"{', '.join(differing)}. "
             "Answers about its candidates say nothing about this one's. To ask again with a newly "
             f"trained model take a new folder, -o {path.with_name(following)}."
         )

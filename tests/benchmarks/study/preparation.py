@@ -97,13 +97,16 @@ def preprocess(dataset: Dataset, root: Path) -> None:
     split = make_split(dataset, root / "raw" / dataset.folder)
     (folder / "splits_final.json").write_text(json.dumps([split], indent=1))
     if dataset.num_unlabelled:
-        link_unlabelled(dataset, root, split)
+        set_apart(dataset, root, split)
 
 
-def link_unlabelled(dataset: Dataset, root: Path, split: dict[str, list[str]]) -> None:
-    """Make a folder of images that are in no part of a split."""
+def set_apart(dataset: Dataset, root: Path, split: dict[str, list[str]]) -> None:
+    """Make a folder of images that are in no part of a split, nor in nnU-Net's data any more."""
     images = root / "raw" / dataset.folder / "imagesTr"
     used = {*split["train"], *split["val"]}
+    for path in (root / "preprocessed" / dataset.folder).glob(f"*_{dataset.configuration}/*"):
+        if path.name.split(".")[0].removesuffix("_seg") not in used:
+            path.unlink()
     others = [path for path in sorted(images.iterdir()) if path.name.split("_0000.")[0] not in used]
     (root / UNLABELLED).mkdir()
     chosen = np.random.default_rng(1).permutation(len(others))[: dataset.num_unlabelled]
