@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_mapo.guards import checkpoint as checkpoints
 from nnunetv2_mapo.guards import start
 from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, Begun, Loaded
-from nnunetv2_mapo.guards.choices import check_no_validation_case, open_choices, require_images
+from nnunetv2_mapo.guards.choices import learn_from_choices
 from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
 from nnunetv2_mapo.guards.network import check_network
 from nnunetv2_mapo.guards.rehearsal import (
@@ -71,7 +71,7 @@ from nnunetv2_mapo.method.rounds import RoundSummary, mine_round, settle_values
 from nnunetv2_mapo.method.sampling import CandidateSampler, make_sampler
 from nnunetv2_mapo.method.schedule import Schedule
 from nnunetv2_mapo.method.store import PREFERENCES, Round
-from nnunetv2_mapo.method.unlabelled import FOLDER, UnlabelledImages, settle
+from nnunetv2_mapo.method.unlabelled import UnlabelledImages
 from nnunetv2_mapo.support.device import read_state, untouched, write_state
 from nnunetv2_mapo.support.files import WriteError, hash_json, hash_shapes, hash_weights
 
@@ -119,7 +119,6 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     _unlabelled_loader: Any = None
     _loads_unlabelled = False  # while the loader of these is made
     _origin: dict[str, Any] | None = None  # of the weights that a fine-tuning started from
-    _choices: dict[str, Any] | None = None  # that are learnt from
     _loaded = Loaded()  # from the checkpoint of a training that is continued
 
     # The method: warm-up -> (mining -> preference optimisation) x rounds --------------------------
@@ -336,7 +335,8 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         start.check_foreground(super().get_tr_and_val_datasets()[0])
         self._check_earlier_training()
         if self.mapo.learns_unlabelled:
-            self._unlabelled = self._open_unlabelled()
+            validation = super().get_tr_and_val_datasets()[1]
+            self._unlabelled = learn_from_choices(self, validation, self._folder / PREFERENCES)
         register_keys(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
         self.logger.update_config({"mapo": self.mapo.to_dict()})  # for W&B
         self._log(f"{self.schedule}; dropout after {len(self.dropout.sites)} layers; {self.mapo}")
@@ -346,27 +346,6 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         self._rehearse()
         if self.current_epoch:
             self._log(f"continued {self._describe_progress()}")
-
-    def _open_unlabelled(self) -> UnlabelledImages:
-        """Images that an expert has chosen about, checked, with what the training makes of them."""
-        choices = open_choices(self)
-        if self.fold != "all":  # whose validation cases are training cases
-            check_no_validation_case(choices, super().get_tr_and_val_datasets()[1])
-        self._choices = {"use": self.mapo.unlabelled, **choices.origin}
-        origin = {**self._choices, "labels": self.dataset_json["labels"]}
-        stacks = Round(self._folder / PREFERENCES / FOLDER, origin)
-        make = partial(
-            settle, choices.dataset, choices.answers, self.mapo.unlabelled, stacks, self.labels,
-            self.configuration_manager.patch_size,
-        )  # fmt: skip
-        if self.local_rank == 0:
-            images = make()
-        self._barrier()  # the others find what the first rank has made
-        if self.local_rank != 0:
-            images = make()
-        require_images(choices, images)
-        self._log(f"{choices}; {len(images)} of {len(choices.dataset.identifiers)} images are used")
-        return images
 
     def _rehearse(self) -> None:
         """Take one step of the preference stage with planted pairs, and undo it."""
@@ -424,7 +403,8 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         training, validation = super().get_tr_and_val_datasets()
         if self._unlabelled is not None:
             if self._loads_unlabelled:
-                training = self._unlabelled.as_training_cases(training)
+                labels = self.label_manager.all_labels
+                training = self._unlabelled.as_training_cases(training, labels)
         elif self._mined is not None:
             training = with_preferences(training, self._mined)
         return training, validation
@@ -507,7 +487,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             "schedule": str(self.schedule),
             "random_state": read_state(self.device),
             "base": self._origin,
-            "choices": self._choices,
+            "choices": self._unlabelled and self._unlabelled.stacks.origin,
             "reference": average and {"weights": average, "sha256": hash_weights(average)},
         }
 

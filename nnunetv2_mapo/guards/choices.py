@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import distributed as dist
 
 from nnunetv2_mapo.guards.base_checkpoint import compare_plans, have_same_heads
 from nnunetv2_mapo.method.cases import channels_of
@@ -25,7 +26,8 @@ from nnunetv2_mapo.method.choices import (
     ChoicesError,
     read_answers,
 )
-from nnunetv2_mapo.method.unlabelled import UnlabelledImages, open_images
+from nnunetv2_mapo.method.store import Round
+from nnunetv2_mapo.method.unlabelled import FOLDER, UnlabelledImages, open_images, settle
 from nnunetv2_mapo.support.files import hash_array, hash_json
 
 _HOW = (
@@ -96,6 +98,35 @@ def read_model(folder: Path) -> dict[str, Any]:
         )
         raise ChoicesError(message)
     return content
+
+
+def learn_from_choices(trainer: Any, validation: Any, folder: Path) -> UnlabelledImages:
+    """Open the choices that the environment names, check them, and make them ready to train on.
+
+    Args:
+        trainer: Initialised.
+        validation: nnU-Net's dataset of its validation cases.
+        folder: Of the trainer's, for what is made of the images.
+
+    Raises:
+        ChoicesError: As of `open_choices`, or there is nothing to learn from.
+    """
+    choices, use = open_choices(trainer), trainer.mapo.unlabelled
+    if trainer.fold != "all":  # whose validation cases are training cases
+        check_no_validation_case(choices, validation)
+    stacks = Round(folder / FOLDER, {"use": use, **choices.origin})
+    patch_size = trainer.configuration_manager.patch_size
+    for rank in (0, trainer.local_rank):  # the others find what the first one has made
+        if rank == trainer.local_rank:
+            images = settle(
+                choices.dataset, choices.answers, use, stacks, trainer.labels, patch_size
+            )
+        if trainer.is_ddp:
+            dist.barrier()
+    require_images(choices, images)
+    num_images = len(choices.dataset.identifiers)
+    trainer.print_to_log_file(f"MAPO: {choices}; {len(images)} of {num_images} images are used")
+    return images
 
 
 def open_choices(trainer: Any) -> Choices:

@@ -49,24 +49,24 @@ class UnlabelledImages:
     def __len__(self) -> int:
         return len(self.places)
 
-    def as_training_cases(self, dataset: Any) -> Any:
-        """Copy of a trainer's dataset of training cases that has these images instead."""
+    def as_training_cases(self, dataset: Any, labels: Sequence[int]) -> Any:
+        """Copy of a trainer's dataset of training cases that has these images instead.
+
+        `labels` are all that nnU-Net's label manager knows.
+        """
         other = copy.copy(dataset)
         other.identifiers = list(self.places)
-        other.load_case = partial(_load_case, self)
+        other.load_case = partial(_load_case, self, labels)
         return other
 
 
 def _load_case(
-    images: UnlabelledImages, identifier: str, *_args: Any, **_kwargs: Any
+    images: UnlabelledImages, labels: Sequence[int], identifier: str, *_args: Any, **_kwargs: Any
 ) -> tuple[Any, ...]:
     """As nnU-Net's: image, segmentation stack, previous stage's segmentation, properties."""
     data, _, previous, properties = images.dataset.load_case(identifier)
-    places = images.places[identifier]
-    locations: dict[Any, Any] = {_LEARNT: places}
-    for key in properties["class_locations"]:
-        # with an ignore label, a tuple stands for all that is annotated
-        locations[key] = places if isinstance(key, tuple) and -1 in key else ()
+    places, annotated = images.places[identifier], (-1, *labels)  # nnU-Net's key of all labels
+    locations = {_LEARNT: places, annotated: places}
     stack = images.stacks.open_stack(identifier)
     return data, stack, previous, {**properties, "class_locations": locations}
 

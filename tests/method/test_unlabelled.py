@@ -14,12 +14,11 @@ CLASSES = Labels(3)
 MAPS = CANDIDATES[:, None].astype(np.int8)  # (K, 1, 1, 10): three axes, as nnU-Net has them
 
 
-def make_dataset(candidates=MAPS, locations=None):
+def make_dataset(candidates=MAPS):
     cases = {f"image_{number}": candidates for number in range(2)}
-    properties = {"class_locations": locations or {1: np.array([[0, 0, 0, 0]])}}
     return SimpleNamespace(
         identifiers=[*reversed(cases)],  # as folders are listed: in any order
-        load_case=lambda name: (np.zeros((1, 1, 1, 10)), cases[name], None, properties),
+        load_case=lambda name: (np.zeros((1, 1, 1, 10)), cases[name], None, {"spacing": (1, 1, 1)}),
     )
 
 
@@ -80,21 +79,19 @@ def test_of_many_voxels_some_are_enough(tmp_path):
     np.testing.assert_array_equal(places, again)
 
 
-def test_the_loader_finds_them_under_no_class_and_where_anything_is_annotated(tmp_path):
-    ignored = (-1, 0, 1, 2)
-    dataset = make_dataset(locations={1: np.array([[0, 0, 0, 9]]), ignored: np.array([[0] * 4])})
-    images = make(tmp_path, "preferences", ABOUT_0, dataset=dataset)
-    training = images.as_training_cases(SimpleNamespace(identifiers=["case"], own="attribute"))
+def test_the_loader_finds_them_whichever_class_it_looks_for(tmp_path):
+    images = make(tmp_path, "preferences", ABOUT_0)
+    own = SimpleNamespace(identifiers=["case"], own="attribute")
+    training = images.as_training_cases(own, [0, 1, 2])
     assert training.identifiers == ["image_0"]
     assert training.own == "attribute"
     data, stack, previous, properties = training.load_case("image_0")
     assert data.shape == (1, 1, 1, 10)
     assert stack.shape == (4, 1, 1, 10)
     assert previous is None
+    assert properties["spacing"] == (1, 1, 1)
     locations = properties["class_locations"]
-    assert len(locations[1]) == 0
-    assert len(locations[-1]) == len(locations[ignored]) == 4
-    assert len(dataset.load_case("image_0")[3]["class_locations"][1]) == 1  # as it was
+    assert all(locations[key] is images.places["image_0"] for key in (-1, (-1, 0, 1, 2)))
 
 
 def test_stacks_that_are_there_stay_and_others_are_made_anew(tmp_path):
