@@ -41,6 +41,7 @@ class History:
         logged: Values that nnU-Net and MAPO logged, by key, one for each epoch.
         config: Settings of MAPO, as of `MAPOConfig.to_dict`; None without MAPO.
         begun: Epoch in which each round that has begun did so.
+        choices: Experts' choices that were learnt from, as of `guards.choices`; None without.
     """
 
     checkpoint: Path
@@ -53,6 +54,7 @@ class History:
     logged: Mapping[str, Sequence[Any]]
     config: dict[str, Any] | None
     begun: tuple[int, ...] = ()
+    choices: dict[str, Any] | None = None
 
     @property
     def fold(self) -> str:
@@ -102,6 +104,7 @@ def read_history(fold: Path) -> History:
         logged=logged,
         config=mapo.get("config"),
         begun=tuple(mapo.get("begun", {}).get("first_epochs", ())),
+        choices=mapo.get("choices"),
     )
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -187,7 +187,9 @@ def describe_fold(history: History) -> FoldPart:
             f"Only {done} are in {history.checkpoint.name}: the training is not finished, or "
             "its final checkpoint was deleted."
         )
-    if history.has_preferences and not rounds:
+    if history.choices:
+        notes.append(describe_choices(history.choices))
+    elif history.has_preferences and not rounds:
         notes.append("No round is in the folder preferences: not mined yet, or deleted.")
     if rounds:
         folder, checkpoint = history.checkpoint.parents[1], history.checkpoint.name
@@ -209,6 +211,19 @@ def describe_fold(history: History) -> FoldPart:
         ],
         notes,
         legend,
+    )
+
+
+def describe_choices(choices: Mapping[str, Any]) -> str:
+    """What a training learnt from instead of mined pairs, in a sentence."""
+    learnt = {
+        "preferences": "preferences between candidates",
+        "chosen": "chosen candidates as labels",
+        "pseudo-label": "plain predictions as labels, whatever was answered",
+    }[choices["use"]]
+    return (
+        f"No pairs were mined: from {choices['num_images']} images without outlines and "
+        f"{choices['num_answers']} answers of experts in {choices['folder']} it learnt {learnt}."
     )
 
 

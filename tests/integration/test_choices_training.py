@@ -13,6 +13,7 @@ import torch
 from choices_folder import GOOD, NOTHING, make_candidates, write_choices
 from test_training import read_log, stop_in_epoch
 
+from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.method.choices import (
     EQUAL,
     IMAGES,
@@ -68,6 +69,10 @@ def test_choices_are_learnt_from_after_the_warm_up(
     assert logged(trainer, "rewards/margins")[-1] > 0  # it has come to prefer what was chosen
     content = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
     assert content["mapo"]["choices"]["num_answers"] == 2
+    model = Path(trainer.output_folder).parent
+    assert main(["report", str(model)]) == 0
+    words = f"2 images without outlines and 2 answers of experts in {folder} it learnt preferences"
+    assert words in (model / "report.html").read_text()
 
 
 @pytest.mark.parametrize("name", [CHOSEN, PSEUDO])
