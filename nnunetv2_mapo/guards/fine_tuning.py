@@ -55,11 +55,22 @@ def find_base(trainer: Any) -> Base | None:
             f"place here. Leave it out; {VARIABLE} can name a file."
         )
         raise BaseError(message)
+    path = _find_path(trainer, named)
+    if path.parent.resolve() == Path(trainer.output_folder).resolve():
+        message = (
+            f"{path} is what this training would overwrite. Let nnUNet_results name another folder "
+            "for the new model."
+        )
+        raise BaseError(message)
+    return read_base(path)
+
+
+def _find_path(trainer: Any, named: str | None) -> Path:
     if named:
-        return read_base(Path(named).expanduser().absolute())
+        return Path(named).expanduser().absolute()
     if trainer.mapo.unlabelled != "off" and (choices := named_folder()):
-        return read_base(Path(read_model(choices)["checkpoint"]))  # what the choices were about
-    return read_base(_find_finished(trainer))
+        return Path(read_model(choices)["checkpoint"])  # of the model that was asked about
+    return _find_finished(trainer)
 
 
 def _find_finished(trainer: Any) -> Path:

@@ -90,6 +90,18 @@ def test_it_has_its_own_length_and_learning_rate(make_trainer: MakeTrainer, base
     assert trainer.optimizer.state == {}
 
 
+def test_the_model_that_it_starts_from_is_not_overwritten(
+    make_trainer: MakeTrainer, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(make_trainer(FINE_TUNED).output_folder) / FINAL
+    own.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(base, own)
+    monkeypatch.setenv(VARIABLE, str(own))
+    with pytest.raises(BaseError, match="is what this training would overwrite. Let nnUNet_res"):
+        make_trainer(FINE_TUNED).run_training()
+    assert own.read_bytes() == base.read_bytes()
+
+
 def test_checkpoints_say_where_the_weights_come_from(make_trainer: MakeTrainer, base: Path) -> None:
     trainer = make_trainer(FINE_TUNED)
     trainer.run_training()

@@ -32,11 +32,13 @@ class Arm:
         settings: Of `MAPOConfig`, on top of those that are shipped.
         variant: Of the shipped trainer, such as `"_NoPreference"`.
         asked: Options of `nnUNetv2_mapo choose`, in the regime of choices.
+        num_outlines: Images that the expert has outlined instead.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
     asked: tuple[str, ...] = ()
+    num_outlines: int = 0
 
 
 STOCK = "stock"  # the base trainer without MAPO
@@ -100,6 +102,8 @@ ARMS: dict[str, Arm | None] = {
     "regions": Arm(asked=("--regions",)),
     "mapo_10": Arm(asked=WRONG),
     "chosen_label_10": Arm({"unlabelled": "chosen"}, asked=WRONG),
+    "outlines_10": Arm({"unlabelled": "chosen"}, num_outlines=10),
+    "outlines_30": Arm({"unlabelled": "chosen"}, num_outlines=30),
     "regions_10": Arm(asked=("--regions", *WRONG)),
 }
 

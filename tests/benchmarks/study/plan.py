@@ -62,6 +62,9 @@ CHOSEN = (
     "chosen_label",
     "regions",
     "mapo_10",
+    "outlines_10",
+    "outlines_30",
+    "regions_10",
     "chosen_label_10",
 )
 DROPOUT = ("dropout_control", "dropout")

@@ -16,6 +16,7 @@ from .protocol import Dataset, fingerprint
 
 PLANS = "nnUNetPlans"
 UNLABELLED = "unlabelled"  # folder of images beside `raw`
+OUTLINED = "outlined"  # folder of all preprocessed cases that are in no part of the split
 
 
 def prepare(dataset: Dataset, data: Path | None, work: Path) -> Path:
@@ -104,9 +105,10 @@ def set_apart(dataset: Dataset, root: Path, split: dict[str, list[str]]) -> None
     """Make a folder of images that are in no part of a split, nor in nnU-Net's data any more."""
     images = root / "raw" / dataset.folder / "imagesTr"
     used = {*split["train"], *split["val"]}
+    (root / OUTLINED).mkdir()
     for path in (root / "preprocessed" / dataset.folder).glob(f"*_{dataset.configuration}/*"):
         if path.name.split(".")[0].removesuffix("_seg") not in used:
-            path.unlink()
+            path.rename(root / OUTLINED / path.name)
     others = [path for path in sorted(images.iterdir()) if path.name.split("_0000.")[0] not in used]
     (root / UNLABELLED).mkdir()
     chosen = np.random.default_rng(1).permutation(len(others))[: dataset.num_unlabelled]

@@ -25,9 +25,10 @@ from nnunetv2_mapo.method import choices
 from nnunetv2_mapo.method.store import PREFERENCES, read_rounds
 from nnunetv2_mapo.trainer import MAPOTrainer
 
-from .arms import ARMS, STOCK, build_config, read_shipped
+from .arms import ARMS, STOCK, Arm, build_config, read_shipped
+from .outlines import draw_outlines
 from .plan import Cell
-from .preparation import PLANS, UNLABELLED, prepare, use_folders
+from .preparation import OUTLINED, PLANS, UNLABELLED, prepare, use_folders
 from .protocol import DATASETS, FOLD, REGIMES, VALIDATION_STEPS, fingerprint
 from .provenance import describe_machine
 from .study_trainer import StudyTrainer
@@ -195,25 +196,37 @@ def learning_from(cell: Cell, settings: Settings, root: Path) -> Any:
     arm = ARMS[cell.arm]
     if cell.regime != "choices" or arm is None:
         return nullcontext()
+    folder = ask(cell, arm, settings, root)
+    if arm.num_outlines:
+        outlined = folder.with_name(f"{cell.dataset}-{arm.num_outlines}_outlines")
+        shutil.rmtree(outlined, ignore_errors=True)
+        draw_outlines(folder, root / OUTLINED, outlined, arm.num_outlines, cell.seed)
+        folder = outlined
+    return patch.dict("os.environ", {choices.VARIABLE: str(folder)})
+
+
+def ask(cell: Cell, arm: Arm, settings: Settings, root: Path) -> Path:
+    """Ask the simulated expert of an arm, unless that was done before; the folder of choices."""
     asked = "_".join(option.strip("-") for option in arm.asked) or "best_and_worst"
     folder = settings.results(cell) / "choices" / f"{cell.dataset}-{asked}"
     base = base_cell(cell)
     assert base is not None
-    if not (folder / DONE).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        labels = root / "raw" / DATASETS[cell.dataset].folder / "labelsTr"
-        arguments = ["choose", str(settings.model(base).parent), "-f", str(FOLD)]
-        arguments += ["-i", str(root / UNLABELLED), "-o", str(folder), "-device", settings.device]
-        arguments += ["--truth", str(labels), "--seed", str(cell.seed), *arm.asked]
-        with patch(
-            "nnunetv2.inference.predict_from_raw_data.recursive_find_trainer_class_by_name",
-            lambda _: StudyTrainer,
-        ):
-            if main(arguments) != 0:
-                message = f"the expert could not choose: {' '.join(arguments)}"
-                raise RuntimeError(message)
-        (folder / DONE).touch()
-    return patch.dict("os.environ", {choices.VARIABLE: str(folder)})
+    if (folder / DONE).is_file():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    labels = root / "raw" / DATASETS[cell.dataset].folder / "labelsTr"
+    arguments = ["choose", str(settings.model(base).parent), "-f", str(FOLD)]
+    arguments += ["-i", str(root / UNLABELLED), "-o", str(folder), "-device", settings.device]
+    arguments += ["--truth", str(labels), "--seed", str(cell.seed), *arm.asked]
+    with patch(
+        "nnunetv2.inference.predict_from_raw_data.recursive_find_trainer_class_by_name",
+        lambda _: StudyTrainer,
+    ):
+        if main(arguments) != 0:
+            message = f"the expert could not choose: {' '.join(arguments)}"
+            raise RuntimeError(message)
+    (folder / DONE).touch()
+    return folder
 
 
 @contextmanager
