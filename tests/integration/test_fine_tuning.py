@@ -97,7 +97,7 @@ def test_the_model_that_it_starts_from_is_not_overwritten(
     own.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(base, own)
     monkeypatch.setenv(VARIABLE, str(own))
-    with pytest.raises(BaseError, match="is what this training would overwrite. Let nnUNet_res"):
+    with pytest.raises(BaseError, match=r"is what this training would overwrite\. Let nnUNet_res"):
         make_trainer(FINE_TUNED).run_training()
     assert own.read_bytes() == base.read_bytes()
 
