@@ -101,7 +101,6 @@ ARMS: dict[str, Arm | None] = {
     "chosen_label": Arm({"unlabelled": "chosen"}),
     "regions": Arm(asked=("--regions",)),
     "mapo_10": Arm(asked=WRONG),
-    "chosen_label_10": Arm({"unlabelled": "chosen"}, asked=WRONG),
     "outlines_10": Arm({"unlabelled": "chosen"}, num_outlines=10),
     "outlines_30": Arm({"unlabelled": "chosen"}, num_outlines=30),
     "regions_10": Arm(asked=("--regions", *WRONG)),

@@ -55,23 +55,14 @@ CHOICES = (
     "kappa_4",
     "wrong_too",
 )
-CHOSEN = (
-    "control",
-    "mapo",
-    "pseudo_label",
-    "chosen_label",
-    "regions",
-    "mapo_10",
-    "outlines_10",
-    "outlines_30",
-    "regions_10",
-    "chosen_label_10",
-)
+CHOSEN = ("control", "mapo", "pseudo_label", "chosen_label", "regions")
+WORTH = ("mapo_10", "regions_10", "outlines_10", "outlines_30")
 DROPOUT = ("dropout_control", "dropout")
 STRONG = ("control_strong", "strong_dropout")
 
 BLOCKS = [
     Block("choices", CHOSEN, (0, 1, 2), FEW_LABELLED),
+    Block("choices", WORTH, (0, 1, 2), FEW_LABELLED),
     Block("short", MAIN, (4,)),
     Block("finetune", FINE_TUNED, (3, 4, 5), ("Hippocampus", "Kvasir")),
     Block("short", MAIN, (5, 6, 7)),

@@ -90,7 +90,7 @@ class Regime:
 REGIMES = {
     "short": Regime(25, 100),
     "finetune": Regime(25, 100, "_FineTune", "short"),
-    "choices": Regime(25, 100, "_Choices", "short"),
+    "choices": Regime(125, 100, "_Choices", "short"),  # of which it trains a fifth
     "long": Regime(100, 100),
 }
 
