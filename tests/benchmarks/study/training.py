@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import json
 import re
 import shutil
@@ -33,8 +34,6 @@ from .protocol import DATASETS, FOLD, REGIMES, VALIDATION_STEPS, fingerprint
 from .provenance import describe_machine
 from .study_trainer import StudyTrainer
 from .validation import CaseMetrics
-
-DONE = "done"  # file in a folder of choices whose expert has answered all
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def learning_from(cell: Cell, settings: Settings, root: Path) -> Any:
         return nullcontext()
     folder = ask(cell, arm, settings, root)
     if arm.num_outlines:
-        outlined = folder.with_name(f"{cell.dataset}-{arm.num_outlines}_outlines")
+        outlined = folder.with_name(f"{cell.dataset}-{arm.num_outlines}_outlines-{os.getpid()}")
         shutil.rmtree(outlined, ignore_errors=True)
         draw_outlines(folder, root / OUTLINED, outlined, arm.num_outlines, cell.seed)
         folder = outlined
@@ -211,12 +210,13 @@ def ask(cell: Cell, arm: Arm, settings: Settings, root: Path) -> Path:
     folder = settings.results(cell) / "choices" / f"{cell.dataset}-{asked}"
     base = base_cell(cell)
     assert base is not None
-    if (folder / DONE).is_file():
+    if folder.is_dir():
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
+    own = folder.with_name(f"{folder.name}-{os.getpid()}")  # another process may ask as well
+    shutil.rmtree(own, ignore_errors=True)
     labels = root / "raw" / DATASETS[cell.dataset].folder / "labelsTr"
     arguments = ["choose", str(settings.model(base).parent), "-f", str(FOLD)]
-    arguments += ["-i", str(root / UNLABELLED), "-o", str(folder), "-device", settings.device]
+    arguments += ["-i", str(root / UNLABELLED), "-o", str(own), "-device", settings.device]
     arguments += ["--truth", str(labels), "--seed", str(cell.seed), *arm.asked]
     with patch(
         "nnunetv2.inference.predict_from_raw_data.recursive_find_trainer_class_by_name",
@@ -225,7 +225,10 @@ def ask(cell: Cell, arm: Arm, settings: Settings, root: Path) -> Path:
         if main(arguments) != 0:
             message = f"the expert could not choose: {' '.join(arguments)}"
             raise RuntimeError(message)
-    (folder / DONE).touch()
+    try:
+        own.rename(folder)
+    except OSError:  # it was faster
+        shutil.rmtree(own)
     return folder
 
 
