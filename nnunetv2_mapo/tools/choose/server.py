@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 from nnunetv2_mapo.method.choices import read_answers
 from nnunetv2_mapo.support.errors import CommandError, MAPOError
 from nnunetv2_mapo.tools.choose.agreement import summarise
+from nnunetv2_mapo.tools.choose.images import is_rgb
 from nnunetv2_mapo.tools.choose.questions import Question
 from nnunetv2_mapo.tools.choose.session import Session, SessionError
 from nnunetv2_mapo.tools.choose.views import View, make_view
@@ -108,8 +109,7 @@ class ChooseServer(ThreadingHTTPServer):
             "num_shown": len(question.shown),
             "shape": list(view.image.shape),
             "channels": model.channel_names,
-            "is_rgb": len(model.channel_names) == 3
-            and "NaturalImage" in model.plans_manager.image_reader_writer_class.__name__,
+            "is_rgb": is_rgb(model),
             "aspect": float(spacing[-2] / spacing[-1]),
             "values": view.values,
             "labels": [names.get(value, str(value)) for value in view.values],

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.choices import ChoicesError, disputed_regions
-from nnunetv2_mapo.tools.choose.folder import KeptImage
+from nnunetv2_mapo.tools.choose.folder import ENTRY, KeptImage
 
 _DARKEST, _BRIGHTEST = 0.1, 99.9  # percentiles of a channel that are 0 and 255
 _MOST_SAMPLES = 1_000_000  # voxels of which the percentiles are taken
@@ -73,14 +73,17 @@ def make_view(kept: KeptImage, region: tuple[int, int, int] | None) -> View:
         mask = disputed_regions(kept.candidates[first], kept.candidates[second])[number]
     places = np.zeros(values[-1] + 1, np.uint8)
     places[values] = range(len(values))
-    image = np.stack([to_bytes(channel) for channel in kept.image])
+    display = kept.properties[ENTRY].get("display") or [None] * len(kept.image)
+    image = np.stack([to_bytes(*each) for each in zip(kept.image, display, strict=True)])
     return View(image, places[kept.candidates], values.tolist(), mask)
 
 
-def to_bytes(channel: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Intensities, `(*spatial)`, from 0 at their darkest to 255 at their brightest."""
+def to_bytes(
+    channel: NDArray[np.float32], ends: tuple[float, float] | None = None
+) -> NDArray[np.uint8]:
+    """Intensities, `(*spatial)`, from 0 to 255 at these ends, or at their darkest and brightest."""
     step = max(1, channel.size // _MOST_SAMPLES)
-    low, high = np.percentile(channel.ravel()[::step], (_DARKEST, _BRIGHTEST))
+    low, high = ends or np.percentile(channel.ravel()[::step], (_DARKEST, _BRIGHTEST))
     scaled = (channel - low) * (255 / max(float(high - low), 1e-6))
     result: NDArray[np.uint8] = scaled.clip(0, 255).astype(np.uint8)
     return result
