@@ -55,8 +55,8 @@ class Session:
 
     @property
     def last_rater(self) -> str:
-        """Who gave the last answer; empty if there is none."""
-        return next((each.rater for each in reversed(self._answers.values())), "")
+        """Who was asked last, or gave the last answer; empty if nobody did."""
+        return self.rater or next((each.rater for each in reversed(self._answers.values())), "")
 
     def join(self, client: str, rater: str, *, take_over: bool = False) -> None:
         """Let a page ask for a rater.
