@@ -61,12 +61,12 @@ def make_view(kept: KeptImage, region: tuple[int, int, int] | None) -> View:
     candidates = np.stack([places[candidate] for candidate in kept.candidates])
     differs = (candidates != candidates[0]).any(0) if mask is None else mask
     disputed = [int(number) for number in differs.sum((1, 2))]
-    return View(image, candidates, values.tolist(), mask, disputed, find_box(differs.any(0)))
+    return View(image, candidates, values.tolist(), mask, disputed, find_box(differs))
 
 
 def find_box(mask: NDArray[np.bool_]) -> list[int]:
-    """First and last row, first and last column of a mask, `(rows, columns)`, that is not empty."""
-    places = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+    """First and last row, first and last column of a mask, `(*spatial)`, that is not empty."""
+    places = [np.flatnonzero(mask.any(axes)) for axes in ((0, 2), (0, 1))]
     return [int(end) for along in places for end in (along[0], along[-1])]
 
 

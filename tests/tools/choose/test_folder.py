@@ -1,12 +1,15 @@
 import json
+import re
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 
-from nnunetv2_mapo.method.choices import ChoicesError
+from nnunetv2_mapo.method.choices import Answer, ChoicesError, append_answer, append_undo
 from nnunetv2_mapo.support.files import WriteError, hash_array
 from nnunetv2_mapo.tools.choose.candidates import Differing
 from nnunetv2_mapo.tools.choose.folder import open_folder
@@ -90,3 +93,21 @@ def test_a_second_process_is_refused(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "is open in another nnUNetv2_mapo choose" in done.stderr
+
+
+def test_a_folder_is_read_without_this_package_as_documented(folder, monkeypatch, capsys):
+    answer = Answer("image_0", "sha", "sha", (1, 0, 2), "choice", "Ada", 1.0, "now", best=1)
+    append_answer(folder.path, answer)
+    append_undo(folder.path, append_answer(folder.path, answer))
+    page = Path(__file__).parents[3] / "docs/reference/choices.md"
+    [code] = re.findall(r"```py\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(folder.path.parent)
+    exec(code, {})
+    assert capsys.readouterr().out == "image_0 choice 1 (3, 3, 8, 10)\n"
+
+
+def test_every_entry_of_a_folder_is_documented():
+    page = Path(__file__).parents[3] / "docs/reference/choices.md"
+    text = page.read_text(encoding="utf-8")
+    names = [each.name for each in fields(Answer)] + list(ORIGIN)
+    assert not [name for name in names if f"`{name}`" not in text]
