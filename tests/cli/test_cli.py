@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "command-line.md"
 NAMES = (
     "demo", "doctor", "preview", "evaluate", "compare", "report", "export", "uncertainty",
+    "choose",
 )  # fmt: skip
 COMMANDS = [[], *([name] for name in NAMES)]
 

@@ -22,7 +22,7 @@ from nnunetv2_mapo.method.mining import Log, Miner, make_miner, mine_within_memo
 from nnunetv2_mapo.method.rates import bisect_rate, spread_rates, with_rates
 from nnunetv2_mapo.method.sampling import make_sampler
 from nnunetv2_mapo.method.selection import Overlap, candidate_dice, count_overlap, mean_dice
-from nnunetv2_mapo.tools.models import TrainedModel
+from nnunetv2_mapo.tools.models import ModelError, TrainedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,14 +53,17 @@ def open_miner(model: TrainedModel, seed: int, device: torch.device) -> Iterator
         dropout_exclude=trained.dropout_exclude,
     )
     num_channels = len(model.channel_names)
-    dropout = StochasticDropout(
-        model.network,
-        model.labels.num_heads,
-        config.granularity,
-        include=config.dropout_include,
-        exclude=config.dropout_exclude,
-        images=torch.zeros(1, num_channels, *plan.patch_size, device=device),
-    )
+    try:
+        dropout = StochasticDropout(
+            model.network,
+            model.labels.num_heads,
+            config.granularity,
+            include=config.dropout_include,
+            exclude=config.dropout_exclude,
+            images=torch.zeros(1, num_channels, *plan.patch_size, device=device),
+        )
+    except ValueError as error:  # no layer to drop out
+        raise ModelError(str(error)) from error
     try:
         sampler = make_sampler(config, len(plan.patch_size), dropout, num_channels)
         yield make_miner(config, model.network, sampler, model.labels, plan, device)

@@ -123,6 +123,7 @@ class ChoicesFolder:
         found: Differing,
         properties: Mapping[str, Any],
         patch_size: tuple[int, ...],
+        display: Sequence[tuple[float, float]] | None = None,
     ) -> Kept:
         """Write an image with its candidates; it appears complete or not at all.
 
@@ -133,7 +134,7 @@ class ChoicesFolder:
             hash_array(image), hash_array(found.label_maps), len(found.label_maps), found.widest,
             found.disagreement, found.num_regions,
         )  # fmt: skip
-        content = {**properties, ENTRY: {**kept._asdict(), "rates": found.values}}
+        entry = {**kept._asdict(), "rates": found.values, "display": display}
         unfinished = self.path / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
@@ -142,8 +143,8 @@ class ChoicesFolder:
             blocks, chunks = comp_blosc2_params(image.shape, patch_size, image.itemsize)
             of_maps = comp_blosc2_params(found.label_maps.shape, patch_size, 2)
             nnUNetDatasetBlosc2.save_case(
-                image, found.label_maps, content, str(unfinished / identifier), chunks=chunks,
-                blocks=blocks, chunks_seg=of_maps[1], blocks_seg=of_maps[0],
+                image, found.label_maps, {**properties, ENTRY: entry}, str(unfinished / identifier),
+                chunks=chunks, blocks=blocks, chunks_seg=of_maps[1], blocks_seg=of_maps[0],
             )  # fmt: skip
             for path in unfinished.iterdir():
                 with path.open("rb+") as file:

@@ -25,6 +25,7 @@ class Preprocessed(NamedTuple):
     segmentation: NDArray[Any]  # ground truth in nnU-Net's labels, `(1, *spatial)`; of no meaning
     # without one
     properties: dict[str, Any]  # nnU-Net's
+    display: list[tuple[float, float]] | None  # of each channel, what black and full colour became
 
 
 def find_images(folder: Path, model: TrainedModel) -> dict[str, list[str]]:
@@ -88,7 +89,32 @@ def preprocess(
         image, segmentation, properties, model.plans_manager, model.configuration_manager,
         model.dataset_json,
     )  # fmt: skip
-    return Preprocessed(np.asarray(data, np.float32), segmentation, properties)
+    data = np.asarray(data, np.float32)
+    display = find_colours(image, data) if is_rgb(model) else None
+    return Preprocessed(data, segmentation, properties, display)
+
+
+def is_rgb(model: TrainedModel) -> bool:
+    """Whether the images are coloured photographs."""
+    reader = model.plans_manager.image_reader_writer_class.__name__
+    return len(model.channel_names) == 3 and reader.startswith("NaturalImage")
+
+
+def find_colours(
+    photograph: NDArray[Any], preprocessed: NDArray[np.float32]
+) -> list[tuple[float, float]]:
+    """What 0 and 255 of each channel have become, so that a page can show the real colours.
+
+    nnU-Net's normalisation of a channel is linear; both images are `(channels, *spatial)`.
+    """
+    found = []
+    for before, after in zip(photograph, preprocessed, strict=True):
+        (low, high), (new_low, new_high) = (
+            np.percentile(each, (5, 95)) for each in (before, after)
+        )
+        slope = float(new_high - new_low) / max(float(high - low), 1e-6)
+        found.append((float(new_low - slope * low), float(new_low + slope * (255 - low))))
+    return found
 
 
 def check_image(image: NDArray[Any], name: str, model: TrainedModel) -> None:

@@ -120,7 +120,9 @@ class Preparation:
             message = "fewer than two of its candidates differ"
             raise ImageError(message)
         patch_size = tuple(self.model.configuration_manager.patch_size)
-        return self.folder.write_image(name, image.image, found, image.properties, patch_size)
+        return self.folder.write_image(
+            name, image.image, found, image.properties, patch_size, image.display
+        )
 
     def _read(self, name: str, known: KnownCases, owners: Mapping[str, str]) -> Preprocessed:
         """Preprocess an image that is new."""

@@ -70,6 +70,8 @@ def run_choose(arguments: Namespace) -> None:
         finally:
             server.shutdown()
             preparation.stop()
+    if preparation.failure:
+        raise preparation.failure
     if not preparation.ready:
         message = "None of the images can be asked about, see above."
         raise CommandError(message)
@@ -87,8 +89,6 @@ def _ask(server: ChooseServer, preparation: Preparation, arguments: Namespace) -
         webbrowser.open(server.address)
     try:
         while not server.is_over.wait(0.2):
-            if preparation.failure and not preparation.ready:
-                raise preparation.failure
             if preparation.is_done and not preparation.ready:
                 return
     except KeyboardInterrupt:

@@ -15,13 +15,15 @@ from urllib.parse import parse_qs, urlsplit
 from nnunetv2_mapo.method.choices import read_answers
 from nnunetv2_mapo.support.errors import CommandError, MAPOError
 from nnunetv2_mapo.tools.choose.agreement import summarise
-from nnunetv2_mapo.tools.choose.questions import Question
+from nnunetv2_mapo.tools.choose.folder import ChoicesFolder
+from nnunetv2_mapo.tools.choose.images import is_rgb
+from nnunetv2_mapo.tools.choose.questions import Key, Question
 from nnunetv2_mapo.tools.choose.session import Session, SessionError
 from nnunetv2_mapo.tools.choose.views import View, make_view
 
 _ADDRESS = "127.0.0.1"
 _MOST_BYTES = 10_000  # of a request
-_NUM_VIEWS = 4  # that are kept: the last question's, this one's, the next one's
+_NUM_VIEWS = 3  # that are kept: the last question's, this one's, the next one's
 _PAGE = ("", "page.css", "page.js", "slices.js", "viewer.js")  # nothing else is read for a request
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _HEADERS = {
@@ -33,6 +35,24 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+class _LazyView:
+    """A view that one thread loads, while others wait for it but not for one another's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._view: View | None = None
+
+    def load(self, folder: ChoicesFolder, question: Question) -> View:
+        """The view of a question; always of the same one."""
+        with self._lock:
+            if self._view is None:
+                region = None
+                if question.region is not None:
+                    region = (question.shown[0], question.shown[1], question.region)
+                self._view = make_view(folder.read_image(question.image), region)
+            return self._view
 
 
 class ChooseServer(ThreadingHTTPServer):
@@ -57,7 +77,7 @@ class ChooseServer(ThreadingHTTPServer):
         self.session = session
         self.token = secrets.token_urlsafe(24)
         self.is_over = threading.Event()  # set by the page's last button
-        self._views: OrderedDict[tuple[str, int | None], View] = OrderedDict()
+        self._views: OrderedDict[Key, _LazyView] = OrderedDict()
         self._views_lock = threading.Lock()
 
     @property
@@ -79,17 +99,12 @@ class ChooseServer(ThreadingHTTPServer):
 
     def view(self, question: Question) -> View:
         """View of a question's image; the last few are kept."""
-        region = None
-        if question.region is not None:
-            region = (question.shown[0], question.shown[1], question.region)
         with self._views_lock:
-            if question.key not in self._views:
-                kept = self.session.folder.read_image(question.image)
-                self._views[question.key] = make_view(kept, region)
-                while len(self._views) > _NUM_VIEWS:
-                    self._views.popitem(last=False)
+            view = self._views.setdefault(question.key, _LazyView())
             self._views.move_to_end(question.key)
-            return self._views[question.key]
+            while len(self._views) > _NUM_VIEWS:
+                self._views.popitem(last=False)
+        return view.load(self.session.folder, question)
 
     def describe(self, identifier: str) -> dict[str, Any]:
         """A question, for the page."""
@@ -108,8 +123,7 @@ class ChooseServer(ThreadingHTTPServer):
             "num_shown": len(question.shown),
             "shape": list(view.image.shape),
             "channels": model.channel_names,
-            "is_rgb": len(model.channel_names) == 3
-            and "NaturalImage" in model.plans_manager.image_reader_writer_class.__name__,
+            "is_rgb": is_rgb(model),
             "aspect": float(spacing[-2] / spacing[-1]),
             "values": view.values,
             "labels": [names.get(value, str(value)) for value in view.values],

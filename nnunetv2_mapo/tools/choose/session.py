@@ -55,8 +55,8 @@ class Session:
 
     @property
     def last_rater(self) -> str:
-        """Who gave the last answer; empty if there is none."""
-        return next((each.rater for each in reversed(self._answers.values())), "")
+        """Who was asked last, or gave the last answer; empty if nobody did."""
+        return self.rater or next((each.rater for each in reversed(self._answers.values())), "")
 
     def join(self, client: str, rater: str, *, take_over: bool = False) -> None:
         """Let a page ask for a rater.
@@ -218,7 +218,8 @@ class Session:
                 "failure": str(preparation.failure or ""),
                 "seconds": round(median(seconds), 1) if seconds else None,
                 "can_undo": bool(mine),
-                "finished": preparation.is_done and not self._current and not self._find_next(),
+                "finished": preparation.is_done
+                and not (self._current or self._upcoming or self._find_next()),
             }
 
 
@@ -230,12 +231,15 @@ def check_answer(
     Raises:
         SessionError: It is none.
     """
-    places = range(num_shown)
+    places = [*range(num_shown), None]
     is_choice = verdict == CHOICE
     is_valid = (
         verdict in VERDICTS
-        and (best in places if is_choice else best is None)
-        and (worst is None or (is_choice and worst in places and worst != best))
+        and {type(best), type(worst)} <= {int, type(None)}  # True is 1, too
+        and best in places
+        and worst in places
+        and (best is not None) == is_choice
+        and (worst is None or (is_choice and worst != best))
         and 0 <= seconds < math.inf
     )
     if not is_valid:

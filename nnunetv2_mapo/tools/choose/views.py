@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.choices import ChoicesError, disputed_regions
-from nnunetv2_mapo.tools.choose.folder import KeptImage
+from nnunetv2_mapo.tools.choose.folder import ENTRY, KeptImage
 
 _DARKEST, _BRIGHTEST = 0.1, 99.9  # percentiles of a channel that are 0 and 255
 _MOST_SAMPLES = 1_000_000  # voxels of which the percentiles are taken
@@ -23,27 +23,8 @@ class View(NamedTuple):
     candidates: NDArray[np.uint8]  # places in `values`, `(K, *spatial)`, in the record's order
     values: list[int]  # nnU-Net's labels that there are
     region: NDArray[np.bool_] | None  # that is asked about, `(*spatial)`; None: the image
-
-    @property
-    def disputed(self) -> list[int]:
-        """Voxels of each slice in which candidates differ, or of the region."""
-        differs = self.region
-        if differs is None:
-            differs = (self.candidates != self.candidates[0]).any(0)
-        return [int(number) for number in differs.sum((1, 2))]
-
-    @property
-    def box(self) -> list[int]:
-        """First and last row and column of what is disputed, in voxels."""
-        differs = self.region
-        if differs is None:
-            differs = (self.candidates != self.candidates[0]).any(0)
-        ends: list[int] = []
-        for axis in (1, 2):
-            others = tuple(other for other in range(3) if other != axis)
-            places = np.flatnonzero(differs.any(others))
-            ends += [int(places[0]), int(places[-1])]
-        return ends
+    disputed: list[int]  # voxels of each slice in which candidates differ, or of the region
+    box: list[int]  # first and last row, first and last column of these voxels
 
     def slice(self, place: int, shown: Sequence[int]) -> bytes:
         """A slice: its channels, the shown candidates, the region; each `(rows, columns)` bytes."""
@@ -63,7 +44,10 @@ def make_view(kept: KeptImage, region: tuple[int, int, int] | None) -> View:
     Raises:
         ChoicesError: The image has too many labels.
     """
-    values = np.flatnonzero(np.bincount(kept.candidates.ravel()))
+    is_there = np.zeros(int(kept.candidates.max()) + 1, bool)
+    for plane in kept.candidates.reshape(-1, *kept.candidates.shape[2:]):  # little memory
+        is_there[plane] = True
+    values = np.flatnonzero(is_there)
     if len(values) > 256:
         message = f"The candidates have {len(values)} labels; 256 can be shown."
         raise ChoicesError(message)
@@ -71,16 +55,28 @@ def make_view(kept: KeptImage, region: tuple[int, int, int] | None) -> View:
     if region is not None:
         first, second, number = region
         mask = disputed_regions(kept.candidates[first], kept.candidates[second])[number]
-    places = np.zeros(values[-1] + 1, np.uint8)
-    places[values] = range(len(values))
-    image = np.stack([to_bytes(channel) for channel in kept.image])
-    return View(image, places[kept.candidates], values.tolist(), mask)
+    places = np.cumsum(is_there, dtype=np.int64).astype(np.uint8) - np.uint8(1)
+    display = kept.properties[ENTRY].get("display") or [None] * len(kept.image)
+    image = np.stack([to_bytes(*each) for each in zip(kept.image, display, strict=True)])
+    candidates = np.stack([places[candidate] for candidate in kept.candidates])
+    differs = (candidates != candidates[0]).any(0) if mask is None else mask
+    disputed = [int(number) for number in differs.sum((1, 2))]
+    return View(image, candidates, values.tolist(), mask, disputed, find_box(differs))
 
 
-def to_bytes(channel: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Intensities, `(*spatial)`, from 0 at their darkest to 255 at their brightest."""
+def find_box(mask: NDArray[np.bool_]) -> list[int]:
+    """First and last row, first and last column of a mask, `(*spatial)`, that is not empty."""
+    places = [np.flatnonzero(mask.any(axes)) for axes in ((0, 2), (0, 1))]
+    return [int(end) for along in places for end in (along[0], along[-1])]
+
+
+def to_bytes(
+    channel: NDArray[np.float32], ends: tuple[float, float] | None = None
+) -> NDArray[np.uint8]:
+    """Intensities, `(*spatial)`, from 0 to 255 at these ends, or at their darkest and brightest."""
     step = max(1, channel.size // _MOST_SAMPLES)
-    low, high = np.percentile(channel.ravel()[::step], (_DARKEST, _BRIGHTEST))
-    scaled = (channel - low) * (255 / max(float(high - low), 1e-6))
-    result: NDArray[np.uint8] = scaled.clip(0, 255).astype(np.uint8)
+    low, high = ends or np.percentile(channel.ravel()[::step], (_DARKEST, _BRIGHTEST))
+    scaled = channel - np.float32(low)
+    scaled *= 255 / max(float(high - low), 1e-6)
+    result: NDArray[np.uint8] = scaled.clip(0, 255, out=scaled).astype(np.uint8)
     return result

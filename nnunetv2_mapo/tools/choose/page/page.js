@@ -70,8 +70,8 @@ async function next() {
   const slices = upcoming?.question === asked.question ? upcoming.slices : new Slices(asked);
   info = asked;
   best = worst = null;
+  show("asking"); // first: what is not shown has no size
   showPanels();
-  show("asking");
   await viewer.open(info, [...document.querySelectorAll(".panel canvas")], slices);
   [seen, seenSince] = [0, document.hidden ? 0 : performance.now()];
   document.body.dataset.question = info.question;

@@ -108,8 +108,7 @@ export class Viewer {
     const [, , rows, columns] = this.info.shape;
     const share = Math.max((bottom - top + 1) / rows, (right - left + 1) / columns);
     const zoom = Math.min(Math.max(1 / (3 * share), 1), 12);
-    this.view = { x: (left + right + 1) / 2, y: (top + bottom + 1) / 2, zoom };
-    this.draw();
+    this.#look((left + right + 1) / 2, (top + bottom + 1) / 2, zoom);
   }
 
   zoomBy(factor, canvas, event) {
@@ -122,17 +121,20 @@ export class Viewer {
       this.view.x += (dx / scale.x) * (1 - zoom / after);
       this.view.y += (dy / scale.y) * (1 - zoom / after);
     }
-    this.view.zoom = after;
-    if (after === 1) this.fit();
-    this.draw();
+    this.#look(this.view.x, this.view.y, after);
   }
 
   // Move by screen pixels.
   pan(dx, dy, canvas = this.canvases[0]) {
     const scale = this.#scale(canvas);
+    this.#look(this.view.x - dx / scale.x, this.view.y - dy / scale.y, this.view.zoom);
+  }
+
+  // Look at a pixel, as far as the image reaches.
+  #look(x, y, zoom) {
     const [, , rows, columns] = this.info.shape;
-    this.view.x = Math.min(Math.max(this.view.x - dx / scale.x, 0), columns);
-    this.view.y = Math.min(Math.max(this.view.y - dy / scale.y, 0), rows);
+    const within = (at, size) => Math.min(Math.max(at, size / (2 * zoom)), size - size / (2 * zoom));
+    this.view = { x: within(x, columns), y: within(y, rows), zoom };
     this.draw();
   }
 
@@ -184,10 +186,11 @@ export class Viewer {
       }
     };
     context.lineCap = "square";
+    if (this.info.is_region || this.differing) { // below the contours, which it must not hide
+      stroke(this.#marked(), "rgb(255 255 255 / 85%)", this.info.is_region ? 2.8 : 1.2, [5, 6]);
+    }
     if (!this.hidden)
       for (const [colour, path] of this.#contours(number)) stroke(path, colour, 1.7);
-    if (this.info.is_region) stroke(this.#marked(), "#fff", 1.4, [5, 5]);
-    else if (this.differing) stroke(this.#marked(), "#fff", 1.2, [3, 4]);
   }
 
   // Outline of each label of a candidate.
