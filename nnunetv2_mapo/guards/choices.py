@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -14,26 +13,22 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed as dist
 
 from nnunetv2_mapo.guards.base_checkpoint import compare_plans, have_same_heads
+from nnunetv2_mapo.guards.known_cases import KnownCases
 from nnunetv2_mapo.method.cases import channels_of
 from nnunetv2_mapo.method.choices import (
     CHOICE,
+    HOW_TO_MAKE,
     IMAGES,
-    MODEL,
     RECORD,
     VARIABLE,
-    VERSION,
     Answer,
     ChoicesError,
     read_answers,
+    read_model,
 )
 from nnunetv2_mapo.method.store import Round
 from nnunetv2_mapo.method.unlabelled import FOLDER, UnlabelledImages, open_images, settle
 from nnunetv2_mapo.support.files import hash_array, hash_json
-
-_HOW = (
-    f"Make it with nnUNetv2_mapo choose MODEL_FOLDER -i UNLABELLED_FOLDER -o FOLDER, and let "
-    f"{VARIABLE} name FOLDER."
-)
 
 
 @dataclass(frozen=True)
@@ -75,31 +70,6 @@ def named_folder() -> Path | None:
     return Path(named).expanduser().absolute() if named else None
 
 
-def read_model(folder: Path) -> dict[str, Any]:
-    """What `model.json` says of the model that made the candidates.
-
-    Raises:
-        ChoicesError: The folder is none of choices, or of a later version.
-    """
-    path = folder / MODEL
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        version = content["version"]
-    except FileNotFoundError as error:
-        message = f"{folder} is no folder of choices: {path} is missing. {_HOW}"
-        raise ChoicesError(message) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{path} is damaged ({error}). {_HOW}"
-        raise ChoicesError(message) from error
-    if version != VERSION:
-        message = (
-            f"{path} has version {version}, this package reads version {VERSION}: install the "
-            "package that wrote it."
-        )
-        raise ChoicesError(message)
-    return content
-
-
 def learn_from_choices(trainer: Any, validation: Any, folder: Path) -> UnlabelledImages:
     """Open the choices that the environment names, check them, and make them ready to train on.
 
@@ -138,11 +108,12 @@ def open_choices(trainer: Any) -> Choices:
     """
     folder = named_folder()
     if folder is None:
-        message = f"{type(trainer).__name__} learns from choices, but {VARIABLE} is not set. {_HOW}"
+        name = type(trainer).__name__
+        message = f"{name} learns from choices, but {VARIABLE} is not set. {HOW_TO_MAKE}"
         raise ChoicesError(message)
     _check_model(trainer, folder, read_model(folder))
     if not any((folder / IMAGES).glob("*.pkl")):
-        message = f"{folder / IMAGES} holds no image. {_HOW}"
+        message = f"{folder / IMAGES} holds no image. {HOW_TO_MAKE}"
         raise ChoicesError(message)
     dataset = open_images(folder)
     answers = [*read_answers(folder).values()]
@@ -207,16 +178,9 @@ def check_no_validation_case(choices: Choices, validation: Any) -> None:
     Raises:
         ChoicesError: There is one.
     """
-    shapes = {choices.dataset.load_case(each)[0].shape for each in choices.dataset.identifiers}
-    validated = {}
-    for case in validation.identifiers:
-        image = validation.load_case(case)[0]
-        if image.shape in shapes:
-            validated[hash_array(image[:])] = case
-    if not validated:
-        return
-    for identifier in choices.dataset.identifiers:
-        case = validated.get(hash_array(choices.dataset.load_case(identifier)[0][:]))
+    known = KnownCases.of(validation)
+    for identifier in sorted(choices.dataset.identifiers):
+        case = known.find(choices.dataset.load_case(identifier)[0])
         if case is not None:
             message = (
                 f"{identifier} in {choices.folder} is the validation case {case} of this fold: the "

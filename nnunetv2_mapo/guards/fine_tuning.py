@@ -29,8 +29,9 @@ from nnunetv2_mapo.guards.base_checkpoint import (
     transfer,
 )
 from nnunetv2_mapo.guards.checkpoint import FINAL
-from nnunetv2_mapo.guards.choices import named_folder, read_model
+from nnunetv2_mapo.guards.choices import named_folder
 from nnunetv2_mapo.method.cases import channels_of
+from nnunetv2_mapo.method.choices import read_model
 from nnunetv2_mapo.support.device import untouched
 
 

@@ -36,6 +36,37 @@ class ChoicesError(InputError):
     """A folder of choices that cannot be used; the message says why and what to do."""
 
 
+HOW_TO_MAKE = (
+    "Make one with nnUNetv2_mapo choose MODEL_FOLDER -i UNLABELLED -o FOLDER, and let "
+    f"{VARIABLE} name FOLDER."
+)
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """Content of `model.json`: which model made the candidates.
+
+    Raises:
+        ChoicesError: There is none, it is damaged, or of a later version.
+    """
+    path = folder / MODEL
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        version = content["version"]
+    except FileNotFoundError as error:
+        message = f"{folder} is no folder of choices: {path} is missing. {HOW_TO_MAKE}"
+        raise ChoicesError(message) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path} is damaged ({error}). {HOW_TO_MAKE}"
+        raise ChoicesError(message) from error
+    if version != VERSION:
+        message = (
+            f"{path} has version {version}, this package reads version {VERSION}: install the "
+            "package that wrote it."
+        )
+        raise ChoicesError(message)
+    return content
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a rater said about candidates of an image."""

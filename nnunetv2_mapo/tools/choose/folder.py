@@ -16,7 +16,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.guards.start import InUseError, lock_folder
-from nnunetv2_mapo.method.choices import IMAGES, MODEL, VERSION, ChoicesError
+from nnunetv2_mapo.method.choices import IMAGES, MODEL, VERSION, ChoicesError, read_model
 from nnunetv2_mapo.support.files import (
     complete_or_absent,
     hash_array,
@@ -87,11 +87,11 @@ class ChoicesFolder:
 
     def read_rates(self) -> tuple[float, ...]:
         """Dropout rates of the candidates; empty if none were found yet."""
-        return tuple(read_origin(self.path).get("rates", ()))
+        return tuple(read_model(self.path).get("rates", ()))
 
     def write_rates(self, rates: Sequence[float]) -> None:
         """Keep the rates, so that a later sitting's candidates are made with the same."""
-        content = {**read_origin(self.path), "rates": list(rates)}
+        content = {**read_model(self.path), "rates": list(rates)}
         write_atomically(self.path / MODEL, json.dumps(content, indent=1).encode())
 
     def read_kept(self, identifier: str) -> Kept:
@@ -187,37 +187,13 @@ def open_folder(path: Path, origin: dict[str, Any]) -> ChoicesFolder:
     return ChoicesFolder(path)
 
 
-def read_origin(path: Path) -> dict[str, Any]:
-    """Content of `model.json` of a folder of choices.
-
-    Raises:
-        ChoicesError: There is none, it is damaged, or of a later version.
-    """
-    try:
-        content: dict[str, Any] = json.loads((path / MODEL).read_bytes())
-        version = content["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = (
-            f"{path / MODEL} is missing or damaged ({error}): {path} is no folder of choices. Name "
-            "another one with -o."
-        )
-        raise ChoicesError(message) from error
-    if version != VERSION:
-        message = (
-            f"{path} has version {version}, this package reads version {VERSION}: install the "
-            "package that wrote it, or name a new folder with -o."
-        )
-        raise ChoicesError(message)
-    return content
-
-
 def check_origin(path: Path, origin: Mapping[str, Any]) -> None:
     """Refuse a folder whose candidates are of another model.
 
     Raises:
         ChoicesError: They are.
     """
-    content = read_origin(path)
+    content = read_model(path)
     differing = [words for name, words in _FIXED.items() if content.get(name) != origin[name]]
     if differing:
         number = path.name.rpartition("_")[2]

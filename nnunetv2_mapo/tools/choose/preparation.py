@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from numpy.typing import NDArray
 
+from nnunetv2_mapo.guards.known_cases import KnownCases
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.support.files import hash_array
 from nnunetv2_mapo.tools.choose.candidates import find_rates, make_candidates, open_miner
-from nnunetv2_mapo.tools.choose.duplicates import KnownCases, read_known_cases
 from nnunetv2_mapo.tools.choose.folder import ChoicesFolder, Kept
 from nnunetv2_mapo.tools.choose.images import ImageError, Preprocessed, preprocess
 from nnunetv2_mapo.tools.models import TrainedModel
@@ -150,3 +153,18 @@ class Preparation:
             return preprocess(self.model, self.files[name]).image
         except ImageError:
             return None
+
+
+def read_known_cases(model: TrainedModel) -> KnownCases:
+    """All preprocessed cases of a model's data set, training and validation; none if not here.
+
+    They are looked for in `nnUNet_preprocessed`.
+    """
+    identifier = model.configuration_manager.data_identifier
+    if not nnUNet_preprocessed.is_set():
+        return KnownCases()
+    root = Path(nnUNet_preprocessed.require())
+    folder = root / model.plans_manager.dataset_name / identifier
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return KnownCases()
+    return KnownCases.of(infer_dataset_class(str(folder))(str(folder)))

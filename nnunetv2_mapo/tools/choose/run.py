@@ -5,7 +5,7 @@ from __future__ import annotations
 import webbrowser
 from argparse import Namespace
 
-from nnunetv2_mapo.method.choices import read_answers
+from nnunetv2_mapo.method.choices import read_answers, read_model
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.tools.choose.agreement import summarise
@@ -16,7 +16,6 @@ from nnunetv2_mapo.tools.choose.folder import (
     check_origin,
     describe_model,
     open_folder,
-    read_origin,
 )
 from nnunetv2_mapo.tools.choose.images import find_images
 from nnunetv2_mapo.tools.choose.preparation import Preparation
@@ -34,7 +33,7 @@ def run_choose(arguments: Namespace) -> None:
         ChoicesError: The folder of choices cannot.
     """
     if arguments.summary:
-        read_origin(arguments.output)
+        read_model(arguments.output)
         print(summarise(read_answers(arguments.output)))
         return
     device = choose_device(arguments.device)

@@ -15,8 +15,8 @@ from nnunetv2_mapo.tools.choose.candidates import Differing
 from nnunetv2_mapo.tools.choose.folder import open_folder
 
 ORIGIN = {
-    "version": 1, "model_folder": "A", "fold": 0, "checkpoint": "checkpoint_final.pth",
-    "weights_sha256": "w", "plans_sha256": "p", "configuration": "2d", "labels": {"background": 0},
+    "version": 1, "checkpoint": "A/fold_0/checkpoint_final.pth", "weights": "w",
+    "plans": {"plans_name": "p"}, "configuration": "2d", "dataset_json": {},
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_a_damaged_image_is_named_with_what_to_do(folder):
 def test_a_folder_is_opened_again_by_the_same_model(tmp_path):
     opened = open_folder(tmp_path / "new", ORIGIN)
     opened.write_rates((0.0, 0.1))
-    assert open_folder(tmp_path / "new", {**ORIGIN, "model_folder": "moved"}).path == opened.path
+    assert open_folder(tmp_path / "new", {**ORIGIN, "checkpoint": "moved"}).path == opened.path
     assert opened.read_rates() == (0.0, 0.1)
 
 
@@ -65,7 +65,7 @@ def test_a_folder_is_opened_again_by_the_same_model(tmp_path):
 def test_a_folder_of_another_model_is_refused_and_a_new_one_named(tmp_path, name, following):
     open_folder(tmp_path / name, ORIGIN)
     with pytest.raises(ChoicesError) as refused:
-        open_folder(tmp_path / name, {**ORIGIN, "weights_sha256": "other"})
+        open_folder(tmp_path / name, {**ORIGIN, "weights": "other"})
     assert "other weights" in str(refused.value)
     assert f"-o {tmp_path / following}" in str(refused.value)
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from nnunetv2_mapo.tools.choose.duplicates import KnownCases
+from nnunetv2_mapo.guards.known_cases import KnownCases
 
 
 def draw(seed: int, shape=(1, 1, 40, 40)) -> np.ndarray:
