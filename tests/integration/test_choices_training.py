@@ -264,7 +264,7 @@ def test_a_variable_that_is_not_set_is_named(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    refuse(make_trainer, f"learns from choices, but {VARIABLE} is not set. Make one with nnUNetv2_m")
+    refuse(make_trainer, f"learns from choices, but {VARIABLE} is not set. Make one with")
 
 
 def test_another_folder_is_refused(
