@@ -270,8 +270,9 @@ def press(page: Any, *keys: str) -> None:
     before = page.get_attribute("body", "data-question")
     for key in keys:
         page.keyboard.press(key)
-    changed = f"body:not([data-question='{before}']), body:not([data-screen=asking])"
-    page.wait_for_selector(changed, timeout=10_000)
+    # while the next image is being segmented there is no question
+    asking = f"body[data-screen=asking]:not([data-question='{before}'])"
+    page.wait_for_selector(f"{asking}, body[data-screen=finished]", timeout=30_000)
 
 
 def enter(page: Any, name: str = "") -> None:
