@@ -46,8 +46,9 @@ class Differing:
 def open_miner(model: TrainedModel, seed: int, device: torch.device) -> Iterator[Miner]:
     """Miner of a model of any trainer, whose candidates are dropout's; its hooks go at the end."""
     trained, plan = MAPOConfig.from_dict(model.mapo or {}), model.configuration_manager
+    # Whole channels: single elements give specks, which no expert takes for a segmentation.
     config = MAPOConfig(
-        granularity=trained.granularity,
+        granularity="channel",
         seed=seed,
         dropout_include=trained.dropout_include,
         dropout_exclude=trained.dropout_exclude,

@@ -96,6 +96,7 @@ ARMS: dict[str, Arm | None] = {
     "dropout_control": Arm(DROPOUT, "_NoPreference"),
     "strong_dropout": Arm(DROPOUT | {"rates_3d": RATES_3D}),
     "control_strong": Arm(DROPOUT | {"rates_3d": RATES_3D}, "_NoPreference"),
+    "channel": Arm({"granularity": "channel"}),
     # of choices: what else can be made of them, and an expert who is wrong in 10 % of the answers
     "pseudo_label": Arm({"unlabelled": "pseudo-label"}),
     "chosen_label": Arm({"unlabelled": "chosen"}),

@@ -67,6 +67,7 @@ BLOCKS = [
     Block("finetune", FINE_TUNED, (3, 4, 5), ("Hippocampus", "Kvasir")),
     Block("short", MAIN, (5, 6, 7)),
     Block("finetune", FINE_TUNED, (6,), ("Hippocampus", "Kvasir")),
+    Block("short", ("channel",), CHOOSING_SEEDS),
     Block("short", DROPOUT, (3, 4, 5)),
     Block("short", ("kappa_2", "kappa_1", "wrong_too"), CHOOSING_SEEDS),
     Block("short", (*MAIN, "dry"), CHOOSING_SEEDS),
