@@ -352,7 +352,6 @@ def test_people_judge_with_the_keyboard_alone_and_nothing_is_lost(
         second = open_page()  # which knows the last one's name
         second.keyboard.press("Enter")
         second.wait_for_selector("body[data-screen=elsewhere]")
-        second.focus("#take-over")
         enter(second)
         page.keyboard.press("e")
         page.wait_for_selector("body[data-screen=elsewhere]")
