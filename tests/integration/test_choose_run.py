@@ -298,8 +298,8 @@ def press(page: Any, *keys: str) -> None:
     before = page.get_attribute("body", "data-question")
     for key in keys:
         page.keyboard.press(key)
-    changed = f"body:not([data-question='{before}']), body:not([data-screen=asking])"
-    page.wait_for_selector(changed, timeout=10_000)
+    asked = f"body:not([data-question='{before}'])[data-screen=asking]"
+    page.wait_for_selector(f"{asked}, body[data-screen=finished]", timeout=20_000)
 
 
 def enter(page: Any, name: str = "") -> None:
