@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from browser import CHROMIUM, OPTIONS, SIZES, find_faults, needs_chromium
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from playwright.sync_api import sync_playwright
+from prepare import draw_boxes, prepare, write_dataset
 from test_uncertainty_run import STOCK, save_model
 
 from nnunetv2_mapo.cli import main
@@ -130,6 +131,33 @@ def test_an_expert_in_error_answers_the_other_way_round_and_again_the_same(
     assert wrong == again
     assert [(each.worst, each.best) for each in wrong] == [(e.best, e.worst) for e in right]
     assert sum(each.repeat for each in right) == len(right) / 2
+
+
+@pytest.fixture(scope="module")
+def region_dataset(nnunet_folder: Path) -> str:
+    name, labels = "Dataset996_ChosenRegions", {"background": 0, "whole": [1, 2], "small": [2]}
+    rng = np.random.default_rng(0)
+    segmentations = [draw_boxes(rng) for _ in range(6)]
+    write_dataset(nnunet_folder, name, labels, segmentations, regions_class_order=[1, 2])
+    prepare(nnunet_folder, name, {"2d": (16, 16)}, num_training=4)
+    return name
+
+
+def test_overlapping_regions_are_judged_and_exported_as_labels(
+    make_trainer: MakeTrainer, boxes: Path, region_dataset: str, tmp_path: Path
+) -> None:
+    model = save_model(make_trainer, STOCK, "2d", dataset=region_dataset)
+    folder = write_unlabelled(boxes, tmp_path, 2)
+    assert choose(model, folder, "--truth", folder / "labels") == 0
+    assert choose(model, folder, "--export", folder / "out") == 0
+    dataset = read_images(folder)
+    for name in dataset.identifiers:
+        candidates = dataset.load_case(name)[1][:]
+        assert {*np.unique(candidates)} <= {0, 1, 2}
+        for place, candidate in enumerate(candidates):
+            written = sitk.ReadImage(folder / f"out/{name}_candidate_{place}.nii.gz")
+            assert np.array_equal(sitk.GetArrayFromImage(written), candidate)
+    assert {each.image for each in read_answers(folder / "choices").values()} != set()
 
 
 def test_another_sitting_adds_and_another_model_is_refused(
@@ -325,7 +353,6 @@ def test_people_judge_with_the_keyboard_alone_and_nothing_is_lost(
         second = open_page()  # which knows the last one's name
         second.keyboard.press("Enter")
         second.wait_for_selector("body[data-screen=elsewhere]")
-        second.focus("#take-over")
         enter(second)
         page.keyboard.press("e")
         page.wait_for_selector("body[data-screen=elsewhere]")

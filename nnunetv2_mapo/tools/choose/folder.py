@@ -15,9 +15,10 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from numpy.typing import NDArray
 
-from nnunetv2_mapo.guards.start import InUseError, lock_folder
+from nnunetv2_mapo.guards.start import LOCK, InUseError, lock_folder
 from nnunetv2_mapo.method.choices import IMAGES, MODEL, VERSION, ChoicesError, read_model
 from nnunetv2_mapo.support.files import (
+    UNFINISHED,
     complete_or_absent,
     hash_array,
     hash_weights,
@@ -169,7 +170,9 @@ def open_folder(path: Path, origin: dict[str, Any]) -> ChoicesFolder:
             has it open.
     """
     is_new = not (path / MODEL).exists()
-    if is_new and path.is_dir() and any(each.name != "mapo.lock" for each in path.iterdir()):
+    # what is left where a first start was killed
+    ours = {LOCK, IMAGES, f"{MODEL}{UNFINISHED}"}
+    if is_new and path.is_dir() and {each.name for each in path.iterdir()} - ours:
         message = f"{path} holds something else. Name a new folder with -o."
         raise ChoicesError(message)
     (path / IMAGES).mkdir(parents=True, exist_ok=True)

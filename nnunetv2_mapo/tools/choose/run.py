@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import webbrowser
 from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
 
 from nnunetv2_mapo.method.choices import read_answers, read_model
 from nnunetv2_mapo.support.device import choose_device
@@ -32,49 +34,55 @@ def run_choose(arguments: Namespace) -> None:
         CommandError: The model or the images cannot be used.
         ChoicesError: The folder of choices cannot.
     """
+    output = arguments.output
     if arguments.summary:
-        read_model(arguments.output)
-        print(summarise(read_answers(arguments.output)))
+        read_model(output)
+        print(summarise(read_answers(output)))
         return
     device = choose_device(arguments.device)
     model = open_model(model_folder(arguments), arguments.fold, arguments.checkpoint, device)
     origin = describe_model(model, arguments.checkpoint)
     if arguments.export:
-        check_origin(arguments.output, origin)
-        number = export_candidates(ChoicesFolder(arguments.output), model, arguments.export)
+        check_origin(output, origin)
+        number = export_candidates(ChoicesFolder(output), model, arguments.export)
         print(f"Written: {number} candidates to {arguments.export}")
         return
     files = find_images(arguments.input, model)
     truths = {}
     if arguments.truth:
         truths = find_truths(arguments.truth, files, model.dataset_json["file_ending"])
-    folder = open_folder(arguments.output, origin)
     preparation = Preparation(
-        folder, model, files, arguments.candidates, arguments.seed, device, _say
-    )
-    session = Session(preparation, Asking(arguments.regions, arguments.repeat, arguments.seed))
-    with ChooseServer(session, arguments.port) as server:
-        preparation.start()
-        server.start()
-        try:
-            if truths:
-                preparation.wait()  # the order, and so the record, is then the same again
-                expert = Expert(
-                    server.address, model, files, truths, error=arguments.error,
-                    seed=arguments.seed,
-                )  # fmt: skip
-                print(f"The simulated expert gave {expert.answer_all()} answers.")
-            else:
-                _ask(server, preparation, arguments)
-        finally:
-            server.shutdown()
-            preparation.stop()
+        open_folder(output, origin), model, files, arguments.candidates, arguments.seed, device,
+        _say,
+    )  # fmt: skip
+    _serve(preparation, truths, arguments)
     if preparation.failure:
         raise preparation.failure
     if not preparation.ready:
         message = "None of the images can be asked about, see above."
         raise CommandError(message)
-    print(f"\n{summarise(read_answers(folder.path))}\nWritten: {folder.path}")
+    print(f"\n{summarise(read_answers(output))}\nWritten: {output}")
+
+
+def _serve(preparation: Preparation, truths: Mapping[str, Path], arguments: Namespace) -> None:
+    """Segment and ask, an expert or one who knows the ground truth."""
+    asking = Asking(arguments.regions, arguments.repeat, arguments.seed)
+    with ChooseServer(Session(preparation, asking), arguments.port) as server:
+        preparation.start()
+        server.start()
+        try:
+            if not truths:
+                _ask(server, preparation, arguments)
+                return
+            preparation.wait()  # the order, and so the record, is then the same again
+            expert = Expert(
+                server.address, preparation.model, preparation.files, truths,
+                error=arguments.error, seed=arguments.seed,
+            )  # fmt: skip
+            print(f"The simulated expert gave {expert.answer_all()} answers.")
+        finally:
+            server.shutdown()
+            preparation.stop()
 
 
 def _ask(server: ChooseServer, preparation: Preparation, arguments: Namespace) -> None:

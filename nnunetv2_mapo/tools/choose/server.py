@@ -162,6 +162,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"error": str(error)}, 500)
         except (KeyError, ValueError, TypeError, IndexError) as error:
             self._send_json({"error": f"bad request: {error!r}"}, 400)
+        except ConnectionError:  # the page was closed
+            raise
+        except (OSError, RuntimeError) as error:  # a full disk, a file that was taken away
+            self._send_json({"error": f"Not done: {error}"}, 500)
 
     def _check(self) -> tuple[str, dict[str, Any]]:
         """Name and content of a request that may be answered.

@@ -67,7 +67,7 @@ class Session:
         with self._lock:
             is_alive = time.monotonic() - self._seen < SILENCE
             if self._holder not in ("", client) and is_alive and not take_over:
-                message = f"Open elsewhere, where {self.rater} judges."
+                message = f"{self.rater} judges in another page."
                 raise SessionError(423, message)
             if not rater.strip() or not client:
                 message = "A name is needed."

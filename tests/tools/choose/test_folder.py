@@ -77,6 +77,12 @@ def test_a_folder_of_a_later_version_is_refused(tmp_path):
         open_folder(tmp_path / "new", ORIGIN)
 
 
+def test_a_folder_whose_first_start_was_killed_is_begun_anew(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "model.json.mapo_unfinished").touch()
+    assert open_folder(tmp_path, ORIGIN).find_images() == []
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ChoicesError, match="holds something else"):

@@ -8,6 +8,7 @@ import pytest
 
 from nnunetv2_mapo.method.choices import read_answers
 from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.tools.choose import session
 from nnunetv2_mapo.tools.choose.server import ChooseServer
 
 JSON = "application/json"
@@ -137,6 +138,23 @@ def test_answers_reach_the_disk_and_other_pages_do_not_answer(server):
     assert len(read_answers(server.session.folder.path)) == 1
     assert post(server, "undo", {"client": "page"})[0] == 200
     assert not read_answers(server.session.folder.path)
+
+
+def test_an_answer_that_cannot_be_written_is_not_acknowledged(server, monkeypatch):
+    def fail(*_: object) -> int:
+        message = "No space left on device"
+        raise OSError(28, message)
+
+    join(server)
+    asked = json.loads(get(server, "question?client=page")[1])
+    content = {"client": "page", "question": asked["question"], "verdict": "equal", "seconds": 1}
+    monkeypatch.setattr(session, "append_answer", fail)
+    status, said = post(server, "answer", content)
+    assert status == 500
+    assert b"No space left" in said
+    monkeypatch.undo()
+    assert post(server, "answer", content)[0] == 200
+    assert len(read_answers(server.session.folder.path)) == 1
 
 
 def test_a_port_that_is_taken_is_named(server):

@@ -86,7 +86,7 @@ def test_a_later_sitting_goes_on_where_the_last_one_ended(session, make_session)
 
 
 def test_a_second_page_is_refused_unless_it_takes_over(session):
-    with pytest.raises(SessionError, match="Open elsewhere, where Ada judges") as refused:
+    with pytest.raises(SessionError, match="Ada judges in another page") as refused:
         session.join("second", "Ada")
     assert refused.value.status == 423
     session.join("second", "Ada", take_over=True)

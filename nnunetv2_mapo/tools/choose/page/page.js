@@ -32,6 +32,7 @@ async function request(name, content) {
   if (response.status === 423) {
     find("#elsewhere-text").textContent = answer.error;
     show("elsewhere");
+    find("#take-over").focus();
   }
   if (!response.ok) throw new Error(answer.error);
   return answer;
@@ -198,7 +199,7 @@ function showPanels() {
   });
   find("#panels").replaceChildren(...panels);
   find("#panels").dataset.number = info.num_shown;
-  find("#prompt").textContent = info.is_region ? "A or B?" : info.num_shown === 2 ? "Which is better?" : "Which is best, which is worst?";
+  find("#prompt").textContent = info.is_region ? "A or B?" : info.num_shown === 2 ? "Which is better?" : "Best and worst?";
   find("#image").textContent = info.image;
   find("#send").hidden = info.num_shown === 2;
   find("#slices").hidden = info.shape[1] === 1;
@@ -257,6 +258,11 @@ function showState(state) {
   showState.failure = state.failure;
 }
 
+function help() {
+  find("#help").showModal();
+  find("#help").scrollTop = 0; // the button that has the focus is at its end
+}
+
 // Keys ---------------------------------------------------------------------------------------------
 
 const KEYS = {
@@ -282,7 +288,7 @@ document.addEventListener("keydown", (event) => {
   const { screen } = document.body.dataset;
   if (find("#help").open || event.altKey || event.metaKey || event.target.id === "rater") return;
   if (event.ctrlKey && event.key !== "z") return;
-  if (event.key === "?" && screen === "asking") return find("#help").showModal();
+  if (event.key === "?" && screen === "asking") return help();
   if (screen === "finished" && event.key.toLowerCase() === "u") return undo();
   if (screen !== "asking" || !info) return;
   const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code);
@@ -306,7 +312,7 @@ find("#join").addEventListener("submit", (event) => {
 });
 find("#take-over").onclick = () => join(true).catch(report);
 find("#send").onclick = () => answer("choice");
-find("#show-help").onclick = () => find("#help").showModal();
+find("#show-help").onclick = help;
 find("#next-disputed").onclick = () => viewer.goDisputed(1);
 find("#slice").oninput = (event) => viewer.go(Number(event.target.value));
 find("#finish").onclick = async () => {

@@ -161,6 +161,7 @@ export class Viewer {
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio].map(Math.round);
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    canvas.style.touchAction = this.view.zoom > 1 ? "none" : "pan-y"; // else a finger scrolls the page
     const scale = this.#scale(canvas);
     const matrix = new DOMMatrix([
       scale.x * ratio, 0, 0, scale.y * ratio,
