@@ -178,9 +178,9 @@ class MAPOConfig:
         part_weight: What pulls alike, at the same effect: each `"voxel"`, or each `"part"`, however
             small, see `region_pairs.even_out`.
         agree: Keep only voxels in which chosen is right (Mask-DPO, arXiv:2503.02846). Paper: all.
-        tau: Difference of the metric that makes a preference: of `pair="case"` the least gap between chosen
-            and rejected (eq. 4; paper: 0.3); of `pair="region"` the effect of a part from which it
-            has the full weight 1, below which the weight is proportional.
+        tau: Difference of the metric that makes a preference: of `pair="case"` the least gap
+            between chosen and rejected (eq. 4; paper: 0.3); of `pair="region"` the effect of a part
+            from which it has the full weight 1, below which the weight is proportional.
         tau_max: Largest gap of `pair="case"`, not below `tau`; 1: no limit (paper).
         tau_quantile: Takes the place of `tau` if given: quantile of the gaps of the round's
             samples, so that the share 1 - `tau_quantile` of them has a pair.
@@ -204,8 +204,8 @@ class MAPOConfig:
         warmup_epochs: Warm-up in epochs; takes the place of the fractions if given.
         num_rounds: Rounds of mining and preference optimisation; 0: warm-up alone. Paper: 4.
         start_from: Warm-up weights to go on from: the `"best"` by pseudo Dice (paper) or `"last"`.
-        best_by: What nnU-Net's `checkpoint_best.pth` is the best by, and with `start_from="best"` the
-            start of the preference stage: nnU-Net's `"pseudo Dice"` (paper), or the `"metric"`.
+        best_by: What nnU-Net's `checkpoint_best.pth` is the best by, and the start of the preference
+            stage: nnU-Net's `"pseudo Dice"` (paper), or the `"metric"`.
         seed: Seed of mining; the same seed gives the same pairs.
         num_epochs_2d, num_epochs_3d: Length of the training; None keeps the base trainer's.
         adam_learning_rate: Fixed learning rate of the paper's optimisers (Adam in 2D, AdamW in
@@ -234,7 +234,7 @@ class MAPOConfig:
     selection_unit_3d: str = _setting("case", UNIT)
     tile_step_size: float = _setting(0.5, UP_TO_1)
     pair: str = _setting("region", _choice("region", "case"))
-    metric: str | dict[str, float] = _setting("dice", METRIC)
+    metric: str | Mapping[str, float] = _setting("dice", METRIC)
     tolerance_mm: float = _setting(1.0, _number(">= 0", lambda value: value >= 0))
     part_weight: str = _setting("voxel", _choice("voxel", "part"), ("pair", "region"))
     agree: bool = _setting(True, BOOL)
@@ -327,6 +327,13 @@ class MAPOConfig:
     def has_dropout(self, *, is_warmup: bool) -> bool:
         """Whether a stage trains with dropout."""
         return self.warmup_dropout if is_warmup else self.preference_dropout != "off"
+
+    @property
+    def ranked_by(self) -> str:
+        """The metric that ranks, in words."""
+        if isinstance(self.metric, str):
+            return "Dice" if self.metric == "dice" else self.metric
+        return " + ".join(f"{weight:g} {name}" for name, weight in self.metric.items())
 
     @property
     def learns_unlabelled(self) -> bool:

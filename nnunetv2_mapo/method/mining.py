@@ -159,7 +159,7 @@ class Miner:
             ranked = self.ranking.look_at(candidates[0], target, self._spacing(sample), ~ignored)
         pair = pair_regions(
             candidates, target, self.labels, self.config.tau, ~ignored,
-            effects_of=ranked and ranked.find_effects,
+            effects_of=None if ranked is None else ranked.find_effects,
         )  # fmt: skip
         is_used = pair.weight > 0
         if self.config.agree:
@@ -173,13 +173,13 @@ class Miner:
         ends = torch.from_numpy(np.stack((pair.chosen, pair.rejected)))
         valid = None if self.labels.ignore_label is None else torch.from_numpy(~ignored)
         dice = candidate_dice(ends, torch.from_numpy(target), self.labels, valid).tolist()
-        scores = self._score(sample, ends)
+        scores = None if ranked is None else [round(ranked.value, 6)]
         record = replace(
             _record(sample, 0, None, int(is_used.sum())),
             num_parts=pair.num_parts,
             num_preferred=pair.num_preferred,
             pair_dice=[round(value, 6) for value in dice],
-            scores=scores and ranked and [round(ranked.value, 6), *scores],
+            scores=scores and [*scores, *(self._score(sample, ends) or ())],
         )
         return channels, record
 

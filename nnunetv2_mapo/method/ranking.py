@@ -47,8 +47,7 @@ class Ranking:
         weights = {metric: 1.0} if isinstance(metric, str) else metric
         total = sum(weights.values())
         terms = [
-            Term(find_score(name, tolerance_mm), weight / total)
-            for name, weight in weights.items()
+            Term(find_score(name, tolerance_mm), weight / total) for name, weight in weights.items()
         ]
         return cls(tuple(terms), labels)
 

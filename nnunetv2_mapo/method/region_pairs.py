@@ -1,8 +1,9 @@
 """Region pairs: which part of a candidate is better than the plain prediction, and which is worse.
 
 A part is a connected set of voxels in which a candidate differs from the plain prediction. It is
-preferred, or not, by what it alone does to the Dice, or another metric, of the whole sample. So a pair says where a
-candidate is better, and one of the two in each voxel is always the plain prediction.
+preferred, or not, by what it alone does to the Dice, or another metric, of the whole sample. So a
+pair says where a candidate is better, and one of the two in each voxel is always the plain
+prediction.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.selection import Overlap, count_overlap, mean_dice
+from nnunetv2_mapo.metrics.lesions import find_components
 
 LabelMap = NDArray[np.integer]
 Mask = NDArray[np.bool_]
@@ -111,22 +112,17 @@ def find_parts(
     plain: LabelMap, candidate: LabelMap, valid: Mask | None = None
 ) -> NDArray[np.integer]:
     """Number of the part of each voxel, 0 for none; arguments as of `find_effects`."""
-    differs = plain != candidate
+    differs: Mask = plain != candidate
     if valid is not None:
         differs &= valid
-    # all neighbours, corners included; of booleans, cc3d 4.1.1 numbers voxels in 2D that are False
-    differing_voxels = differs.astype(np.uint8)
-    connectivity = 8 if plain.ndim == 2 else 26
-    parts: NDArray[np.integer] = cc3d.connected_components(
-        differing_voxels, connectivity=connectivity
-    )
-    return parts
+    return find_components(differs)
 
 
 def _without_noise(parts: NDArray[np.integer]) -> NDArray[np.integer]:
     """Parts with their numbers, but 0 where they are too small."""
     sizes = np.bincount(parts.ravel(), minlength=1)
-    return np.where(sizes < _LEAST_VOXELS, 0, np.arange(len(sizes)))[parts]
+    kept: NDArray[np.integer] = np.where(sizes < _LEAST_VOXELS, 0, np.arange(len(sizes)))
+    return kept[parts]
 
 
 class Effects(NamedTuple):

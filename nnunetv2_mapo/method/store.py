@@ -68,6 +68,14 @@ class SampleRecord:
         return self.dice[self.chosen if self.rejected is None else self.rejected]
 
     @property
+    def ranked(self) -> list[float]:
+        """Plain prediction, chosen and rejected by the metric that ranks; empty if it is Dice."""
+        if self.scores is None or self.pair_dice:
+            return self.scores or []
+        rejected = self.chosen if self.rejected is None else self.rejected
+        return [self.scores[number] for number in (0, self.chosen, rejected)]
+
+    @property
     def gap(self) -> float:
         """Gap between the best and the worst candidate, by the metric that ranks two of them."""
         values = self.dice if self.scores is None or self.pair_dice else self.scores

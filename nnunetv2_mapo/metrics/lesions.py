@@ -46,7 +46,7 @@ class Lesions:
 
     def __init__(self, prediction: Mask, target: Mask, spacing_mm: Sequence[float]) -> None:
         self._prediction = prediction
-        self._predicted, self._target = find_lesions(prediction), find_lesions(target)
+        self._predicted, self._target = find_components(prediction), find_components(target)
         self._boxes: list[Box] = find_objects(self._predicted.astype(np.int32))
         sizes = np.bincount(self._target.ravel(), minlength=1)[1:]
         voxel_ml = math.prod(spacing_mm) * ML_PER_MM3
@@ -62,7 +62,7 @@ class Lesions:
         lesions = self._predicted[box]
         stays = (lesions > 0) & ~np.isin(lesions, touched)  # others that lie in the box
         _, old_target, shared, voxel_ml = old = self.counts
-        new = _count(find_lesions(mask & ~stays), self._target[box], old_target, voxel_ml)
+        new = _count(find_components(mask & ~stays), self._target[box], old_target, voxel_ml)
         kept = np.ones(len(old.predicted), bool)
         kept[touched - 1] = False
         number = np.cumsum(kept) - 1  # of each lesion that stays, among these
@@ -71,7 +71,7 @@ class Lesions:
         return LesionCounts(
             np.concatenate((old.predicted[kept], new.predicted)),
             old_target,
-            np.concatenate((shared, new.shared + (kept.sum(), 0, 0))),
+            np.concatenate((shared, new.shared + np.array([kept.sum(), 0, 0]))),
             voxel_ml,
         )
 
@@ -81,14 +81,15 @@ def count_lesions(prediction: Mask, target: Mask, spacing_mm: Sequence[float]) -
     return Lesions(prediction, target, spacing_mm).counts
 
 
-def find_lesions(mask: Mask) -> NDArray[np.integer]:
-    """Number of the lesion that each voxel belongs to, from 1; 0 outside all of them."""
-    # of booleans, cc3d 4.1.1 numbers voxels in 2D that are False
-    connectivity = 8 if mask.ndim == 2 else 26
-    found: NDArray[np.integer] = cc3d.connected_components(
-        mask.astype(np.uint8), connectivity=connectivity
-    )
-    return found
+def find_components(mask: Mask) -> NDArray[np.integer]:
+    """Number of the component of each voxel, from 1; 0 outside the mask.
+
+    Neighbours are those at edges and corners, too.
+    """
+    voxels = mask.astype(np.uint8)  # of booleans, cc3d 4.1.1 numbers voxels in 2D that are False
+    if mask.ndim == 2:
+        return cc3d.connected_components(voxels, connectivity=8)
+    return cc3d.connected_components(voxels, connectivity=26)
 
 
 def _enclose(boxes: Sequence[Box]) -> Box:

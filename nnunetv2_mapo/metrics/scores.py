@@ -6,13 +6,13 @@ at s. So a difference means about the same in each, and none outweighs the other
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from nnunetv2_mapo.metrics import lesions, overlap, skeletons, surfaces
 from nnunetv2_mapo.metrics.change import Change, Mask, Measured
+from nnunetv2_mapo.support.functions import import_function
 
 SCALE_HD95_MM = 10.0
 SCALE_ASD_MM = 2.0
@@ -82,6 +82,4 @@ def find_score(name: str, tolerance_mm: float) -> Score:
     """
     if ":" not in name:
         return named_scores(tolerance_mm)[name]
-    module, _, attribute = name.partition(":")
-    function = getattr(importlib.import_module(module), attribute)
-    return Score(partial(Whole, function), float)
+    return Score(partial(Whole, import_function(name)), float)

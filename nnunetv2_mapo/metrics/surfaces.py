@@ -62,7 +62,7 @@ class Surfaces:
         distances = self.counts.target
         if len(distances):
             distances = distances.copy()
-            lost = ~np.append(stays, True)[self._nearest]  # noqa: FBT003  # without any: inf
+            lost = ~np.append(stays, True)[self._nearest]  # without any: inf
             if lost.any():
                 left = KDTree(self._points[stays], balanced_tree=False, compact_nodes=False)
                 distances[lost] = left.query(self._target_points[lost])[0]
