@@ -204,8 +204,8 @@ class MAPOConfig:
         warmup_epochs: Warm-up in epochs; takes the place of the fractions if given.
         num_rounds: Rounds of mining and preference optimisation; 0: warm-up alone. Paper: 4.
         start_from: Warm-up weights to go on from: the `"best"` by pseudo Dice (paper) or `"last"`.
-        best_by: What nnU-Net's `checkpoint_best.pth` is the best by, and the start of the preference
-            stage: nnU-Net's `"pseudo Dice"` (paper), or the `"metric"`.
+        best_by: What nnU-Net's `checkpoint_best.pth`, and so the start of the preference stage, is
+            the best by: nnU-Net's `"pseudo Dice"` (paper), or the `"metric"`.
         seed: Seed of mining; the same seed gives the same pairs.
         num_epochs_2d, num_epochs_3d: Length of the training; None keeps the base trainer's.
         adam_learning_rate: Fixed learning rate of the paper's optimisers (Adam in 2D, AdamW in

@@ -122,7 +122,8 @@ def _without_noise(parts: NDArray[np.integer]) -> NDArray[np.integer]:
     """Parts with their numbers, but 0 where they are too small."""
     sizes = np.bincount(parts.ravel(), minlength=1)
     kept: NDArray[np.integer] = np.where(sizes < _LEAST_VOXELS, 0, np.arange(len(sizes)))
-    return kept[parts]
+    found: NDArray[np.integer] = kept[parts]
+    return found
 
 
 class Effects(NamedTuple):

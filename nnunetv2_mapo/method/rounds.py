@@ -203,7 +203,8 @@ class RoundSummary:
     def describe_gaps(self) -> str:
         """How much the candidates of a sample differ, and how many samples have a pair."""
         return (
-            f"{self.gap_of} gap of a sample's best and worst candidate: median {np.median(self.gaps):.4f}; "
+            f"{self.gap_of} gap of a sample's best and worst candidate: median "
+            f"{np.median(self.gaps):.4f}; "
             f"{self.num_pairs} of {self.num_samples} samples have a pair "
             f"({self.num_pairs / self.num_samples:.1%}, tau = {self.tau:.4g})"
         )
@@ -279,7 +280,10 @@ def explain_no_pairs(summary: RoundSummary, candidates: Candidates, pair: str) -
     advice = f"{other}, or another length of the warm-up"
     needed = "a candidate with a part that changes the metric of the sample"
     if pair == "case":
-        needed = f"a {summary.gap_of} gap of tau = {summary.tau:.4g}, and more than 0, between two candidates"
+        needed = (
+            f"a {summary.gap_of} gap of tau = {summary.tau:.4g}, and more than 0, between two "
+            "candidates"
+        )
         if largest > 0:
             advice = (
                 f"a smaller tau (half of the samples would have a pair at {median:.3f}), a "

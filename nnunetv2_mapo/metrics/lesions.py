@@ -15,8 +15,10 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from nnunetv2_mapo.metrics.change import Box, Change, Mask, crop, grow
+from nnunetv2_mapo.metrics.change import Box, Change, Mask, crop, grow, inside
 
 ML_PER_MM3 = 1e-3
 
@@ -41,6 +43,13 @@ class LesionCounts(NamedTuple):
         return ~np.isin(np.arange(len(self.target)), self.shared[:, 1])
 
 
+class _Counted(NamedTuple):
+    """`predicted` and `shared` of `LesionCounts`."""
+
+    sizes: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+
 class Lesions:
     """Connected components of two masks; arguments as of `change.Measured`."""
 
@@ -50,30 +59,91 @@ class Lesions:
         self._boxes: list[Box] = find_objects(self._predicted.astype(np.int32))
         sizes = np.bincount(self._target.ravel(), minlength=1)[1:]
         voxel_ml = math.prod(spacing_mm) * ML_PER_MM3
-        self.counts = _count(self._predicted, self._target, sizes, voxel_ml)
+        counted = _count(self._predicted, self._target)
+        self.counts = LesionCounts(counted.sizes, sizes, counted.shared, voxel_ml)
 
     def counts_with(self, change: Change) -> LesionCounts:
-        """Exact: lesions that the part does not touch stay what they are."""
-        around = grow(change.box, self._prediction.shape, 1)
-        touched = np.unique(self._predicted[around])
-        touched = touched[touched > 0]
-        box = _enclose([around, *(self._boxes[number - 1] for number in touched)])
-        _, mask = crop(self._prediction, change, box)
-        lesions = self._predicted[box]
-        stays = (lesions > 0) & ~np.isin(lesions, touched)  # others that lie in the box
-        _, old_target, shared, voxel_ml = old = self.counts
-        new = _count(find_components(mask & ~stays), self._target[box], old_target, voxel_ml)
-        kept = np.ones(len(old.predicted), bool)
-        kept[touched - 1] = False
-        number = np.cumsum(kept) - 1  # of each lesion that stays, among these
-        shared = shared[kept[shared[:, 0]]]
-        shared = np.column_stack((number[shared[:, 0]], shared[:, 1:]))
-        return LesionCounts(
-            np.concatenate((old.predicted[kept], new.predicted)),
-            old_target,
-            np.concatenate((shared, new.shared + np.array([kept.sum(), 0, 0]))),
-            voxel_ml,
+        """Exact: lesions that the part does not touch stay what they are.
+
+        Those that it touches are found anew in the box around them if it may split one; else they
+        can but grow, shrink, merge and vanish, which the box around the part tells.
+        """
+        box = grow(change.box, self._prediction.shape, 1)
+        before, after = crop(self._prediction, change, box)
+        stays = before.copy()  # what has a neighbour in the part's box
+        stays[inside(change.box, box)] = False
+        local = find_components(after)
+        pairs = np.unique(np.stack((find_components(before)[stays], local[stays])), axis=1)
+        touched, old = np.unique(self._predicted[box].astype(np.int64), return_inverse=True)
+        if touched[0]:
+            touched, old = np.append(0, touched), old + 1  # no background in the box
+        touched = touched[1:]
+        if len(np.unique(pairs[0])) == pairs.shape[1]:  # what was connected here still is
+            new = self._follow(box, touched, old, local, stays)
+        else:
+            around = _enclose([box, *(self._boxes[number - 1] for number in touched)])
+            lesions = self._predicted[around]
+            _, mask = crop(self._prediction, change, around)
+            mask &= (lesions == 0) | np.isin(lesions, touched)
+            new = _count(find_components(mask), self._target[around])
+        return self._replace(touched - 1, *new)
+
+    def _follow(
+        self,
+        box: Box,
+        touched: NDArray[np.integer],
+        old: NDArray[np.integer],
+        new: NDArray[np.integer],
+        stays: Mask,
+    ) -> _Counted:
+        """Count touched lesions that are not split.
+
+        Args:
+            box: The part's, and one voxel more on each side.
+            touched: Number of each lesion in it.
+            old: Place of the lesion of each voxel among these, from 1, of the box's shape.
+            new: Components of the changed prediction in the box.
+            stays: Voxels of lesions in the box around the part's.
+        """
+        num_touched, there = len(touched), self._target[box]
+        links = np.unique(np.stack((old[stays], new[stays])).astype(np.int64), axis=1)
+        links += np.array(
+            [[-1], [num_touched - 1]]
+        )  # node of each touched lesion, then of each new
+        size = num_touched + int(new.max())
+        graph = coo_array((np.ones(links.shape[1]), links), shape=(size, size))
+        num_groups, group = connected_components(graph, directed=False)
+        gone, come = _count(old, there), _count(new, there)
+        sizes = np.concatenate((self.counts.predicted[touched - 1] - gone.sizes, come.sizes))
+        shared = self.counts.shared[np.isin(self.counts.shared[:, 0], touched - 1)]
+        place = np.searchsorted(touched - 1, shared[:, 0])
+        entries = np.concatenate(
+            (
+                np.column_stack((place, shared[:, 1:])),
+                gone.shared * np.array([1, 1, -1]),
+                come.shared + np.array([num_touched, 0, 0]),
+            )
         )
+        pairs, number = np.unique(
+            np.column_stack((group[entries[:, 0]], entries[:, 1])), axis=0, return_inverse=True
+        )
+        voxels = np.bincount(number.ravel(), entries[:, 2], len(pairs)).astype(np.int64)
+        group_sizes = np.bincount(group, sizes, num_groups).astype(np.int64)
+        return _Counted(group_sizes, np.column_stack((pairs, voxels))[voxels > 0])
+
+    def _replace(
+        self, touched: NDArray[np.integer], sizes: NDArray[np.int64], shared: NDArray[np.int64]
+    ) -> LesionCounts:
+        """Counts with other lesions, some of which may have no voxel, instead of some."""
+        kept = np.ones(len(self.counts.predicted), bool)
+        kept[touched] = False
+        sizes = np.concatenate((self.counts.predicted[kept], sizes))
+        others = self.counts.shared[kept[self.counts.shared[:, 0]]]
+        others = np.column_stack(((np.cumsum(kept) - 1)[others[:, 0]], others[:, 1:]))
+        shared = np.concatenate((others, shared + np.array([kept.sum(), 0, 0])))
+        exists = sizes > 0
+        shared = np.column_stack(((np.cumsum(exists) - 1)[shared[:, 0]], shared[:, 1:]))
+        return self.counts._replace(predicted=sizes[exists], shared=shared)
 
 
 def count_lesions(prediction: Mask, target: Mask, spacing_mm: Sequence[float]) -> LesionCounts:
@@ -98,18 +168,15 @@ def _enclose(boxes: Sequence[Box]) -> Box:
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in axes)
 
 
-def _count(
-    predicted: NDArray[np.integer],
-    target: NDArray[np.integer],
-    target_sizes: NDArray[np.int64],
-    voxel_ml: float,
-) -> LesionCounts:
-    """Counts of two maps of lesions; the sizes of the truth's are known."""
+def _count(predicted: NDArray[np.integer], target: NDArray[np.integer]) -> _Counted:
+    """Counts of two maps of components."""
     sizes = np.bincount(predicted.ravel(), minlength=1)[1:]
     both = (predicted > 0) & (target > 0)
-    numbers = np.column_stack((predicted[both], target[both])).astype(np.int64) - 1
-    pairs, voxels = np.unique(numbers, axis=0, return_counts=True)
-    return LesionCounts(sizes, target_sizes, np.column_stack((pairs, voxels)), voxel_ml)
+    num_targets = int(target.max(initial=1))
+    keys = (predicted[both].astype(np.int64) - 1) * num_targets + target[both] - 1
+    pairs, voxels = np.unique(keys, return_counts=True)
+    shared = np.column_stack((pairs // num_targets, pairs % num_targets, voxels))
+    return _Counted(sizes, shared.astype(np.int64))
 
 
 # Metrics: `counts` holds at least one lesion ------------------------------------------------------

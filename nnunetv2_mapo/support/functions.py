@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
+_FOLDERS = "nnUNet_extTrainer"  # of nnU-Net: where it looks for trainers besides its own
+
 
 def import_function(name: str) -> Callable[..., Any]:
     """Import `"package.module:function"` from the Python path or a folder of `nnUNet_extTrainer`.
@@ -17,7 +19,7 @@ def import_function(name: str) -> Callable[..., Any]:
         ImportError, AttributeError: There is no such module, or no such function in it.
     """
     module, _, function = name.partition(":")
-    folders = filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep))
+    folders = filter(None, os.environ.get(_FOLDERS, "").split(os.pathsep))
     with patch.object(sys, "path", [*sys.path, *folders]):
         found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return found
