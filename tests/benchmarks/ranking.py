@@ -39,9 +39,10 @@ class MinerOfPrepared(Miner):
         candidates: Label maps, shape `(K, *spatial)`.
     """
 
-    candidates: Tensor = torch.empty(0)
+    candidates: Tensor | None = None
 
     def segment(self, image: Tensor) -> Tensor:
+        assert self.candidates is not None
         return self.candidates
 
 

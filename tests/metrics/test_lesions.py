@@ -118,7 +118,7 @@ def test_lesion_metrics_are_those_of_a_loop_over_scipys_components(drawn):
     assert false_negative_volume_ml(counts) == pytest.approx(np.isin(true, missed).sum() / 1000)
 
 
-# With a part changed --------------------------------------------------------------------------------
+# With a part changed ------------------------------------------------------------------------------
 
 
 def as_set(counts):

@@ -10,7 +10,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
-from nnunetv2_mapo.tools.metrics import METRICS, Grid, compute_metrics
+from nnunetv2_mapo.tools.metrics import BASIC, Grid, compute_metrics
 
 KEPT = ("Dice", "ASD", "HD95", "NSD")
 
@@ -81,7 +81,7 @@ def evaluate_case(
     return {
         label: dict(
             zip(
-                METRICS,
+                BASIC,
                 compute_metrics(predicted == label, reference == label, grid, tolerance=tolerance),
                 strict=True,
             )
