@@ -389,6 +389,8 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def _check_metric(self) -> None:
         """Hold the metric against its contract; fix the patches that it is to be measured on."""
+        if self.mapo.metric == "dice" and self.mapo.best_by != "metric":
+            return
         training, validation = super().get_tr_and_val_datasets()
         plan = self.configuration_manager
         for note in check_metric(self.mapo, self.labels, plan.spacing, training):

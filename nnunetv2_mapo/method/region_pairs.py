@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.selection import Overlap, count_overlap, mean_dice
-from nnunetv2_mapo.metrics.lesions import find_components
+from nnunetv2_mapo.metrics.components import find_components
 
 LabelMap = NDArray[np.integer]
 Mask = NDArray[np.bool_]

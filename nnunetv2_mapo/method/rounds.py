@@ -176,7 +176,8 @@ class RoundSummary:
     dice_rejected: float
     disagreement: float  # mean share of disagreement voxels of the pairs; NaN without pairs
     gaps: list[float]  # between best and worst candidate of each sample
-    gap_of: str = "Dice"  # metric of the gaps
+    ranked_by: str = "Dice"
+    gap_of: str = "Dice"  # what the gaps are of: of region pairs Dice, whatever ranks the parts
     # means over the pairs by the metric that ranks; NaN if that is Dice
     score_plain: float = math.nan
     score_chosen: float = math.nan
@@ -194,7 +195,7 @@ class RoundSummary:
             )
         if math.isfinite(self.score_plain):
             pairs += (
-                f"; by the metric plain {self.score_plain:.4f}, chosen {self.score_chosen:.4f}, "
+                f"; {self.ranked_by} plain {self.score_plain:.4f}, chosen {self.score_chosen:.4f}, "
                 f"rejected {self.score_rejected:.4f}"
             )
         plain = f"Dice plain {self.dice_plain:.4f}"
@@ -232,6 +233,7 @@ def summarize(cases: Records, config: MAPOConfig) -> RoundSummary:
         dice_plain=float(np.mean([record.dice[0] for record in records])),
         **means.astype(float).to_dict(),
         gaps=[record.gap for record in records],
+        ranked_by=config.ranked_by,
         gap_of=config.ranked_by if config.pair == "case" else "Dice",
         **ranked,
     )
@@ -278,7 +280,7 @@ def explain_no_pairs(summary: RoundSummary, candidates: Candidates, pair: str) -
     label, setting, values = candidates
     other = f"candidates that differ more ({setting})"
     advice = f"{other}, or another length of the warm-up"
-    needed = "a candidate with a part that changes the metric of the sample"
+    needed = f"a candidate with a part that changes the {summary.ranked_by} of the sample"
     if pair == "case":
         needed = (
             f"a {summary.gap_of} gap of tau = {summary.tau:.4g}, and more than 0, between two "

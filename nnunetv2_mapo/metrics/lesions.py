@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
@@ -19,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from nnunetv2_mapo.metrics.change import Box, Change, Mask, crop, grow, inside
+from nnunetv2_mapo.metrics.components import find_components
 
 ML_PER_MM3 = 1e-3
 
@@ -149,17 +149,6 @@ class Lesions:
 def count_lesions(prediction: Mask, target: Mask, spacing_mm: Sequence[float]) -> LesionCounts:
     """Lesions of two masks of two or three axes; the spacing is that of these axes."""
     return Lesions(prediction, target, spacing_mm).counts
-
-
-def find_components(mask: Mask) -> NDArray[np.integer]:
-    """Number of the component of each voxel, from 1; 0 outside the mask.
-
-    Neighbours are those at edges and corners, too.
-    """
-    voxels = mask.astype(np.uint8)  # of booleans, cc3d 4.1.1 numbers voxels in 2D that are False
-    if mask.ndim == 2:
-        return cc3d.connected_components(voxels, connectivity=8)
-    return cc3d.connected_components(voxels, connectivity=26)
 
 
 def _enclose(boxes: Sequence[Box]) -> Box:

@@ -339,3 +339,18 @@ def test_configurations_cannot_be_changed_in_place():
     with pytest.raises(AttributeError):
         config.tau = 0.5
     assert replace(config, tau=0.5).tau == 0.5
+
+
+def test_a_metric_of_several_survives_json():
+    config = MAPOConfig(metric={"lesion_f1": 0.5, "dice": 0.5})
+    assert MAPOConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.ranked_by == "0.5 lesion_f1 + 0.5 dice"
+    assert config.differences(MAPOConfig().to_dict()) == [
+        "metric: dice then, {'lesion_f1': 0.5, 'dice': 0.5} now"
+    ]
+
+
+def test_slices_of_a_2d_configuration_are_no_volume_for_a_metric_of_distances():
+    MAPOConfig(selection_unit_2d="case").validate()
+    with pytest.raises(ValueError, match=r"metric='nsd' is not valid with selection_unit_2d"):
+        MAPOConfig(metric="nsd", selection_unit_2d="case").validate()

@@ -17,7 +17,6 @@ from nnunetv2_mapo.metrics.lesions import (
     count_lesions,
     false_negative_volume_ml,
     false_positive_volume_ml,
-    find_components,
     lesion_dice,
     lesion_f1,
     lesion_precision,
@@ -75,13 +74,6 @@ def test_one_lesion_of_the_prediction_may_find_two():
     counts = count_lesions(prediction, truth, (1.0, 1.0))
     assert (lesion_f1(counts), lesion_precision(counts), lesion_recall(counts)) == (1, 1, 1)
     assert lesion_dice(counts) == pytest.approx((2 * 2 / (2 + 7) + 2 * 3 / (3 + 7)) / 2)
-
-
-def test_voxels_that_share_a_corner_are_one_lesion():
-    for num_axes in (2, 3):
-        mask = np.zeros((4,) * num_axes, bool)
-        mask[(1,) * num_axes] = mask[(2,) * num_axes] = True
-        assert find_components(mask).max() == 1
 
 
 def test_without_a_lesion_of_the_truth_there_is_no_recall():

@@ -40,3 +40,11 @@ def test_background_around_a_mask_does_not_change_its_skeleton(shape):
     mask[tuple(slice(6, -5) for _ in shape)] = True
     assert np.array_equal(skeleton(mask), skeletonize(mask))
     assert not skeleton(np.zeros(shape, bool)).any()
+
+
+def test_blocks_that_thinning_makes_vanish_are_their_own_centreline():
+    for size in (2, 4):
+        block = np.zeros((12, 12, 12), bool)
+        block[3 : 3 + size, 4 : 4 + size, 5 : 5 + size] = True
+        assert measure(block, block) == 1
+        assert measure(np.zeros_like(block), block) == 0
