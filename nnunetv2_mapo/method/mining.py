@@ -156,7 +156,9 @@ class Miner:
         candidates = sample.candidates.numpy()
         ranked = None
         if self.ranking is not None:
-            ranked = self.ranking.look_at(candidates[0], target, self._spacing(sample), ~ignored)
+            ranked = self.ranking.look_at(
+                candidates[0], target, self._spacing(sample), ~ignored, others=candidates[1:]
+            )
         pair = pair_regions(
             candidates, target, self.labels, self.config.tau, ~ignored,
             effects_of=None if ranked is None else ranked.find_effects,

@@ -171,8 +171,16 @@ def _count(plain: LabelMap, target: LabelMap, labels: Labels, valid: Mask | None
 
 def split_heads(label_map: LabelMap, labels: Labels) -> Iterator[Mask]:
     """Mask of each foreground class, or region."""
-    for head in range(labels.num_heads):
-        if labels.regions is not None:
-            yield label_map & (1 << head) != 0
-        elif head:
-            yield label_map == head
+    for head in foreground_heads(labels):
+        yield head_mask(label_map, head, labels)
+
+
+def foreground_heads(labels: Labels) -> range:
+    """Number of the head of each foreground class, or region."""
+    return range(0 if labels.regions is not None else 1, labels.num_heads)
+
+
+def head_mask(label_map: LabelMap, head: int, labels: Labels) -> Mask:
+    """Where a head is on."""
+    mask: Mask = label_map & (1 << head) != 0 if labels.regions is not None else label_map == head
+    return mask

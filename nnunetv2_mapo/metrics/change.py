@@ -42,6 +42,19 @@ def grow(box: Box, shape: Sequence[int], margin: int) -> Box:
     )
 
 
+def enclose(boxes: Sequence[Box]) -> Box:
+    """Smallest box that holds all of these."""
+    axes = zip(*boxes, strict=True)
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in axes)
+
+
+def overlap(one: Box, other: Box) -> Box | None:
+    """Box that two boxes share, if there is one."""
+    axes = zip(one, other, strict=True)
+    shared = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in axes)
+    return shared if all(axis.start < axis.stop for axis in shared) else None
+
+
 def inside(box: Box, outer: Box) -> Box:
     """Place of a box in a larger one that holds it."""
     return tuple(

@@ -17,7 +17,7 @@ from scipy.ndimage import find_objects
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from nnunetv2_mapo.metrics.change import Box, Change, Mask, crop, grow, inside
+from nnunetv2_mapo.metrics.change import Box, Change, Mask, crop, enclose, grow, inside
 from nnunetv2_mapo.metrics.components import find_components
 
 ML_PER_MM3 = 1e-3
@@ -81,7 +81,7 @@ class Lesions:
         if len(np.unique(pairs[0])) == pairs.shape[1]:  # what was connected here still is
             new = self._follow(box, touched, old, local, stays)
         else:
-            around = _enclose([box, *(self._boxes[number - 1] for number in touched)])
+            around = enclose([box, *(self._boxes[number - 1] for number in touched)])
             lesions = self._predicted[around]
             _, mask = crop(self._prediction, change, around)
             mask &= (lesions == 0) | np.isin(lesions, touched)
@@ -149,12 +149,6 @@ class Lesions:
 def count_lesions(prediction: Mask, target: Mask, spacing_mm: Sequence[float]) -> LesionCounts:
     """Lesions of two masks of two or three axes; the spacing is that of these axes."""
     return Lesions(prediction, target, spacing_mm).counts
-
-
-def _enclose(boxes: Sequence[Box]) -> Box:
-    """Smallest box that holds all of these."""
-    axes = zip(*boxes, strict=True)
-    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in axes)
 
 
 def _count(predicted: NDArray[np.integer], target: NDArray[np.integer]) -> _Counted:

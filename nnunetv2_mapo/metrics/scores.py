@@ -25,6 +25,7 @@ class Score(NamedTuple):
 
     measure: Callable[[Mask, Mask, Sequence[float]], Measured]
     score: Callable[[Any], float]
+    needs_all: bool = False  # of a sample; else empty borders around both masks change nothing
 
 
 class Whole:
@@ -82,4 +83,4 @@ def find_score(name: str, tolerance_mm: float) -> Score:
     """
     if ":" not in name:
         return named_scores(tolerance_mm)[name]
-    return Score(partial(Whole, import_function(name)), float)
+    return Score(partial(Whole, import_function(name)), float, needs_all=True)

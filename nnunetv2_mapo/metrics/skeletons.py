@@ -11,7 +11,9 @@ from scipy.ndimage import find_objects
 from nnunetv2_mapo.metrics.change import Box, Change, Mask, crop, grow, inside
 from nnunetv2_mapo.metrics.components import find_components
 
-_FIRST_MARGIN = 16  # voxels around a part; at 8, 1 in 1000 parts of random shapes was not exact
+# Voxels around a part, until its skeleton settles. With 8 at first, 2 of 3,200 parts of random
+# shapes were not exact, with 16 none; more than 32 takes seconds for each part of a solid organ.
+_MARGINS = (16, 32)
 
 
 class SkeletonCounts(NamedTuple):
@@ -39,16 +41,14 @@ class Skeletons:
 
         Thinning reaches about as far as the mask is wide. The box is doubled until the skeleton of
         what it holds is, in its inner half, that of the whole mask, and beyond that half the part
-        changes nothing in it.
+        changes nothing in it. Of masks that are wider than the largest box it is an approximation.
         """
-        shape, margin = self._prediction.shape, _FIRST_MARGIN
-        while True:
+        shape = self._prediction.shape
+        for margin in _MARGINS:
             box, inner = (grow(change.box, shape, each) for each in (margin, margin // 2))
             before, after = (skeleton(each) for each in crop(self._prediction, change, box))
-            is_whole = all(each == slice(0, n) for each, n in zip(box, shape, strict=True))
-            if is_whole or self._is_settled(before, after, inside(inner, box), inner):
+            if self._is_settled(before, after, inside(inner, box), inner):
                 break
-            margin *= 2
         target = self._target[box]
         old, new = _count(before, target), _count(after, target)
         num_predicted, num_inside, num_target, num_target_inside = self.counts

@@ -63,7 +63,7 @@ def test_the_effect_of_each_part_is_that_on_the_whole_sample(num_dimensions, lab
         truth, plain, candidate = draw(num_dimensions, labels, seed)
         valid = blobs(truth.shape, 3, -1.5, seed) if seed else None
         parts = find_parts(plain, candidate, valid)
-        found = ranking.look_at(plain, truth, spacing, valid)
+        found = ranking.look_at(plain, truth, spacing, valid, [candidate])
         effects = found.find_effects(candidate, parts, int(parts.max()))
         expected = whole_effects(ranking, plain, candidate, parts, truth, spacing, valid)
         assert len(effects) > 5
@@ -81,7 +81,7 @@ def test_the_effect_on_cldice_is_exact_in_networks_of_tubes(num_dimensions):
             for each in (1, 2)
         )
         parts = find_parts(plain, candidate)
-        found = ranking.look_at(plain, truth, spacing)
+        found = ranking.look_at(plain, truth, spacing, others=[candidate])
         effects = found.find_effects(candidate, parts, int(parts.max()))
         expected = whole_effects(ranking, plain, candidate, parts, truth, spacing)
         assert effects == pytest.approx(expected, abs=1e-9)
@@ -120,7 +120,7 @@ def test_classes_that_are_nowhere_do_not_count():
     plain[6:8, 6:8] = 2  # one more class, all of it wrong
     assert ranking.value(plain, truth, (1, 1)) == 0.5
     parts = find_parts(plain, truth)
-    effects = ranking.look_at(plain, truth, (1, 1)).find_effects(truth, parts, 1)
+    effects = ranking.look_at(plain, truth, (1, 1), others=[truth]).find_effects(truth, parts, 1)
     assert effects.tolist() == [0, 0.5]
 
 
@@ -130,8 +130,37 @@ def test_lesions_of_any_size_count_alike():
     plain = np.zeros_like(truth)
     parts = find_parts(plain, truth)
     by_lesion, by_voxel = (
-        Ranking.by(m, 1.0, TWO).look_at(plain, truth, (1, 1)).find_effects(truth, parts, 2)
+        Ranking.by(m, 1.0, TWO)
+        .look_at(plain, truth, (1, 1), others=[truth])
+        .find_effects(truth, parts, 2)
         for m in ("lesion_f1", "dice")
     )
     assert by_lesion[1] == by_lesion[2] == pytest.approx(2 / 3)  # 1 / (1 + 1 / 2)
     assert by_voxel[1] < 0.1 < by_voxel[2]
+
+
+def test_a_class_that_only_a_candidate_has_anywhere_is_measured():
+    truth = plain = np.zeros((9, 9), np.uint8)
+    candidate = plain.copy()
+    candidate[2:4, 5:8] = 2
+    ranking = Ranking.by("nsd", 1.0, THREE)
+    found = ranking.look_at(plain, truth, (1, 1), others=[candidate])
+    assert found.find_effects(candidate, find_parts(plain, candidate), 1).tolist() == [0, -1]
+
+
+def test_an_own_function_sees_the_whole_sample(monkeypatch):
+    seen = []
+
+    def note(prediction, target, spacing_mm):
+        seen.append((prediction.shape, target.shape, spacing_mm))
+        return float(prediction.sum())
+
+    monkeypatch.setattr("nnunetv2_mapo.metrics.scores.import_function", lambda _: note)
+    truth, plain, candidate = draw(3, TWO, 0)
+    ranking = Ranking.by("some.module:note", 1.0, TWO)
+    parts = find_parts(plain, candidate)
+    found = ranking.look_at(plain, truth, (3, 1, 1), others=[candidate])
+    effects = found.find_effects(candidate, parts, int(parts.max()))
+    gained = candidate.astype(int) - plain
+    assert effects == pytest.approx(np.bincount(parts.ravel(), (gained * (parts > 0)).ravel()))
+    assert set(seen) == {(truth.shape, truth.shape, (3, 1, 1))}
