@@ -165,6 +165,8 @@ def compute_groups(
     All are NaN where both masks are empty.
     """
     names = [name for name, metric in METRICS.items() if metric.group in groups]
+    if not names:
+        return {}
     if ignored is not None:
         prediction, reference = prediction & ~ignored, reference & ~ignored
     boxes = find_objects((prediction | reference).astype(np.int8))

@@ -32,11 +32,13 @@ class Arm:
         settings: Of `MAPOConfig`, on top of those that are shipped.
         variant: Of the shipped trainer, such as `"_NoPreference"`.
         asked: Options of `nnUNetv2_mapo choose`, in the regime of choices.
+        loss: Of `losses.LOSSES`, on top of the base trainer's.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
     asked: tuple[str, ...] = ()
+    loss: str = ""
 
 
 STOCK = "stock"  # the base trainer without MAPO
@@ -94,6 +96,17 @@ ARMS: dict[str, Arm | None] = {
     "dropout_control": Arm(DROPOUT, "_NoPreference"),
     "strong_dropout": Arm(DROPOUT | {"rates_3d": RATES_3D}),
     "control_strong": Arm(DROPOUT | {"rates_3d": RATES_3D}, "_NoPreference"),
+    # by the metric that is ranked by; of each a plain loss that claims the same
+    "mapo_nsd": Arm({"metric": "nsd"}),
+    "mapo_hd95": Arm({"metric": "hd95"}),
+    "mapo_lesion_f1": Arm({"metric": "lesion_f1", "part_weight": "part"}),
+    "mapo_lesion_f1_voxel": Arm({"metric": "lesion_f1"}),
+    "mapo_lesion_dice": Arm({"metric": "lesion_dice", "part_weight": "part"}),
+    "mapo_false_volume": Arm({"metric": "false_volume"}),
+    "mapo_cldice": Arm({"metric": "cldice"}),
+    "mapo_part": Arm({"part_weight": "part"}),
+    "loss_blob": Arm(variant="_NoPreference", loss="blob"),
+    "loss_cldice": Arm(variant="_NoPreference", loss="cldice"),
     # of choices: what else can be made of them, and an expert who is wrong in 10 % of the answers
     "pseudo_label": Arm({"unlabelled": "pseudo-label"}),
     "chosen_label": Arm({"unlabelled": "chosen"}),
