@@ -184,7 +184,7 @@ class RankedSample:
         Returns:
             Effect of each of the P parts alone, shape `(P + 1,)`; 0 for number 0.
         """
-        boxes = find_objects(parts.astype(np.int32, copy=False), max_label=num_parts)
+        boxes = find_objects(parts, max_label=num_parts)
         effects = np.zeros(num_parts + 1)
         for number, box in enumerate(boxes, 1):
             if box is None:

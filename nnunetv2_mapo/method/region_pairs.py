@@ -69,7 +69,8 @@ def pair_regions(
         else:
             parts = find_parts(plain, candidate, valid)
             num_found = int(parts.max())
-            effects = effects_of(candidate, _without_noise(parts), num_found).astype(np.float32)
+            _drop_noise(parts)
+            effects = effects_of(candidate, parts, num_found).astype(np.float32)
         num_parts += int((effects != 0).sum())
         num_preferred += int((effects > 0).sum())
         place = np.flatnonzero(parts)  # few voxels of a large case
@@ -118,12 +119,11 @@ def find_parts(
     return find_components(differs)
 
 
-def _without_noise(parts: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Parts with their numbers, but 0 where they are too small."""
-    sizes = np.bincount(parts.ravel(), minlength=1)
-    kept: NDArray[np.integer] = np.where(sizes < _LEAST_VOXELS, 0, np.arange(len(sizes)))
-    found: NDArray[np.integer] = kept[parts]
-    return found
+def _drop_noise(parts: NDArray[np.integer]) -> None:
+    """Set parts that are too small to 0, in place; the others keep their numbers."""
+    place = np.flatnonzero(parts)  # few voxels of a large case
+    numbers = parts.flat[place]
+    parts.flat[place[np.bincount(numbers)[numbers] < _LEAST_VOXELS]] = 0
 
 
 class Effects(NamedTuple):

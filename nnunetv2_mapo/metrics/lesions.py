@@ -56,7 +56,7 @@ class Lesions:
     def __init__(self, prediction: Mask, target: Mask, spacing_mm: Sequence[float]) -> None:
         self._prediction = prediction
         self._predicted, self._target = find_components(prediction), find_components(target)
-        self._boxes: list[Box] = find_objects(self._predicted.astype(np.int32))
+        self._boxes: list[Box] = find_objects(self._predicted)
         sizes = np.bincount(self._target.ravel(), minlength=1)[1:]
         voxel_ml = math.prod(spacing_mm) * ML_PER_MM3
         counted = _count(self._predicted, self._target)
