@@ -29,6 +29,7 @@ from nnunetv2_mapo.guards import start
 from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, Begun, Loaded
 from nnunetv2_mapo.guards.choices import learn_from_choices
 from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
+from nnunetv2_mapo.guards.metric import check_metric
 from nnunetv2_mapo.guards.network import check_network
 from nnunetv2_mapo.guards.rehearsal import (
     check_deep_supervision,
@@ -48,6 +49,7 @@ from nnunetv2_mapo.method.dataset import (
     with_preferences,
 )
 from nnunetv2_mapo.method.dropout import StochasticDropout, preference_rates, sample_rates
+from nnunetv2_mapo.method.fixed_patches import FixedPatches, fix_patches
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.loss import (
     STEP_KEYS,
@@ -57,7 +59,14 @@ from nnunetv2_mapo.method.loss import (
     find_disagreement,
 )
 from nnunetv2_mapo.method.mining import make_miner
-from nnunetv2_mapo.method.progress import plot_progress, register_keys, round_values, step_means
+from nnunetv2_mapo.method.progress import (
+    best_by_metric,
+    log_metric,
+    plot_progress,
+    register_keys,
+    round_values,
+    step_means,
+)
 from nnunetv2_mapo.method.rates import find_rates, with_rates
 from nnunetv2_mapo.method.reference import (
     REFERENCE,
@@ -118,6 +127,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     _unlabelled: UnlabelledImages | None = None  # that the rounds learn from instead
     _unlabelled_loader: Any = None
     _loads_unlabelled = False  # while the loader of these is made
+    _fixed_patches: FixedPatches | None = None  # what `checkpoint_best` is the best on
     _origin: dict[str, Any] | None = None  # of the weights that a fine-tuning started from
     _loaded = Loaded()  # from the checkpoint of a training that is continued
 
@@ -334,6 +344,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             self._origin = start_from_base(self, self._plain_network(), base)
         start.check_foreground(super().get_tr_and_val_datasets()[0])
         self._check_earlier_training()
+        self._check_metric()
         if self.mapo.learns_unlabelled:
             validation = super().get_tr_and_val_datasets()[1]
             self._unlabelled = learn_from_choices(self, validation, self._folder / PREFERENCES)
@@ -375,6 +386,19 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             start.check_pairs(self._round(self._begun.round))
         if self.local_rank == 0:
             start.clear_folder(self._folder, is_new=not (self.current_epoch or self._begun.round))
+
+    def _check_metric(self) -> None:
+        """Hold the metric against its contract; fix the patches that it is to be measured on."""
+        if self.mapo.metric == "dice" and self.mapo.best_by != "metric":
+            return
+        training, validation = super().get_tr_and_val_datasets()
+        plan = self.configuration_manager
+        for note in check_metric(self.mapo, self.labels, plan.spacing, training):
+            self._log(note)
+        if self.mapo.best_by == "metric":
+            self._fixed_patches = fix_patches(
+                self.mapo, self.labels, plan, validation, self.label_manager
+            )
 
     def _check_network(self) -> None:
         shape = (self.num_input_channels, *self.configuration_manager.patch_size)
@@ -455,9 +479,21 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if self._mined is not None:
             self._log(", ".join(f"{key} {values[key]:.4f}" for key in STEP_KEYS))
 
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """The base trainer's end, and the metric on the fixed patches."""
+        super().on_validation_epoch_end(val_outputs)
+        value = math.nan
+        if self._fixed_patches is not None:
+            with self._single_output() as network:
+                value = self._fixed_patches.measure(network, self.device)
+            self._log(f"metric on {len(self._fixed_patches.patches)} fixed patches: {value:.4f}")
+        log_metric(self.logger, value, self.current_epoch)
+
     def on_epoch_end(self) -> None:
         """Draw `progress_mapo.png` besides nnU-Net's `progress.png`."""
-        super().on_epoch_end()
+        by_metric = self._fixed_patches is not None
+        with best_by_metric(self) if by_metric else nullcontext():
+            super().on_epoch_end()
         if self.local_rank == 0:
             logged = self.logger.local_logger.my_fantastic_logging
             try:

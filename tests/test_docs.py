@@ -18,7 +18,7 @@ import nnunetv2_mapo
 from nnunetv2_mapo import MAPOConfig, MAPOTrainer
 from nnunetv2_mapo.cli import build_parser
 from nnunetv2_mapo.method.loss import STEP_KEYS
-from nnunetv2_mapo.method.progress import MINING_KEYS, PLOT
+from nnunetv2_mapo.method.progress import MINING_KEYS, PLOT, VALIDATION_KEYS
 from nnunetv2_mapo.method.reference import REFERENCE
 from nnunetv2_mapo.method.store import MANIFEST, PREFERENCES, SampleRecord
 from nnunetv2_mapo.tools.metrics import METRICS
@@ -198,7 +198,11 @@ def test_documented_schedule_is_the_real_one(num_dimensions):
 
 def test_every_logged_key_is_documented():
     table = rows(REFERENCE_PAGES / "files.md")
-    assert {name for name in table if "/" in name and name.islower()} == {*STEP_KEYS, *MINING_KEYS}
+    assert {name for name in table if "/" in name and name.islower()} == {
+        *STEP_KEYS,
+        *MINING_KEYS,
+        *VALIDATION_KEYS,
+    }
 
 
 def test_every_written_file_is_documented():

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from benchmarks.study.arms import ARMS, Arm, UnknownSettingsError, build_config
 from benchmarks.study.command import parse_seeds
 from benchmarks.study.effects import Effect, compare, count_signs
 from benchmarks.study.images import find_same, shrink_image, shrink_mask, split_cases
+from benchmarks.study.losses import LOSSES, blob_losses
 from benchmarks.study.plan import BLOCKS, Block, Cell, list_cells
 from benchmarks.study.protocol import DATASETS, REGIMES, Regime
 from benchmarks.study.results import dump
@@ -133,3 +135,33 @@ def test_results_are_rounded_and_nan_is_null() -> None:
 
 def test_seeds_are_ranges_and_single_numbers() -> None:
     assert parse_seeds("3-5,0") == [3, 4, 5, 0]
+
+
+def test_the_blob_loss_masks_out_the_other_blobs() -> None:
+    target = torch.zeros(1, 3, 8, dtype=torch.long)
+    target[0, 1, 0:2] = target[0, 1, 5] = 1
+    foreground = torch.zeros(1, 3, 8)
+    foreground[0, 1, 0], foreground[0, 1, 5], foreground[0, 0, 7] = 1, 0.5, 0.25
+    [losses] = blob_losses(torch.stack((1 - foreground, foreground), 1), target)
+    expected = [1 - 2 * 1 / (2 + 1 + 0.25), 1 - 2 * 0.5 / (1 + 0.5 + 0.25)]
+    assert losses.tolist() == pytest.approx(expected, abs=1e-4)
+    assert blob_losses(torch.stack((1 - foreground, foreground), 1), 0 * target) == []
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_on_top_fall_where_the_prediction_is_right(name: str) -> None:
+    target = torch.zeros(2, 1, 16, 16)
+    target[:, :, 4:12, 6:9] = 1
+    right = torch.cat((-target, target), 1) * 20 - 10 * torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1)
+    loss = LOSSES[name](_NoLoss())
+    good, bad = loss(right, target), loss(-right, target)
+    assert 0 <= good < 0.05 < 0.3 < bad
+    logits = torch.zeros(2, 2, 16, 16, requires_grad=True)
+    loss(logits, target).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
+
+
+class _NoLoss(torch.nn.Module):
+    def forward(self, output: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return 0 * output.sum()

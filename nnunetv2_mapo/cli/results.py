@@ -45,6 +45,11 @@ def add_evaluate(commands: Commands) -> None:
     add("--tolerance", type=float, default=1.0, metavar="MM",
         help="distance up to which NSD takes a surface for right, in mm, in pixels for images "
         "without spacing (default: %(default)s)")
+    add("--lesions", action="store_true",
+        help="F1, precision, recall and Dice of lesions as well, and volume of false and missed "
+        "ones")
+    add("--cldice", action="store_true",
+        help="clDice as well, for tubes such as vessels; takes long for large masks")
     add("-np", type=parse_count, metavar="N",
         help="worker processes (default: nnU-Net's, nnUNet_def_n_proc or 8)")
     add("-o", dest="output", type=Path, metavar="DIR",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ _BEFORE: dict[str, Any] = {
     "preference_dropout": "asymmetric",  # of the policy only: not to be had any more
     "tile_step_size": 1.0,
 }
+# What candidates and parts can be ranked by, besides a user's own function.
+METRICS = ("dice", "nsd", "hd95", "asd", "lesion_f1", "lesion_dice", "cldice", "false_volume")
 # What is made of images that nobody has segmented, besides nothing.
 UNLABELLED = ("preferences", "chosen", "pseudo-label")
 
@@ -107,6 +110,25 @@ MODULES = Valid(
 )
 
 
+def _is_metric(value: object) -> bool:
+    return isinstance(value, str) and (
+        value in METRICS or re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", value) is not None
+    )
+
+
+def _are_weights(value: object) -> bool:
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(_is_metric(name) and _is_number(w) and w > 0 for name, w in value.items())
+
+
+METRIC = Valid(
+    lambda value: _is_metric(value) or _are_weights(value),
+    f"choose one of {list(METRICS)}, a function of your own as 'package.module:function', or "
+    "weights > 0 of several, such as {'lesion_f1': 0.5, 'dice': 0.5}",
+)
+
+
 def _setting(default: Any, valid: Valid, needs: tuple[str, str] | None = None) -> Any:
     """Field with what it may be, and another field and the value without which it has no effect."""
     return field(default=default, metadata={"valid": valid, "needs": needs})
@@ -150,12 +172,17 @@ class MAPOConfig:
         tile_step_size: Distance of mining's windows as a share of the patch. Default measured.
         pair: What a pair is: two candidates of a sample (`"case"`; paper), or the parts in which
             candidates differ from the plain prediction, each by its own effect (`"region"`).
+        metric: What candidates and parts are ranked by: a name of `METRICS` (paper: Dice), a user's
+            own `"package.module:function"`, or weights of several of these. See `method.ranking`.
+        tolerance_mm: Distance up to which NSD takes a surface for right, in mm.
+        part_weight: What pulls alike, at the same effect: each `"voxel"`, or each `"part"`, however
+            small, see `region_pairs.even_out`.
         agree: Keep only voxels in which chosen is right (Mask-DPO, arXiv:2503.02846). Paper: all.
-        tau: Dice difference that makes a preference: of `pair="case"` the least gap between chosen
-            and rejected (eq. 4; paper: 0.3); of `pair="region"` the effect of a part from which it
-            has the full weight 1, below which the weight is proportional.
+        tau: Difference of the metric that makes a preference: of `pair="case"` the least gap
+            between chosen and rejected (eq. 4; paper: 0.3); of `pair="region"` the effect of a part
+            from which it has the full weight 1, below which the weight is proportional.
         tau_max: Largest gap of `pair="case"`, not below `tau`; 1: no limit (paper).
-        tau_quantile: Takes the place of `tau` if given: quantile of the Dice gaps of the round's
+        tau_quantile: Takes the place of `tau` if given: quantile of the gaps of the round's
             samples, so that the share 1 - `tau_quantile` of them has a pair.
         beta: Sensitivity to preference differences (eq. 2). Paper: 0.1. Default measured.
         lambda_supervised: Weight λ of nnU-Net's own loss (eq. 7). Paper: 0.5. Default measured.
@@ -177,6 +204,8 @@ class MAPOConfig:
         warmup_epochs: Warm-up in epochs; takes the place of the fractions if given.
         num_rounds: Rounds of mining and preference optimisation; 0: warm-up alone. Paper: 4.
         start_from: Warm-up weights to go on from: the `"best"` by pseudo Dice (paper) or `"last"`.
+        best_by: What nnU-Net's `checkpoint_best.pth`, and so the start of the preference stage, is
+            the best by: nnU-Net's `"pseudo Dice"` (paper), or the `"metric"`.
         seed: Seed of mining; the same seed gives the same pairs.
         num_epochs_2d, num_epochs_3d: Length of the training; None keeps the base trainer's.
         adam_learning_rate: Fixed learning rate of the paper's optimisers (Adam in 2D, AdamW in
@@ -205,6 +234,9 @@ class MAPOConfig:
     selection_unit_3d: str = _setting("case", UNIT)
     tile_step_size: float = _setting(0.5, UP_TO_1)
     pair: str = _setting("region", _choice("region", "case"))
+    metric: str | Mapping[str, float] = _setting("dice", METRIC)
+    tolerance_mm: float = _setting(1.0, _number(">= 0", lambda value: value >= 0))
+    part_weight: str = _setting("voxel", _choice("voxel", "part"), ("pair", "region"))
     agree: bool = _setting(True, BOOL)
     tau: float = _setting(0.05, UP_TO_1)
     tau_max: float = _setting(1.0, UP_TO_1, ("pair", "case"))
@@ -224,6 +256,7 @@ class MAPOConfig:
     warmup_epochs: int | None = _setting(None, _integer(1))
     num_rounds: int = _setting(4, _integer(0))
     start_from: str = _setting("best", _choice("best", "last"))
+    best_by: str = _setting("pseudo Dice", _choice("pseudo Dice", "metric"))
     seed: int = _setting(0, _integer(0))
     num_epochs_2d: int | None = _setting(None, _integer(2))
     num_epochs_3d: int | None = _setting(None, _integer(2))
@@ -266,6 +299,11 @@ class MAPOConfig:
             problems.append(
                 "label_smoothing=0 is not valid: loss_type 'robust' needs a number in (0, 0.5)."
             )
+        if self.metric != "dice" and self.selection_unit_2d == "case":
+            problems.append(
+                f"metric={self.metric!r} is not valid with selection_unit_2d='case': preprocessed "
+                "slices have no common distance. Choose 'slice' or 'window'."
+            )
         if self.adam_learning_rate is not None and self.learning_rate_factor != 1:
             problems.append(
                 f"learning_rate_factor={self.learning_rate_factor!r} is not valid: it is of the "
@@ -289,6 +327,13 @@ class MAPOConfig:
     def has_dropout(self, *, is_warmup: bool) -> bool:
         """Whether a stage trains with dropout."""
         return self.warmup_dropout if is_warmup else self.preference_dropout != "off"
+
+    @property
+    def ranked_by(self) -> str:
+        """The metric that ranks, in words."""
+        if isinstance(self.metric, str):
+            return "Dice" if self.metric == "dice" else self.metric
+        return " + ".join(f"{weight:g} {name}" for name, weight in self.metric.items())
 
     @property
     def learns_unlabelled(self) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.region_pairs import pair_regions
+from nnunetv2_mapo.method.ranking import Ranking
+from nnunetv2_mapo.method.region_pairs import even_out, pair_regions
 from nnunetv2_mapo.method.sampling import CandidateSampler, fit_windows_per_forward
 from nnunetv2_mapo.method.selection import candidate_dice, select_pair
 from nnunetv2_mapo.method.store import WEIGHT_ONE, SampleRecord
@@ -59,6 +60,9 @@ class Miner:
     patch_size: Sequence[int]  # of the configuration in voxels, 2 or 3 entries
     windows_per_forward: int  # windows in one forward pass, each with all its candidates
     device: torch.device  # where the network lies
+    ranking: Ranking | None = None  # by what candidates and parts are ranked; None: by their Dice
+    # distance of neighbouring voxels along the three axes; in 2D the first is that of slices
+    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def mine(self, image: Tensor, segmentation: Tensor) -> MinedCase:
         """Pairs of a case, whose network input has three spatial axes, `(channels, *spatial)`.
@@ -117,9 +121,10 @@ class Miner:
 
     def _select_candidates(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
         """Channels [chosen, rejected] and record of a sample whose pair is two candidates."""
+        scores = self._score(sample, sample.candidates)
         # every gap is stored where τ is only known when the round is complete
         tau = self.config.tau if self.config.tau_quantile is None else 0.0
-        pair = select_pair(sample.dice, tau, self.config.tau_max)
+        pair = select_pair(scores or sample.dice, tau, self.config.tau_max)
         if pair.rejected is None:
             # Any two equal maps do; constant ones cost the augmentation nothing.
             chosen = rejected = torch.zeros_like(sample.target)
@@ -131,27 +136,52 @@ class Miner:
             rejected = torch.where(is_unused, chosen, sample.candidates[pair.rejected])
         num_disagreeing = int((chosen != rejected).sum())
         record = _record(sample, pair.chosen, pair.rejected, num_disagreeing)
-        return torch.stack((chosen, rejected)).short().numpy(), record
+        return torch.stack((chosen, rejected)).short().numpy(), replace(record, scores=scores)
+
+    def _score(self, sample: TrainingSample, label_maps: Tensor) -> list[float] | None:
+        """Value of label maps `(n, *spatial)` by the metric that ranks; None if that is Dice."""
+        if self.ranking is None:
+            return None
+        others = (sample.target.numpy(), self._spacing(sample), ~sample.ignored.numpy())
+        return [round(self.ranking.value(each.numpy(), *others), 6) for each in label_maps]
+
+    def _spacing(self, sample: TrainingSample) -> tuple[float, ...]:
+        """Distance of neighbouring voxels along the axes of a sample, in mm."""
+        axes = zip(self.spacing_mm, sample.place, strict=True)
+        return tuple(spacing for spacing, index in axes if isinstance(index, slice))
 
     def _select_regions(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
         """Channels [chosen, rejected, weight] and record of a sample with a region pair."""
         target, ignored = sample.target.numpy(), sample.ignored.numpy()
         candidates = sample.candidates.numpy()
-        pair = pair_regions(candidates, target, self.labels, self.config.tau, ~ignored)
+        ranked = None
+        if self.ranking is not None:
+            ranked = self.ranking.look_at(
+                candidates[0], target, self._spacing(sample), ~ignored, others=candidates[1:]
+            )
+        pair = pair_regions(
+            candidates, target, self.labels, self.config.tau, ~ignored,
+            effects_of=None if ranked is None else ranked.find_effects,
+        )  # fmt: skip
         is_used = pair.weight > 0
         if self.config.agree:
             is_used &= pair.chosen == target
-        weight = np.maximum(1, np.rint(pair.weight * WEIGHT_ONE)) * is_used
+        weight = pair.weight
+        if self.config.part_weight == "part":
+            weight = even_out(weight, pair.part, is_used)
+        weight = np.maximum(1, np.rint(weight * WEIGHT_ONE)) * is_used
         rejected = np.where(is_used, pair.rejected, pair.chosen)
         channels = np.stack((pair.chosen, rejected, weight)).astype(np.int16) * is_used.any()
         ends = torch.from_numpy(np.stack((pair.chosen, pair.rejected)))
         valid = None if self.labels.ignore_label is None else torch.from_numpy(~ignored)
         dice = candidate_dice(ends, torch.from_numpy(target), self.labels, valid).tolist()
+        scores = None if ranked is None else [round(ranked.value, 6)]
         record = replace(
             _record(sample, 0, None, int(is_used.sum())),
             num_parts=pair.num_parts,
             num_preferred=pair.num_preferred,
             pair_dice=[round(value, 6) for value in dice],
+            scores=scores and [*scores, *(self._score(sample, ends) or ())],
         )
         return channels, record
 
@@ -176,7 +206,18 @@ def make_miner(
     """Miner for a configuration `plan` of nnU-Net; the other arguments as of `Miner`."""
     # nnU-Net's global batch size: the pairs must not depend on the number of ranks
     num_windows = fit_windows_per_forward(sampler.num_passes, plan.batch_size)
-    return Miner(network, sampler, labels, config, plan.patch_size, num_windows, device)
+    ranking = None
+    if config.metric != "dice":  # Dice is counted for all parts at once
+        ranking = Ranking.by(config.metric, config.tolerance_mm, labels)
+    return Miner(
+        network, sampler, labels, config, plan.patch_size, num_windows, device,
+        ranking, spacing_of(plan.spacing),
+    )  # fmt: skip
+
+
+def spacing_of(spacing_mm: Sequence[float]) -> tuple[float, ...]:
+    """Spacing of a configuration with three axes; that of slices, which none of 2D has, is 1 mm."""
+    return (*[1.0] * (3 - len(spacing_mm)), *map(float, spacing_mm))
 
 
 def mine_within_memory(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,9 @@ MINING_KEYS = {  # of a round's summary
     f"mining/{name.removeprefix('num_')}": name
     for name in ("num_pairs", "dice_plain", "dice_chosen", "dice_rejected", "disagreement")
 }
+# the metric on fixed validation patches, and its moving average, with `best_by="metric"`
+METRIC, METRIC_EMA = VALIDATION_KEYS = ("validation/metric", "validation/metric_ema")
+_EMA = 0.9  # nnU-Net's, of its pseudo Dice
 PLOT = "progress_mapo.png"
 _SHADE = "#0b64b0"  # of a round
 
@@ -46,7 +51,7 @@ PANELS = (
 
 def register_keys(logged: dict[str, list[Any]], num_epochs_done: int) -> None:
     """Make nnU-Net's local logger know our keys, with NaN for the epochs that are done already."""
-    for key in (*STEP_KEYS, *MINING_KEYS):
+    for key in (*STEP_KEYS, *MINING_KEYS, *VALIDATION_KEYS):
         values = logged.setdefault(key, [])
         values.extend([math.nan] * (num_epochs_done - len(values)))
 
@@ -69,6 +74,31 @@ def round_values(summary: RoundSummary | None) -> dict[str, float]:
         key: math.nan if summary is None else float(getattr(summary, name))
         for key, name in MINING_KEYS.items()
     }
+
+
+def log_metric(logger: Any, value: float, epoch: int) -> None:
+    """Log the metric of an epoch, NaN if it was not measured, and its moving average."""
+    earlier = logger.get_value(METRIC_EMA, step=None)
+    average = earlier[epoch - 1] if epoch else math.nan
+    logger.log(METRIC, value, epoch)
+    is_first = math.isnan(average)
+    logger.log(METRIC_EMA, value if is_first else _EMA * average + (1 - _EMA) * value, epoch)
+
+
+@contextmanager
+def best_by_metric(trainer: Any) -> Iterator[None]:
+    """Let nnU-Net take the metric for its pseudo Dice where it asks which epoch is the best."""
+    logger = trainer.logger
+    get_value = logger.get_value
+    averages = logger.get_value(METRIC_EMA, step=None)
+    if np.isfinite(averages).sum() == 1:  # the first epoch: what was best before was another thing
+        trainer._best_ema = None
+
+    def get(key: str, step: Any) -> Any:
+        return get_value(METRIC_EMA if key == "ema_fg_dice" else key, step)
+
+    with patch.object(logger, "get_value", get):
+        yield
 
 
 def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: list[Stage]) -> None:

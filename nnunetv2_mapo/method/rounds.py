@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -52,9 +53,9 @@ class Ranks:
         if place % 20 == 0 and place < num_cases // self.size:
             self.gather(None)
 
-    def share(self, identifiers: Sequence[str]) -> Sequence[str]:
-        """Cases of this one."""
-        return identifiers[self.rank :: self.size]
+    def share(self, work: Sequence[T]) -> Sequence[T]:
+        """Cases, or other work, of this one."""
+        return work[self.rank :: self.size]
 
 
 def settle_values(mined: Round, find: Callable[[], Sequence[float]]) -> tuple[float, ...]:
@@ -174,7 +175,13 @@ class RoundSummary:
     dice_chosen: float  # the same of chosen over the pairs; NaN without pairs
     dice_rejected: float
     disagreement: float  # mean share of disagreement voxels of the pairs; NaN without pairs
-    gaps: list[float]  # Dice gap between best and worst candidate of each sample
+    gaps: list[float]  # between best and worst candidate of each sample
+    ranked_by: str = "Dice"
+    gap_of: str = "Dice"  # what the gaps are of: of region pairs Dice, whatever ranks the parts
+    # means over the pairs by the metric that ranks; NaN if that is Dice
+    score_plain: float = math.nan
+    score_chosen: float = math.nan
+    score_rejected: float = math.nan
 
     def __str__(self) -> str:
         pairs = ""
@@ -186,13 +193,19 @@ class RoundSummary:
                 f", of the pairs chosen {self.dice_chosen:.4f}, rejected {self.dice_rejected:.4f}, "
                 f"disagreement {self.disagreement:.2%} of the voxels"
             )
+        if math.isfinite(self.score_plain):
+            pairs += (
+                f"; {self.ranked_by} plain {self.score_plain:.4f}, chosen {self.score_chosen:.4f}, "
+                f"rejected {self.score_rejected:.4f}"
+            )
         plain = f"Dice plain {self.dice_plain:.4f}"
         return f"{self.num_pairs} pairs / {self.num_samples} samples, {plain}{pairs}"
 
     def describe_gaps(self) -> str:
         """How much the candidates of a sample differ, and how many samples have a pair."""
         return (
-            f"Dice gap of a sample's best and worst candidate: median {np.median(self.gaps):.4f}; "
+            f"{self.gap_of} gap of a sample's best and worst candidate: median "
+            f"{np.median(self.gaps):.4f}; "
             f"{self.num_pairs} of {self.num_samples} samples have a pair "
             f"({self.num_pairs / self.num_samples:.1%}, tau = {self.tau:.4g})"
         )
@@ -206,6 +219,11 @@ def summarize(cases: Records, config: MAPOConfig) -> RoundSummary:
     pairs = [(r.dice_chosen, r.dice_rejected, r.num_disagreeing / r.num_voxels)
              for r in records if r.has_pair]  # fmt: skip
     means = pd.DataFrame(pairs, columns=["dice_chosen", "dice_rejected", "disagreement"]).mean()
+    scores = [record.ranked for record in records if record.has_pair and record.ranked]
+    ranked = {
+        f"score_{name}": float(np.mean([each[place] for each in scores])) if scores else math.nan
+        for place, name in enumerate(("plain", "chosen", "rejected"))
+    }
     return RoundSummary(
         tau=tau,
         num_samples=len(records),
@@ -215,6 +233,9 @@ def summarize(cases: Records, config: MAPOConfig) -> RoundSummary:
         dice_plain=float(np.mean([record.dice[0] for record in records])),
         **means.astype(float).to_dict(),
         gaps=[record.gap for record in records],
+        ranked_by=config.ranked_by,
+        gap_of=config.ranked_by if config.pair == "case" else "Dice",
+        **ranked,
     )
 
 
@@ -259,9 +280,12 @@ def explain_no_pairs(summary: RoundSummary, candidates: Candidates, pair: str) -
     label, setting, values = candidates
     other = f"candidates that differ more ({setting})"
     advice = f"{other}, or another length of the warm-up"
-    needed = "a candidate with a part that changes the Dice of the sample"
+    needed = f"a candidate with a part that changes the {summary.ranked_by} of the sample"
     if pair == "case":
-        needed = f"a Dice gap of tau = {summary.tau:.4g}, and more than 0, between two candidates"
+        needed = (
+            f"a {summary.gap_of} gap of tau = {summary.tau:.4g}, and more than 0, between two "
+            "candidates"
+        )
         if largest > 0:
             advice = (
                 f"a smaller tau (half of the samples would have a pair at {median:.3f}), a "

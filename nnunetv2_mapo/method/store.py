@@ -43,9 +43,12 @@ class SampleRecord:
     num_disagreeing: int  # voxels in which chosen and rejected differ
     num_voxels: int  # of the sample
     has_foreground: bool = True  # in its ground truth
-    num_parts: int = 0  # of all candidates, with an effect on the Dice; of a region pair
+    num_parts: int = 0  # of all candidates, with an effect on the metric; of a region pair
     num_preferred: int = 0  # of these, preferred to the plain prediction
     pair_dice: list[float] | None = None  # of chosen and rejected, put together from these parts
+    # by the metric that ranks, if it is not Dice: of each candidate; of a region pair of the plain
+    # prediction, chosen and rejected
+    scores: list[float] | None = None
 
     @property
     def has_pair(self) -> bool:
@@ -65,9 +68,18 @@ class SampleRecord:
         return self.dice[self.chosen if self.rejected is None else self.rejected]
 
     @property
+    def ranked(self) -> list[float]:
+        """Plain prediction, chosen and rejected by the metric that ranks; empty if it is Dice."""
+        if self.scores is None or self.pair_dice:
+            return self.scores or []
+        rejected = self.chosen if self.rejected is None else self.rejected
+        return [self.scores[number] for number in (0, self.chosen, rejected)]
+
+    @property
     def gap(self) -> float:
-        """Dice gap between the best and the worst candidate."""
-        return max(self.dice) - min(self.dice)
+        """Gap between the best and the worst candidate, by the metric that ranks two of them."""
+        values = self.dice if self.scores is None or self.pair_dice else self.scores
+        return max(values) - min(values)
 
 
 class Finished(NamedTuple):

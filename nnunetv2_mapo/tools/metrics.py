@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
+
+from nnunetv2_mapo.metrics import lesions
+from nnunetv2_mapo.metrics.skeletons import Skeletons, cl_dice
 
 Mask = NDArray[np.bool_]
 
@@ -35,14 +39,18 @@ class Metric(NamedTuple):
             `"volume_unit"`; empty where it has none.
         higher_is_better: None where the best value is 0 and the sign tells the direction.
         definition: In one line.
+        group: What has to be asked for, one of `GROUPS`; empty for what is always computed.
     """
 
     name: str
     unit: str
     higher_is_better: bool | None
     definition: str
+    group: str = ""
 
 
+GROUPS = ("lesions", "cldice")
+_ALL = "components with all neighbours"
 # fmt: off
 METRICS = {metric.name: metric for metric in (
     Metric("Dice", "", True, "2 |P & R| / (|P| + |R|), nnU-Net's"),
@@ -54,12 +62,27 @@ METRICS = {metric.name: metric for metric in (
     Metric("NSD", "", True, "share of the edge voxels of both masks within the tolerance"),
     Metric("volume_error", "volume_unit", None, "volume of P - volume of R"),
     Metric("relative_volume_error", "", None, "(volume of P - volume of R) / volume of R"),
+    Metric("lesion_F1", "", True,
+           f"found / (found + (missed + false) / 2), {_ALL}, found by any voxel (ISLES'22)",
+           "lesions"),
+    Metric("lesion_precision", "", True, "found / (found + false); 0 if P is empty", "lesions"),
+    Metric("lesion_recall", "", True, "found / (found + missed); NaN if R is empty", "lesions"),
+    Metric("lesion_Dice", "", True,
+           "mean Dice of R's lesions with those of P that touch each, and of false ones, 0",
+           "lesions"),
+    Metric("false_positive_volume", "volume_unit", False, "volume of false lesions of P",
+           "lesions"),
+    Metric("false_negative_volume", "volume_unit", False, "volume of missed lesions of R",
+           "lesions"),
+    Metric("clDice", "", True, "harmonic mean of the shares of each skeleton in the other mask",
+           "cldice"),
 )}
 # fmt: on
+BASIC = [name for name, metric in METRICS.items() if not metric.group]
 
 
 class MaskMetrics(NamedTuple):
-    """Value of each metric, in the order of `METRICS`.
+    """Value of each metric, in the order of `BASIC`.
 
     ASD and HD95 are in the unit of the spacing, the signed volume error in that of
     `Grid.voxel_volume`; the others have none.
@@ -111,7 +134,7 @@ def compute_metrics(
         prediction, reference = prediction & ~ignored, reference & ~ignored
     num_predicted, num_reference = int(prediction.sum()), int(reference.sum())
     if num_predicted == num_reference == 0:
-        return MaskMetrics(*[math.nan] * len(METRICS))
+        return MaskMetrics(*[math.nan] * len(BASIC))
     num_common = int((prediction & reference).sum())
     if num_predicted and num_reference:
         asd, hd95, nsd = _measure_surfaces(prediction, reference, grid.spacing, tolerance)
@@ -128,6 +151,43 @@ def compute_metrics(
         volume_error=excess * grid.voxel_volume,
         relative_volume_error=excess / num_reference if num_reference else math.nan,
     )
+
+
+def compute_groups(
+    prediction: Mask,
+    reference: Mask,
+    grid: Grid,
+    groups: Collection[str],
+    ignored: Mask | None = None,
+) -> dict[str, float]:
+    """Metrics of a class that are asked for by their groups, by name; others as `compute_metrics`.
+
+    All are NaN where both masks are empty.
+    """
+    names = [name for name, metric in METRICS.items() if metric.group in groups]
+    if not names:
+        return {}
+    if ignored is not None:
+        prediction, reference = prediction & ~ignored, reference & ~ignored
+    boxes = find_objects((prediction | reference).astype(np.int8))
+    if not boxes:
+        return dict.fromkeys(names, math.nan)
+    ours, true = (np.ascontiguousarray(mask[boxes[0]]) for mask in (prediction, reference))
+    found = {}
+    if "lesions" in groups:
+        counts = lesions.count_lesions(ours, true, grid.spacing)
+        counts = counts._replace(voxel_ml=grid.voxel_volume)
+        found = {
+            "lesion_F1": lesions.lesion_f1(counts),
+            "lesion_precision": lesions.lesion_precision(counts) if ours.any() else 0.0,
+            "lesion_recall": lesions.lesion_recall(counts),
+            "lesion_Dice": lesions.lesion_dice(counts),
+            "false_positive_volume": lesions.false_positive_volume_ml(counts),
+            "false_negative_volume": lesions.false_negative_volume_ml(counts),
+        }
+    if "cldice" in groups:
+        found["clDice"] = cl_dice(Skeletons(ours, true, grid.spacing).counts)
+    return found
 
 
 def _measure_surfaces(

@@ -6,6 +6,7 @@ What a page needs is gathered here; how it is shown is in `templates/report.html
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -258,6 +259,10 @@ def describe_round(mined: MinedRound, num_dimensions: int, pairs: list[PairPictu
             ("Dice of rejected", f"{summary.dice_rejected:.3f}"),
             ("disagreement", f"{summary.disagreement:.1%}"),
         ]
+    if math.isfinite(summary.score_plain):
+        scores = summary.score_plain, summary.score_chosen, summary.score_rejected
+        text = ", ".join(f"{score:.3f}" for score in scores)
+        facts.append((f"{summary.ranked_by} of the plain prediction, chosen, rejected", text))
     label, _, values = mined.candidates(num_dimensions)
     dice = np.array([record.dice for records in mined.cases.values() for record in records])
     figure = draw_dice_of_candidates(dice, label, values)

@@ -35,6 +35,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "robust": {"loss_type": "robust", "label_smoothing": 0.1},
     "reference of each round": {"reference_update": "round"},
     "moving average": {"reference_update": "average", "reference_decay": 0.5},
+    "surfaces": {"metric": {"nsd": 0.5, "hd95": 0.25, "asd": 0.25}, "tolerance_mm": 2.0},
+    "lesions": {"metric": {"lesion_f1": 1, "lesion_dice": 1, "false_volume": 1, "dice": 1}},
+    "each part alike": {"metric": "lesion_dice", "part_weight": "part"},
+    "skeletons": {"metric": "cldice"},
+    "candidates by a metric": {"metric": "nsd", "pair": "case", "likelihood": "disagreement"},
+    "a quantile of a metric": {"metric": "nsd", "pair": "case", "tau_quantile": 0.25},
+    "own metric": {"metric": "own_metrics:overlap"},
+    "best by the metric": {"metric": "nsd", "best_by": "metric", "start_from": "best"},
 }
 
 

@@ -43,3 +43,13 @@ def test_case_has_the_previous_stage_as_one_hot_channels_behind_the_image(has_pr
     assert loaded.tolist() == expected[: 3 if has_previous_stage else 1]
     assert loaded.dtype == torch.float32
     assert np.array_equal(truth, segmentation)
+
+
+def test_a_box_may_reach_beyond_the_case():
+    image = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4)
+    segmentation, previous = np.ones((1, 1, 3, 4), np.int8), np.ones((1, 3, 4), np.int8)
+    dataset = SimpleNamespace(load_case=lambda _: (image, segmentation, previous, {}))
+    loaded, truth = load_case(dataset, CLASSES, "case", [[0, 1], [1, 4], [-1, 2]])
+    assert loaded[0].tolist() == [[[0, 4, 5], [0, 8, 9], [0, 0, 0]]]
+    assert truth.tolist() == [[[[-1, 1, 1], [-1, 1, 1], [-1, -1, -1]]]]
+    assert loaded[1].tolist() == [[[0, 1, 1], [0, 1, 1], [0, 0, 0]]]

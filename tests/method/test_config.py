@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.config import METRICS, MAPOConfig
 
 INVALID = {
     "rates_2d": [(), (0.0,), (0.1, 0.2), (0.0, 0.2, 0.1), (0.0, 0.1, 0.1), (0.0, 1.0), 0.1],
@@ -21,6 +21,26 @@ INVALID = {
     "selection_unit_3d": ["Case", 3, None],
     "tile_step_size": [0, 0.0, -0.5, 1.01, math.nan, True, None],
     "pair": ["regions", "", None, 1],
+    "metric": [
+        "Dice",
+        "",
+        None,
+        1,
+        {},
+        {"dice": 0},
+        {"dice": -1},
+        {"nsd": math.nan},
+        {"f1": 1},
+        {"dice": "1"},
+        ("dice",),
+        "module.function",
+        "module:",
+        ":function",
+        "a b:c",
+        "a:b.c",
+    ],
+    "tolerance_mm": [-1, math.nan, math.inf, True, "1", None],
+    "part_weight": ["Voxel", "", None, 1],
     "agree": [0, 1, "yes", None],
     "tau_max": [0, 0.0, -0.1, 1.0001, math.nan, True, "1", None],
     "tau": [0, 0.0, -0.1, 1.0001, math.nan, math.inf, True, "0.1", None],
@@ -40,6 +60,7 @@ INVALID = {
     "warmup_epochs": [0, -1, 1.5, True, "3"],
     "num_rounds": [-1, 1.0, True, None],
     "start_from": ["latest", "", None],
+    "best_by": ["dice", "", None, "nsd"],
     "seed": [-1, 0.0, False, None],
     "num_epochs_2d": [0, 1, 300.0, True],
     "num_epochs_3d": [1, -5, "1300"],
@@ -65,6 +86,16 @@ VALID = {
     "selection_unit_3d": ["case", "slice", "window"],
     "tile_step_size": [1, 1.0, 0.5, 0.01],
     "pair": ["region", "case"],
+    "metric": [
+        *METRICS,
+        {"lesion_f1": 0.5, "dice": 0.5},
+        {"nsd": 3},
+        "mine:score",
+        "my.own_1.metrics:f1",
+        {"my.metrics:f1": 1, "dice": 2},
+    ],
+    "tolerance_mm": [0, 0.5, 3],
+    "part_weight": ["voxel", "part"],
     "agree": [True, False],
     "tau": [1, 1.0, 1e-9],
     "tau_max": [1, 0.3],
@@ -84,6 +115,7 @@ VALID = {
     "warmup_epochs": [None, 1, 1000],
     "num_rounds": [0, 1, 50],
     "start_from": ["best", "last"],
+    "best_by": ["pseudo Dice", "metric"],
     "seed": [0, 2**40],
     "num_epochs_2d": [None, 2],
     "num_epochs_3d": [None, 1300],
@@ -307,3 +339,18 @@ def test_configurations_cannot_be_changed_in_place():
     with pytest.raises(AttributeError):
         config.tau = 0.5
     assert replace(config, tau=0.5).tau == 0.5
+
+
+def test_a_metric_of_several_survives_json():
+    config = MAPOConfig(metric={"lesion_f1": 0.5, "dice": 0.5})
+    assert MAPOConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.ranked_by == "0.5 lesion_f1 + 0.5 dice"
+    assert config.differences(MAPOConfig().to_dict()) == [
+        "metric: dice then, {'lesion_f1': 0.5, 'dice': 0.5} now"
+    ]
+
+
+def test_slices_of_a_2d_configuration_are_no_volume_for_a_metric_of_distances():
+    MAPOConfig(selection_unit_2d="case").validate()
+    with pytest.raises(ValueError, match=r"metric='nsd' is not valid with selection_unit_2d"):
+        MAPOConfig(metric="nsd", selection_unit_2d="case").validate()

@@ -20,6 +20,7 @@ from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.mining import make_miner as make_miner_by_settings
+from nnunetv2_mapo.method.ranking import Ranking
 from nnunetv2_mapo.method.rounds import Ranks, mine_round
 from nnunetv2_mapo.method.sampling import DropoutSampler
 from nnunetv2_mapo.method.store import Round
@@ -308,7 +309,10 @@ def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
 
 
 def test_a_miner_of_a_configuration_fills_four_training_batches(make_miner):
-    made, plan = make_miner((8, 8)), SimpleNamespace(patch_size=(8, 8), batch_size=2)
+    made, plan = (
+        make_miner((8, 8)),
+        SimpleNamespace(patch_size=(8, 8), batch_size=2, spacing=[0.5, 2.0]),
+    )
     config = MAPOConfig()
     miner = make_miner_by_settings(config, made.network, made.sampler, made.labels, plan, CPU)
     assert miner.config is config
@@ -329,6 +333,99 @@ class Cases:
         self.loaded.append(identifier)
         image, segmentation = self.cases[identifier]
         return image, segmentation[None].numpy()
+
+
+# Another metric than Dice -------------------------------------------------------------------------
+
+
+def test_a_miner_of_a_configuration_ranks_by_its_metric(make_miner):
+    made = make_miner((8, 8))
+    plan = SimpleNamespace(patch_size=(8, 8), batch_size=2, spacing=[0.5, 2.0])
+    for metric in ("dice", "nsd", {"dice": 1, "hd95": 2}):
+        config = replace(made.config, metric=metric)
+        miner = make_miner_by_settings(config, made.network, made.sampler, CLASSES, plan, CPU)
+        assert (miner.ranking is None) == (metric == "dice")
+        assert miner.spacing_mm == (1.0, 0.5, 2.0)
+
+
+class Recorded:
+    """A user's metric that remembers what it was asked, the share of voxels that are right."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def __call__(self, prediction, target, spacing_mm):
+        self.asked.append((prediction.shape, spacing_mm))
+        return float((prediction == target).mean())
+
+
+@pytest.fixture
+def rank_by_share(monkeypatch):
+    recorded = Recorded()
+    monkeypatch.setattr("nnunetv2_mapo.metrics.scores.import_function", lambda _: recorded)
+
+    def use(miner: Miner, labels=CLASSES) -> Miner:
+        ranking = Ranking.by("some.module:share", 1.0, labels)
+        return replace(miner, ranking=ranking, spacing_mm=(3.0, 0.5, 2.0))
+
+    return use, recorded
+
+
+def share_of_right_voxels(prediction, target) -> float:
+    """Mean over the classes 1 and 2, both present."""
+    return np.mean([((prediction == c) == (target == c)).mean() for c in (1, 2)])
+
+
+def test_two_candidates_are_chosen_by_the_metric(make_miner, rank_by_share):
+    use, _ = rank_by_share
+    miner = use(make_miner((8, 8, 8)))
+    image, segmentation = some_case((10, 9, 12))
+    torch.manual_seed(0)
+    candidates = miner.segment(image).numpy()
+    torch.manual_seed(0)
+    (record,) = miner.mine(image, segmentation).records
+    values = [share_of_right_voxels(each, segmentation.numpy()) for each in candidates]
+    assert record.scores == pytest.approx(values, abs=1e-6)
+    assert (record.chosen, record.rejected) == (np.argmax(values), np.argmin(values))
+    assert record.gap == pytest.approx(max(values) - min(values), abs=2e-6)
+    assert record.ranked == [record.scores[n] for n in (0, record.chosen, record.rejected)]
+
+
+def test_parts_are_ranked_by_the_metric(make_miner, rank_by_share):
+    use, _ = rank_by_share
+    miner = use(make_miner((8, 8, 8), pair="region", agree=False, tau=1e-6))
+    image, segmentation = some_case((10, 9, 12))
+    mined = miner.mine(image, segmentation)
+    (record,) = mined.records
+    plain, chosen, rejected = record.scores
+    assert record.ranked == record.scores
+    assert chosen > plain >= rejected
+    expected = share_of_right_voxels(mined.preferences[0], segmentation.numpy())
+    assert chosen == pytest.approx(expected, abs=1e-6)
+    assert record.gap == pytest.approx(max(record.dice) - min(record.dice))
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "spacing_mm"), [((8, 8), (0.5, 2.0)), ((8, 8, 8), (3.0, 0.5, 2.0))]
+)
+def test_a_metric_has_the_axes_of_the_sample(make_miner, rank_by_share, patch_size, spacing_mm):
+    use, recorded = rank_by_share
+    use(make_miner(patch_size)).mine(*some_case((8, 16, 16)))
+    shape = (8, 16, 16)[-len(patch_size) :]
+    assert {*recorded.asked} == {(shape, spacing_mm)}
+
+
+def test_each_part_pulls_alike_where_that_is_asked_for(make_miner):
+    image, segmentation = some_case((8, 8, 8))
+    weights = {}
+    for part_weight in ("voxel", "part"):
+        miner = make_miner((8, 8, 8), pair="region", tau=1e-6, part_weight=part_weight)
+        torch.manual_seed(0)
+        weights[part_weight] = miner.mine(image, segmentation).preferences[2]
+    assert set(np.unique(weights["voxel"])) == {0, 100}  # hundredths
+    assert len(np.unique(weights["part"])) > 2
+    assert weights["part"].max() > 100
+    assert np.array_equal(weights["part"] > 0, weights["voxel"] > 0)
 
 
 def round_in(folder, number: int = 1, **origin) -> Round:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,12 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunetv2_mapo.method.loss import STEP_KEYS
 from nnunetv2_mapo.method.progress import (
+    METRIC,
+    METRIC_EMA,
     MINING_KEYS,
+    VALIDATION_KEYS,
+    best_by_metric,
+    log_metric,
     plot_progress,
     register_keys,
     round_values,
@@ -18,7 +24,7 @@ from nnunetv2_mapo.method.progress import (
 from nnunetv2_mapo.method.rounds import RoundSummary
 from nnunetv2_mapo.method.schedule import Stage
 
-KEYS = (*STEP_KEYS, *MINING_KEYS)
+KEYS = (*STEP_KEYS, *MINING_KEYS, *VALIDATION_KEYS)
 SUMMARY = RoundSummary(
     tau=0.1,
     num_samples=5,
@@ -131,3 +137,40 @@ def test_progress_is_drawn_before_the_first_round_begins(tmp_path):
     logged = {key: values[:1] for key, values in three_epochs().items()}
     plot_progress(tmp_path, logged, [Stage(0, 0, 2), Stage(1, 2, 4)])
     assert (tmp_path / "progress_mapo.png").stat().st_size > 0
+
+
+class Logger:
+    """nnU-Net's logger with the calls that are made of it."""
+
+    def __init__(self) -> None:
+        self.logged = {"ema_fg_dice": [0.7], METRIC: [], METRIC_EMA: []}
+
+    def log(self, key, value, epoch):
+        assert len(self.logged[key]) == epoch
+        self.logged[key].append(value)
+
+    def get_value(self, key, step):
+        return self.logged[key] if step is None else self.logged[key][step]
+
+
+def test_the_average_of_the_metric_is_nnunets():
+    logger = Logger()
+    for epoch, value in enumerate((math.nan, 0.5, 0.7)):
+        log_metric(logger, value, epoch)
+    assert logger.logged[METRIC_EMA][1:] == pytest.approx([0.5, 0.9 * 0.5 + 0.1 * 0.7])
+    assert math.isnan(logger.logged[METRIC_EMA][0])
+
+
+def test_the_best_is_asked_of_the_metric_for_a_while():
+    logger, trainer = Logger(), SimpleNamespace(_best_ema=0.9)
+    trainer.logger = logger
+    log_metric(logger, 0.2, 0)
+    with best_by_metric(trainer):
+        assert trainer._best_ema is None  # 0.9 was of the pseudo Dice
+        assert logger.get_value("ema_fg_dice", step=-1) == 0.2
+        assert logger.get_value(METRIC, step=-1) == 0.2
+        trainer._best_ema = 0.2
+    assert logger.get_value("ema_fg_dice", step=-1) == 0.7
+    log_metric(logger, 0.3, 1)
+    with best_by_metric(trainer):
+        assert trainer._best_ema == 0.2

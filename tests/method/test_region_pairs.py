@@ -8,7 +8,13 @@ import torch
 from scipy.ndimage import label
 
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.region_pairs import find_effects, pair_regions
+from nnunetv2_mapo.method.region_pairs import (
+    LARGEST_FACTOR,
+    even_out,
+    find_effects,
+    find_parts,
+    pair_regions,
+)
 from nnunetv2_mapo.method.selection import candidate_dice
 
 TWO, THREE = Labels(2), Labels(3)
@@ -163,3 +169,76 @@ def test_parts_are_the_connected_sets_of_differing_voxels(num_dimensions):
         assert parts.max() == num_parts == len(effects) - 1
         pairs = np.unique(np.stack((expected[differs], parts[differs])), axis=1)
         assert pairs.shape[1] == num_parts  # each part is one connected set
+
+
+def test_effects_on_another_metric_take_the_place_of_dice():
+    truth, plain, candidate = square_case()
+    parts = find_parts(plain, candidate)
+    right_half = parts[0, 3]
+
+    def find_others(map_of_candidate, map_of_parts, num_parts):
+        assert np.array_equal(map_of_candidate, candidate)
+        assert np.array_equal(map_of_parts, parts)
+        effects = np.full(num_parts + 1, 0.25)
+        effects[right_half], effects[0] = -0.5, 0
+        return effects
+
+    pair = pair_regions(np.stack((plain, candidate)), truth, TWO, tau=1.0, effects_of=find_others)
+    assert (pair.num_parts, pair.num_preferred) == (3, 2)
+    assert pair.weight[0, 3] == 0.5
+    assert np.array_equal(pair.rejected[0:4, 2:4], candidate[0:4, 2:4])
+    assert np.array_equal(pair.chosen[6, 0:2], candidate[6, 0:2])
+
+
+def test_single_voxels_are_not_asked_about():
+    plain = empty()
+    candidate = plain.copy()
+    candidate[0, 0] = candidate[4, 4:6] = 1
+    seen = []
+
+    def note(_, map_of_parts, num_parts):
+        seen.append((map_of_parts.copy(), num_parts))
+        return np.zeros(num_parts + 1)
+
+    pair_regions(np.stack((plain, candidate)), plain, TWO, tau=1.0, effects_of=note)
+    [(map_of_parts, num_parts)] = seen
+    assert num_parts == 2
+    assert np.array_equal(map_of_parts > 0, (candidate > 0) & (np.arange(8)[:, None] == 4))
+
+
+def test_each_voxel_remembers_the_part_that_it_has_its_preference_from():
+    truth, plain, candidate = square_case()
+    other = plain.copy()
+    other[0:4, 2] = 1  # less of the right half
+    pair = pair_regions(np.stack((plain, other, candidate)), truth, TWO, tau=1.0)
+    assert len(np.unique(pair.part[pair.weight > 0])) == 3
+    assert len(np.unique(pair.part[0:4, 2:4])) == 1  # the larger part won all of it
+    assert not pair.part[pair.weight == 0].any()
+
+
+def test_parts_of_any_size_pull_by_their_effect_alone():
+    part = np.zeros((20, 20), np.int32)
+    part[0, 0:4], part[5:9, 0:4] = 1, 2  # 4 and 16 voxels: their geometric mean is 8
+    weight = np.where(part == 1, 0.5, np.where(part == 2, 1.0, 0)).astype(np.float32)
+    evened = even_out(weight, part, part > 0)
+    assert evened[0, 0] == pytest.approx(0.5 * 8 / 4)
+    assert evened[5, 0] == pytest.approx(1.0 * 8 / 16)
+    assert evened[part == 2].sum() == pytest.approx(2 * evened[part == 1].sum())
+    assert np.array_equal(evened > 0, part > 0)
+
+
+def test_only_voxels_that_are_learnt_from_count_for_the_size_of_a_part():
+    part = np.zeros((20, 20), np.int32)
+    part[0, 0:4], part[5:9, 0:4] = 1, 2
+    used = part > 0
+    used[6:9] = False  # 4 of each are left
+    assert np.array_equal(even_out(used.astype(np.float32), part, used), used)
+
+
+def test_a_voxel_does_not_pull_without_bounds():
+    part = np.zeros((200, 200), np.int32)
+    part[0, 0:2], part[5:, :] = 1, 2
+    evened = even_out((part > 0).astype(np.float32), part, part > 0)
+    assert evened[0, 0] == LARGEST_FACTOR
+    nothing = np.zeros((3, 3), np.float32)
+    assert not even_out(nothing, np.zeros((3, 3), np.int32), nothing > 0).any()

@@ -150,3 +150,23 @@ def test_samples_without_foreground_or_gap_do_not_move_the_quantile():
     }
     assert quantile_tau(cases, 0.5) == 0.5
     assert quantile_tau({"c": cases["c"]}, 0.5) == 0.0
+
+
+def test_summary_of_another_metric_is_of_the_pairs_with_its_name():
+    parts = {"num_parts": 2, "num_preferred": 1, "pair_dice": [0.7, 0.5]}
+    records = {
+        "a": [SampleRecord([0.6, 0.5], 0, None, 4, 10, **parts, scores=[0.5, 0.75, 0.25])],
+        "b": [SampleRecord([0.9, 0.9], 0, None, 0, 10, pair_dice=[0.9, 0.9], scores=[1, 1, 1])],
+    }
+    summary = summarize(records, MAPOConfig(metric="lesion_f1"))
+    assert (summary.score_plain, summary.score_chosen, summary.score_rejected) == (0.5, 0.75, 0.25)
+    assert str(summary).endswith("; lesion_f1 plain 0.5000, chosen 0.7500, rejected 0.2500")
+    assert summary.describe_gaps().startswith("Dice gap")  # of candidates, which parts are not
+
+
+def test_gaps_of_two_candidates_are_by_the_metric():
+    record = SampleRecord([0.6, 0.5, 0.4], 1, 2, 4, 10, scores=[0.25, 0.75, 0.5])
+    summary = summarize({"a": [record]}, MAPOConfig(metric="nsd", pair="case"))
+    assert summary.gaps == [0.5]
+    assert summary.describe_gaps().startswith("nsd gap")
+    assert (summary.score_plain, summary.score_chosen, summary.score_rejected) == (0.25, 0.75, 0.5)

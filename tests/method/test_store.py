@@ -220,11 +220,13 @@ def test_manifest_holds_origin_values_and_records(mined):
         {
             "dice": [0.9, 0.4], "chosen": 0, "rejected": 1, "num_disagreeing": 7, "num_voxels": 60,
             "has_foreground": True, "num_parts": 0, "num_preferred": 0, "pair_dice": None,
+                "scores": None,
         },
         {
             "dice": [0.9, 0.9], "chosen": 0, "rejected": None, "num_disagreeing": 0,
             "num_voxels": 60,
             "has_foreground": True, "num_parts": 0, "num_preferred": 0, "pair_dice": None,
+                "scores": None,
         },
     ]  # fmt: skip
     assert sorted(file.name for file in mined.folder.iterdir()) == [

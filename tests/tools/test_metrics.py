@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from nnunetv2_mapo.tools.metrics import METRICS, Grid, MaskMetrics, compute_metrics
+from nnunetv2_mapo.tools.metrics import (
+    BASIC,
+    METRICS,
+    Grid,
+    MaskMetrics,
+    compute_groups,
+    compute_metrics,
+)
 
 UNIT_2D = Grid((1.0, 1.0), 1.0)
 UNIT_3D = Grid((1.0, 1.0, 1.0), 1.0)
@@ -145,7 +152,7 @@ def test_background_around_the_masks_changes_nothing(drawn):
 def test_two_empty_masks_have_no_metrics():
     empty = np.zeros((3, 4), dtype=bool)
     found = compute_metrics(empty, empty, UNIT_2D, tolerance=1.0)
-    assert len(found) == len(METRICS)
+    assert len(found) == len(BASIC)
     assert np.isnan(found).all()
 
 
@@ -195,3 +202,41 @@ def test_masks_are_not_changed():
 def test_importing_the_package_does_not_import_monai():
     code = "import sys, nnunetv2_mapo.tools.evaluate.run; sys.exit('monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Asked for by their groups ------------------------------------------------------------------------
+
+LESIONS = [name for name, metric in METRICS.items() if metric.group == "lesions"]
+
+
+def test_lesions_and_centrelines_come_where_they_are_asked_for():
+    # truth: 2 x 2 pixels, found by 1 of 2 predicted ones; 3 missed pixels; 1 false one
+    reference = box((8, 9), (1, 3), (1, 3)) | box((8, 9), (6, 7), (1, 4))
+    prediction = box((8, 9), (2, 3), (2, 4)) | box((8, 9), (1, 2), (7, 8))
+    grid = Grid((1.0, 1.0), 0.5)
+    found = compute_groups(prediction, reference, grid, ["lesions"])
+    expected = [1 / 2, 1 / 2, 1 / 2, (2 * 1 / (4 + 2)) / 3, 1 * 0.5, 3 * 0.5]
+    assert found == pytest.approx(dict(zip(LESIONS, expected, strict=True)))
+    assert compute_groups(prediction, reference, grid, []) == {}
+    line = box((8, 9), (4, 5), (1, 9))
+    assert compute_groups(line, line, grid, ["cldice"]) == {"clDice": 1}
+
+
+def test_lesions_of_empty_masks():
+    grid, empty = Grid((1.0, 1.0), 1.0), np.zeros((6, 6), bool)
+    some = box((6, 6), (1, 3), (1, 3))
+    both = compute_groups(empty, empty, grid, ["lesions", "cldice"])
+    assert [*both] == [*LESIONS, "clDice"]
+    assert np.isnan([*both.values()]).all()
+    missed = compute_groups(empty, some, grid, ["lesions", "cldice"])
+    assert [*missed.values()] == [0, 0, 0, 0, 0, 4, 0]
+    invented = compute_groups(some, empty, grid, ["lesions", "cldice"])
+    expected = [0, 0, math.nan, 0, 4, 0, 0]
+    assert [*invented.values()] == pytest.approx(expected, nan_ok=True)
+
+
+def test_ignored_voxels_are_of_no_lesion():
+    reference, ignored = box((6, 6), (1, 3), (1, 3)), box((6, 6), (4, 6), (0, 6))
+    found = compute_groups(reference | ignored, reference, UNIT_2D, ["lesions"], ignored)
+    assert found["lesion_F1"] == 1
+    assert found["false_positive_volume"] == 0

@@ -20,7 +20,14 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
 from nnunetv2_mapo import __version__
-from nnunetv2_mapo.tools.metrics import EMPTY_MASKS, METRICS, Grid, compute_metrics
+from nnunetv2_mapo.tools.metrics import (
+    BASIC,
+    EMPTY_MASKS,
+    METRICS,
+    Grid,
+    compute_groups,
+    compute_metrics,
+)
 
 ML_PER_MM3 = 1e-3
 SPACING_OF_2D_FILES = 999  # times the largest other one: nnU-Net's spacing of the axis they lack
@@ -58,12 +65,14 @@ class Task:
         classes: Label, or labels of a region, of each foreground class.
         ignore_label: Label of the reference whose voxels count nowhere; None if there is none.
         tolerance: Of NSD, in mm or px.
+        groups: Of metrics that are asked for, of `metrics.GROUPS`.
     """
 
     reader: type[BaseReaderWriter]
     classes: tuple[int | tuple[int, ...], ...]
     ignore_label: int | None
     tolerance: float
+    groups: tuple[str, ...] = ()
 
     @property
     def in_pixels(self) -> bool:
@@ -105,7 +114,11 @@ def describe(task: Task) -> dict[str, str]:
         "tolerance": f"{task.tolerance} {length}",
         "empty_masks": EMPTY_MASKS,
         "ignore_label": "none" if task.ignore_label is None else ignored,
-        **{name: metric.definition for name, metric in METRICS.items()},
+        **{
+            name: metric.definition
+            for name, metric in METRICS.items()
+            if metric.group in ("", *task.groups)
+        },
     }
 
 
@@ -135,7 +148,10 @@ def evaluate_case(files: CaseFiles, task: Task) -> dict[str, dict[str, float]]:
         values = compute_metrics(
             prediction_mask, reference_mask, grid, tolerance=task.tolerance, ignored=ignored
         )
-        metrics[label_or_region_to_key(label)] = dict(zip(METRICS, values, strict=True))
+        metrics[label_or_region_to_key(label)] = {
+            **dict(zip(BASIC, values, strict=True)),
+            **compute_groups(prediction_mask, reference_mask, grid, task.groups, ignored),
+        }
     return metrics
 
 

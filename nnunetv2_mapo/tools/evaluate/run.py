@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,6 +40,7 @@ from nnunetv2_mapo.tools.evaluate.case_metrics import (
     evaluate_case,
     make_task,
 )
+from nnunetv2_mapo.tools.metrics import GROUPS
 
 FOLD_ALL = "fold_all"  # validates on its training cases
 
@@ -62,6 +64,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             tolerance_mm=arguments.tolerance,
             num_processes=arguments.np or default_num_processes,
             allow_missing=arguments.chill,
+            groups=[group for group in GROUPS if getattr(arguments, group)],
         )
 
     try:
@@ -148,6 +151,7 @@ def evaluate_folder(
     tolerance_mm: float,
     num_processes: int,
     allow_missing: bool = False,
+    groups: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate every segmentation of a folder.
 
@@ -160,6 +164,7 @@ def evaluate_folder(
         num_processes: Worker processes; with 1 there is none but this.
         allow_missing: Whether cases may have no prediction: those of nnU-Net's `summary.json` in
             the folder, or where there is none, all of the ground truth.
+        groups: Of metrics besides the usual ones, of `metrics.GROUPS`.
 
     Raises:
         EvaluationError: Something is missing, cannot be read or does not fit.
@@ -170,6 +175,7 @@ def evaluate_folder(
     ending = dataset_json["file_ending"]
     files = _match_files(predictions, references, ending, allow_missing=allow_missing)
     task = make_task(dataset_json, Path(next(iter(files.values())).reference), tolerance_mm)
+    task = replace(task, groups=tuple(groups))
     evaluated = _evaluate_cases(list(files.values()), task, num_processes)
     progress = tqdm(evaluated, total=len(files), desc="Evaluating", unit="case")
     values = tabulate_values(dict(zip(files, progress, strict=True)))

@@ -33,12 +33,14 @@ class Arm:
         variant: Of the shipped trainer, such as `"_NoPreference"`.
         asked: Options of `nnUNetv2_mapo choose`, in the regime of choices.
         num_outlines: Images that the expert has outlined instead.
+        loss: Of `losses.LOSSES`, on top of the base trainer's.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
     asked: tuple[str, ...] = ()
     num_outlines: int = 0
+    loss: str = ""
 
 
 STOCK = "stock"  # the base trainer without MAPO
@@ -97,6 +99,17 @@ ARMS: dict[str, Arm | None] = {
     "strong_dropout": Arm(DROPOUT | {"rates_3d": RATES_3D}),
     "control_strong": Arm(DROPOUT | {"rates_3d": RATES_3D}, "_NoPreference"),
     "channel": Arm({"granularity": "channel"}),
+    # by the metric that is ranked by; of each a plain loss that claims the same
+    "mapo_nsd": Arm({"metric": "nsd"}),
+    "mapo_hd95": Arm({"metric": "hd95"}),
+    "mapo_lesion_f1": Arm({"metric": "lesion_f1", "part_weight": "part"}),
+    "mapo_lesion_f1_voxel": Arm({"metric": "lesion_f1"}),
+    "mapo_lesion_dice": Arm({"metric": "lesion_dice", "part_weight": "part"}),
+    "mapo_false_volume": Arm({"metric": "false_volume"}),
+    "mapo_cldice": Arm({"metric": "cldice"}),
+    "mapo_part": Arm({"part_weight": "part"}),
+    "loss_blob": Arm(variant="_NoPreference", loss="blob"),
+    "loss_cldice": Arm(variant="_NoPreference", loss="cldice"),
     # of choices: what else can be made of them, and an expert who is wrong in 10 % of the answers
     "pseudo_label": Arm({"unlabelled": "pseudo-label"}),
     "chosen_label": Arm({"unlabelled": "chosen"}),

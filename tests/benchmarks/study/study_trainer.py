@@ -24,6 +24,7 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from .losses import add_loss
 from .validation import CaseMetrics, evaluate_validation_cases
 
 
@@ -53,6 +54,7 @@ class StudyTrainer(nnUNetTrainer):
         learning_rate: At the start.
         tolerance: Of NSD, in mm or pixels.
         weights: Checkpoint to start from; None for random weights.
+        more_loss: Of `losses.LOSSES`, on top of nnU-Net's; empty for none.
         cases: Metrics of the validation cases, once they are evaluated.
     """
 
@@ -63,6 +65,7 @@ class StudyTrainer(nnUNetTrainer):
     learning_rate = 1e-2
     tolerance = 1.0
     weights: Path | None = None
+    more_loss = ""
     cases: CaseMetrics | None = None
 
     def __init__(
@@ -90,6 +93,10 @@ class StudyTrainer(nnUNetTrainer):
             content = torch.load(self.weights, map_location=self.device, weights_only=False)
             self.network.load_state_dict(content["network_weights"])
         self.dataset_class = InMemoryDataset
+
+    def _build_loss(self) -> Any:
+        stock = super()._build_loss()
+        return add_loss(stock, self.more_loss, self.label_manager) if self.more_loss else stock
 
     def plot_network_architecture(self) -> None:
         """Draw nothing."""

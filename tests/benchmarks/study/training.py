@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -96,7 +96,10 @@ def build_trainer_class(cell: Cell, settings: Settings) -> type[StudyTrainer]:
         "__module__": __name__,
     }
     if arm is not None:
-        body["mapo"] = build_config(arm, regime)
+        config = build_config(arm, regime)
+        if config.metric != "dice":
+            config = replace(config, tolerance_mm=DATASETS[cell.dataset].tolerance)
+        body |= {"mapo": config, "more_loss": arm.loss}
         return type(class_name(cell), (MAPOTrainer, StudyTrainer), body)
     if (base := base_cell(cell)) is not None:  # what the shipped settings do to the base's length
         shipped = read_shipped(regime.variant)

@@ -10,9 +10,12 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
-from nnunetv2_mapo.tools.metrics import METRICS, Grid, compute_metrics
+from nnunetv2_mapo.tools.metrics import BASIC, GROUPS, Grid, compute_groups, compute_metrics
 
-KEPT = ("Dice", "ASD", "HD95", "NSD")
+KEPT = (
+    "Dice", "ASD", "HD95", "NSD", "lesion_F1", "lesion_Dice", "false_positive_volume",
+    "false_negative_volume", "clDice",
+)  # fmt: skip
 
 
 class CaseMetrics(NamedTuple):
@@ -78,13 +81,10 @@ def evaluate_case(
     if len(spacing) == 2:
         predicted, reference = predicted[0], reference[0]
     grid = Grid(spacing, math.prod(spacing))
-    return {
-        label: dict(
-            zip(
-                METRICS,
-                compute_metrics(predicted == label, reference == label, grid, tolerance=tolerance),
-                strict=True,
-            )
-        )
-        for label in classes
-    }
+    found = {}
+    for label in classes:
+        masks = predicted == label, reference == label
+        values = compute_metrics(*masks, grid, tolerance=tolerance)
+        found[label] = dict(zip(BASIC, values, strict=True))
+        found[label] |= compute_groups(*masks, grid, GROUPS)
+    return found

@@ -15,6 +15,7 @@ import SimpleITK
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, load_summary_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from scipy.ndimage import label as find_components
 from skimage import io
 
 from nnunetv2_mapo.cli import main
@@ -33,7 +34,7 @@ from nnunetv2_mapo.tools.evaluate.case_metrics import (
     find_grid,
 )
 from nnunetv2_mapo.tools.evaluate.run import evaluate_folder
-from nnunetv2_mapo.tools.metrics import METRICS
+from nnunetv2_mapo.tools.metrics import BASIC, METRICS
 
 CLASSES = {
     "file_ending": ".nii.gz",
@@ -473,3 +474,23 @@ def test_what_is_missing_is_named(tmp_path, model, capsys, monkeypatch):
     monkeypatch.delenv("nnUNet_preprocessed")
     assert main(["evaluate", str(model)]) == 1
     assert "no ground truth in $nnUNet_preprocessed" in capsys.readouterr().err
+
+
+def test_lesions_and_cldice_come_where_they_are_asked_for(tmp_path, capsys):
+    predictions, references = write_cases(tmp_path, num_cases=1)
+    (predictions / "dataset.json").write_text(json.dumps(CLASSES))
+    command = ["evaluate", str(predictions), "--labels", str(references), "-np", "1"]
+    assert main(command) == 0
+    assert [*read_evaluation(predictions).values] == BASIC
+    assert "clDice" not in read_evaluation(predictions).provenance
+    assert main([*command, "--lesions", "--cldice"]) == 0
+    found = read_evaluation(predictions)
+    assert [*found.values] == list(METRICS)
+    assert found.provenance["lesion_F1"] == METRICS["lesion_F1"].definition
+    assert "false_positive_volume [ml]" in capsys.readouterr().out
+    reference = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(references / "case_0.nii.gz"))
+    predicted = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(predictions / "case_0.nii.gz"))
+    ours, num_ours = find_components((predicted == 1) & (reference != 3), np.ones((3, 3, 3)))
+    false = [n for n in range(1, num_ours + 1) if not (reference[ours == n] == 1).any()]
+    volume_ml = np.isin(ours, false).sum() * 3.0 * 1.0 * 0.5 / 1000
+    assert value_of(found, "case_0", "false_positive_volume") == pytest.approx(volume_ml)

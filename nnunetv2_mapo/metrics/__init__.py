@@ -1,0 +1,1 @@
+"""Metrics of a mask against its ground truth: pure functions of masks and spacing, no files."""
