@@ -7,6 +7,7 @@ trainer's own network, loss, optimiser, augmentation and training step stay what
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -57,7 +58,14 @@ from nnunetv2_mapo.method.loss import (
     find_disagreement,
 )
 from nnunetv2_mapo.method.mining import make_miner
-from nnunetv2_mapo.method.progress import plot_progress, register_keys, round_values, step_means
+from nnunetv2_mapo.method.progress import (
+    are_none,
+    find_pairs,
+    plot_progress,
+    register_keys,
+    round_values,
+    step_means,
+)
 from nnunetv2_mapo.method.rates import find_rates, with_rates
 from nnunetv2_mapo.method.reference import (
     REFERENCE,
@@ -454,6 +462,21 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             self.logger.log(key, value, self.current_epoch)
         if self._mined is not None:
             self._log(", ".join(f"{key} {values[key]:.4f}" for key in STEP_KEYS))
+
+    def perform_actual_validation(self, *args: Any, **kwargs: Any) -> None:
+        """The base trainer's validation; the log ends with what a training without pairs is."""
+        super().perform_actual_validation(*args, **kwargs)
+        logged = self.logger.local_logger.my_fantastic_logging
+        if not self.mapo.learns_unlabelled and are_none(find_pairs(logged, self.schedule.stages)):
+            preview = shlex.join(
+                ["nnUNetv2_mapo", "preview", "-d", self.plans_manager.dataset_name,
+                 "-c", self.configuration_name, "-f", str(self.fold), "-tr", type(self).__name__,
+                 "-p", self.plans_manager.plans_name]
+            )  # fmt: skip
+            self._log(
+                "WARNING: no round had a pair, so this training is a CONTROL: it cannot show what "
+                f"preferences do. To see at which settings there are pairs: {preview}"
+            )
 
     def on_epoch_end(self) -> None:
         """Draw `progress_mapo.png` besides nnU-Net's `progress.png`."""

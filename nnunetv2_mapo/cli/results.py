@@ -70,15 +70,15 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
 def add_compare(commands: Commands) -> None:
     """`compare`: methods on the same cases, with what can and cannot be concluded."""
     text = (
-        "Compares methods on the same cases: mean, standard deviation and median of each metric, "
-        "difference of each case to the first method, 95 % bootstrap interval of its mean, "
-        "Wilcoxon signed-rank test with Holm's correction, wins, ties and losses, and what each "
-        "training cost. Reads what nnUNetv2_mapo evaluate wrote, or else nnU-Net's own Dice and "
-        "IoU."
+        "Says whether preferences helped: difference in Dice of a training with MAPO to its "
+        "control, 95 % interval, verdict, pairs of each round, what that means and what to do "
+        "next. This one comparison is chosen by what was trained; all others (other folders, other "
+        "metrics) are exploratory and corrected for their number. Reads what nnUNetv2_mapo "
+        "evaluate wrote, or else nnU-Net's own Dice and IoU."
     )
     parser = commands.add_parser(
         "compare",
-        help="is one method better, by how much, is it certain?",
+        help="did it help, by how much, is it certain?",
         description=text,
         epilog="example: nnUNetv2_mapo compare nnUNetTrainer__*__2d nnUNetTrainer_MAPO__*__2d",
     )
@@ -89,11 +89,12 @@ def add_compare(commands: Commands) -> None:
         "nnUNet_results, or folders of segmentations that were evaluated")
     add("-f", dest="folds", nargs="+", type=parse_fold, metavar="FOLD",
         help="folds of the models to compare (default: all)")
-    add("--metrics", nargs="+", metavar="NAME",
-        help="metrics to compare (default: all); fewer, chosen beforehand, need a smaller "
-        "correction")
     add("-o", dest="output", type=Path, metavar="DIR",
         help="folder for comparison.html and comparison.json")
+    add("--table", type=Path, metavar="FILE",
+        help="write the table: numbers to a file that ends in .csv, what is shown to one in .tex")
+    add("--details", action="store_true",
+        help="print scores, every metric, p values and costs as well")
     # fmt: on
     parser.set_defaults(run=_run_compare)
 
@@ -104,6 +105,9 @@ def _run_compare(arguments: argparse.Namespace) -> None:
         raise CommandError(message)
     if missing := [str(folder) for folder in arguments.folders if not folder.is_dir()]:
         message = f"There is no folder {', '.join(missing)}."
+        raise CommandError(message)
+    if arguments.table and arguments.table.suffix not in (".csv", ".tex"):
+        message = f"--table {arguments.table} is not valid: its name must end in .csv or .tex."
         raise CommandError(message)
     from nnunetv2_mapo.tools.compare.tables import run_compare
 

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 MINING_KEYS = {  # of a round's summary
     f"mining/{name.removeprefix('num_')}": name
-    for name in ("num_pairs", "dice_plain", "dice_chosen", "dice_rejected", "disagreement")
-}
+    for name in (
+        "num_pairs", "num_samples", "dice_plain", "dice_chosen", "dice_rejected", "disagreement"
+    )
+}  # fmt: skip
 PLOT = "progress_mapo.png"
 _SHADE = "#0b64b0"  # of a round
 
@@ -69,6 +71,28 @@ def round_values(summary: RoundSummary | None) -> dict[str, float]:
         key: math.nan if summary is None else float(getattr(summary, name))
         for key, name in MINING_KEYS.items()
     }
+
+
+class MinedPairs(NamedTuple):
+    """Pairs of a round, and samples that they were looked for in; NaN where that was not logged."""
+
+    num_pairs: float
+    num_samples: float
+
+
+def find_pairs(logged: Mapping[str, Sequence[Any]], stages: Sequence[Stage]) -> list[MinedPairs]:
+    """What was mined in each round that an epoch is logged of."""
+    keys = ("mining/pairs", "mining/samples")
+    return [
+        MinedPairs(*(logged[key][stage.first_epoch] if key in logged else math.nan for key in keys))
+        for stage in stages[1:]
+        if stage.first_epoch < len(logged["mean_fg_dice"])
+    ]
+
+
+def are_none(rounds: Sequence[MinedPairs]) -> bool:
+    """Whether rounds were mined, and nothing was found in any of them."""
+    return bool(rounds) and all(mined.num_pairs == 0 for mined in rounds)
 
 
 def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: list[Stage]) -> None:

@@ -75,6 +75,7 @@ def test_registered_keys_can_be_logged_by_nnunets_logger():
 def test_values_of_a_round_have_the_mining_keys():
     assert round_values(SUMMARY) == {
         "mining/pairs": 3.0,
+        "mining/samples": 5.0,
         "mining/dice_plain": 0.6,
         "mining/dice_chosen": 0.7,
         "mining/dice_rejected": 0.4,
