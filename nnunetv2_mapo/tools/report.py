@@ -40,8 +40,8 @@ from nnunetv2_mapo.tools.pair_pictures import PairPictures, name_colours, paint_
 from nnunetv2_mapo.tools.trainers import open_fold
 
 _STOCK_PANELS = (
-    Panel("nnU-Net's loss", ("train_losses", "val_losses")),
-    Panel("pseudo Dice", ("mean_fg_dice", "ema_fg_dice")),
+    Panel("nnU-Net's loss", {"train_losses": "training", "val_losses": "validation"}),
+    Panel("pseudo Dice", {"mean_fg_dice": "of the epoch", "ema_fg_dice": "moving average"}),
 )
 _NO_PAIRS = (
     "No round had a pair, so this training is a control: it cannot show what preferences do. "

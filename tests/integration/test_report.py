@@ -102,8 +102,8 @@ def finished_report(reports: Path, make_trainer: MakeTrainer) -> Path:
 
 def test_a_stock_training_has_curves_and_no_rounds(make_trainer: MakeTrainer) -> None:
     page = report(train(make_trainer, STOCK))
-    assert ">mean_fg_dice</text>" in page
-    assert ">rewards/margins</text>" not in page
+    assert ">moving average</text>" in page
+    assert ">margin</text>" not in page
     assert "<h3>Round" not in page
     assert "knows nothing of MAPO" in page
 
@@ -143,7 +143,7 @@ def test_without_preferences_or_preprocessed_data_the_rest_is_shown(
     shutil.rmtree(folder / "fold_0/preferences")
     page = report(folder)
     assert "No round is in the folder preferences: not mined yet, or deleted." in page
-    assert ">rewards/margins</text>" in page  # logged, not stored with the pairs
+    assert ">margin</text>" in page  # logged, not stored with the pairs
 
 
 def test_a_damaged_pair_and_an_unreadable_fold_do_not_cost_the_page(

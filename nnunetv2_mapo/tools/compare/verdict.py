@@ -134,8 +134,8 @@ def explain(row: Row, found: pd.Series) -> str:
         )
     hint = "A hint, of few cases: " if num_differing < FEW_CASES else ""
     return (
-        f"{hint}{row.method} is {found['verdict']} than {row.control}, in {found['wins']} of "
-        f"{cases} better and in {found['losses']} worse."
+        f"{hint}{row.method} is {found['verdict']} than {row.control}: of {cases}, "
+        f"{found['wins']} gain and {found['losses']} lose."
     )
 
 

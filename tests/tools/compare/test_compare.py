@@ -54,7 +54,7 @@ def test_models_are_compared_by_nnunets_summary_and_the_better_command_is_named(
     models = [make_model(tmp_path, "A", {0: RISING}), make_model(tmp_path, "B", {0: HIGHER})]
     assert main(["compare", *models, "--details"]) == 0
     printed = capsys.readouterr().out
-    assert "A hint, of few cases: B is better than A, in 8 of 8 cases" in printed
+    assert "A hint, of few cases: B is better than A: of 8 cases, 8 gain" in printed
     # Eight of eight are better: p = 2 / 2**8; IoU is the only other test.
     for metric in ("Dice", "IoU"):
         row = read_row(printed, metric)

@@ -154,8 +154,8 @@ def make_row(verdict: str = "not shown") -> Row:
         ("not shown", 5, 0, "5 of 5 cases differ, so p cannot fall below 0.062;"),
         ("not shown", 4, 26, "4 of 30 cases differ"),
         ("not shown", 6, 0, "6 cases show no difference; in others like them it may be anything"),
-        ("better", 19, 11, "A hint, of few cases: B is better than A, in 19 of 30 cases better"),
-        ("worse", 20, 10, "B is worse than A, in 20 of 30"),
+        ("better", 19, 11, "A hint, of few cases: B is better than A: of 30 cases, 19 gain"),
+        ("worse", 20, 10, "B is worse than A: of 30 cases, 20 gain"),
     ],
 )
 def test_the_meaning_depends_on_the_cases_that_differ(verdict, wins, ties, expected):
