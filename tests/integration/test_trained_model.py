@@ -1,7 +1,9 @@
 """`nnUNetv2_mapo preview` and the opening of trained models, on real trainings."""
 
 import json
+import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +79,35 @@ def test_preview_prints_and_leaves_results_and_data_as_they_are(
             r"^With the default settings .* \d of 2 samples", shown, flags=re.MULTILINE
         )
     assert contents(folder.parent, boxes / "preprocessed") == before
+
+
+@pytest.mark.parametrize("name", [STOCK, MAPO])
+def test_previewed_trainer_and_its_control_train_by_the_printed_commands(
+    make_trainer: MakeTrainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    name: str,
+) -> None:
+    folder = train(make_trainer, name)
+    capsys.readouterr()
+    assert main(["preview", str(folder), "--cases", "1", "--rates", "0", "0.9"]) == 0
+    shown = capsys.readouterr().out
+    code = re.search(r"^from nnunetv2_mapo import .*?^    \)$", shown, re.DOTALL | re.MULTILINE)
+    assert code
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "previewed.py").write_text(code[0])
+    paths = os.pathsep.join([os.environ["nnUNet_extTrainer"], str(tmp_path / "own")])
+    monkeypatch.setenv("nnUNet_extTrainer", paths)
+    commands = [shlex.split(line) for line in shown.splitlines() if "nnUNetv2_train" in line]
+    trainers = [words[words.index("-tr") + 1] for words in commands]
+    assert trainers == ["nnUNetTrainerTiny_MAPO_Previewed", "nnUNetTrainerTiny"]
+    for command, dataset, configuration, fold, _, trainer in commands:
+        assert (command, dataset) == ("nnUNetv2_train", DATASET)
+        trained = make_trainer(trainer, configuration, fold=int(fold))
+        trained.num_epochs, trained.num_iterations_per_epoch = 2, 1
+        trained.run_training()
+        assert Path(trained.output_folder, FINAL).is_file()
 
 
 def test_slices_without_foreground_are_left_out(make_trainer: MakeTrainer, capsys: Any) -> None:

@@ -17,6 +17,7 @@ from nnunetv2_mapo.tools.compare.control import Pair, list_mixed, name_control, 
 from nnunetv2_mapo.tools.compare.statistics import FEW_CASES, LEVEL, NOT_SHOWN
 from nnunetv2_mapo.tools.history import History, describe_pairs, has_no_pairs
 from nnunetv2_mapo.tools.metrics import METRICS
+from nnunetv2_mapo.tools.nnunet import say_train
 
 NUM_FOLDS = 5  # of nnU-Net's cross-validation
 
@@ -171,17 +172,12 @@ def _names(method: Method) -> tuple[str, str, str, str]:
 def _preview(method: Method, history: History) -> str:
     dataset, trainer, plans, configuration = _names(method)
     words = ["nnUNetv2_mapo", "preview", "-d", dataset, "-c", configuration, "-f", history.fold]
-    return shlex.join([*words, "-tr", trainer, *_with_plans(plans)])
+    return shlex.join([*words, "-tr", trainer, "-p", plans])
 
 
 def _train(method: Method, fold: str, trainer: str | None = None) -> str:
     dataset, own, plans, configuration = _names(method)
-    words = ["nnUNetv2_train", dataset, configuration, fold, "-tr", trainer or own]
-    return shlex.join([*words, *_with_plans(plans)])
-
-
-def _with_plans(plans: str) -> list[str]:
-    return [] if plans == "nnUNetPlans" else ["-p", plans]
+    return say_train(dataset, configuration, fold, trainer or own, plans)
 
 
 def _go_on(method: Method, control: Method) -> str:

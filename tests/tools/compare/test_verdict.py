@@ -112,7 +112,7 @@ def test_a_training_without_pairs_is_a_control_and_preview_is_next(tmp_path, cap
     printed = capsys.readouterr().out
     assert "no pairs: a control" in printed
     assert "had no pair in any round: it is a control itself" in printed.replace("\n", " ")
-    assert "nnUNetv2_mapo preview -d Dataset900_X -c 2d -f 0 -tr nnUNetTrainer_MAPO\n" in printed
+    assert "nnUNetv2_mapo preview -d Dataset900_X -c 2d -f 0 -tr nnUNetTrainer_MAPO -p " in printed
     assert '<p class="alarm">nnUNetTrainer_MAPO had no' in (
         (tmp_path / "out/comparison.html").read_text()
     )
