@@ -58,7 +58,7 @@ def _combine(name: str, base_name: str, variant_name: str | None) -> type:
     if base is None:
         message = (
             f"{name} means the trainer {base_name} with MAPO, but nnU-Net knows no trainer "
-            f"{base_name}.{_suggest(base_name)}{_list_failed()}"
+            f"{base_name}.{suggest(base_name)}{_list_failed()}"
         )
         raise RuntimeError(message)
     variant: Any = nnUNetTrainer_MAPO
@@ -156,7 +156,8 @@ def _list_variants(plain: Any) -> list[str]:
     return sorted(name for name in names if name.startswith(f"{_PLAIN}_"))
 
 
-def _suggest(name: str) -> str:
+def suggest(name: str) -> str:
+    """Names of trainers that have been imported and are like this one, in words; or nothing."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     known: dict[str, type] = {}

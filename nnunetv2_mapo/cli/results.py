@@ -10,6 +10,7 @@ from nnunetv2_mapo.cli.options import (
     add_checkpoint,
     add_device,
     add_model,
+    announce_imports,
     make_folder,
     parse_count,
     parse_fold,
@@ -61,7 +62,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
         if folder is not None and not folder.is_dir():
             message = f"{folder} is not a folder. Give a folder of segmentations or of a model."
             raise CommandError(message)
-    print("Importing nnU-Net and MONAI ...", flush=True)
+    announce_imports("nnU-Net and MONAI")
     from nnunetv2_mapo.tools.evaluate.run import run_evaluate
 
     run_evaluate(arguments)
@@ -109,6 +110,7 @@ def _run_compare(arguments: argparse.Namespace) -> None:
     if arguments.table and arguments.table.suffix not in (".csv", ".tex"):
         message = f"--table {arguments.table} is not valid: its name must end in .csv or .tex."
         raise CommandError(message)
+    announce_imports("nnU-Net")
     from nnunetv2_mapo.tools.compare.tables import run_compare
 
     run_compare(arguments)
@@ -139,7 +141,7 @@ def add_export(commands: Commands) -> None:
 
 
 def _run_export(arguments: argparse.Namespace) -> None:
-    print("Importing PyTorch and nnU-Net ...", flush=True)
+    announce_imports("PyTorch and nnU-Net")
     from nnunetv2_mapo.tools.export import run_export
 
     run_export(arguments)
@@ -198,7 +200,7 @@ def _run_uncertainty(arguments: argparse.Namespace) -> None:
     if message:
         raise CommandError(message)
     make_folder(output / FOLDER)
-    print("Importing PyTorch and nnU-Net ...", flush=True)
+    announce_imports("PyTorch and nnU-Net")
     from nnunetv2_mapo.tools.uncertainty.run import run_uncertainty
 
     run_uncertainty(arguments)

@@ -22,7 +22,7 @@ from nnunetv2_mapo.method.store import SampleRecord, StoreError
 from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.table import format_table
-from nnunetv2_mapo.tools.models import TrainedModel, model_folder, open_model
+from nnunetv2_mapo.tools.models import TrainedModel, open_model
 from nnunetv2_mapo.tools.nnunet import say_train
 from nnunetv2_mapo.tools.recommendation import (
     ENOUGH_PAIRS,
@@ -45,7 +45,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: The model or its data cannot be used.
     """
-    folder, device = model_folder(arguments), choose_device(arguments.device)
+    folder, device = arguments.model, choose_device(arguments.device)
     model = open_model(folder, arguments.fold, arguments.checkpoint, device)
     default = default_settings(model)
     rates = sorted({*(arguments.rates or RATES), *default.rates})

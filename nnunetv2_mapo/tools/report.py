@@ -34,7 +34,7 @@ from nnunetv2_mapo.tools.history import (
     has_no_pairs,
     read_history,
 )
-from nnunetv2_mapo.tools.models import ModelError, model_folder, open_model
+from nnunetv2_mapo.tools.models import ModelError, open_model
 from nnunetv2_mapo.tools.page import render_part, write_page
 from nnunetv2_mapo.tools.pair_pictures import PairPictures, name_colours, paint_pairs
 from nnunetv2_mapo.tools.trainers import open_fold
@@ -87,7 +87,7 @@ def run_report(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: Something is missing or damaged.
     """
-    folder = model_folder(arguments)
+    folder = arguments.model
     output = (arguments.output or folder / "report.html").expanduser().absolute()
     others = [other.expanduser().resolve() for other in arguments.compare]
     folds = arguments.folds and [str(fold) for fold in arguments.folds]

@@ -85,6 +85,13 @@ def _find_results(
         # fold_all validates on its training cases: only those who ask for it compare it
         chosen.discard("all")
     models = {f: found for f, found in zip(folders, results, strict=True) if "" not in found}
+    for folder, found in models.items():
+        if wanted and (missing := sorted(chosen - {""} - {*found})):
+            message = (
+                f"Fold {', '.join(missing)} of {folder} has no finished validation; finished: "
+                f"{', '.join(found)}."
+            )
+            raise ComparisonError(message)
     if any(not chosen - {""} <= {*found} for found in models.values()):
         lines = "; ".join(f"{folder}: {', '.join(found)}" for folder, found in models.items())
         common = " ".join(sorted(set.intersection(*({*found} for found in models.values()))))
