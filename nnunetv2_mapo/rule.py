@@ -1,5 +1,7 @@
 """The rule of names: `X_MAPO` is any trainer X with MAPO, `X_MAPO_V` any trainer X with variant V.
 
+`X_MAPO_V_NoPreference` is the control of that: the same settings without a round.
+
 nnU-Net asks each of its trainer modules for a class by name; `find_trainer` answers for one of
 them. It imports nothing heavy until it is asked for a name of this form.
 """
@@ -13,6 +15,7 @@ import io
 import re
 import sys
 import traceback
+from dataclasses import replace
 from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,6 +23,7 @@ from unittest.mock import patch
 
 _NAME = re.compile(r"(?P<base>\w+?)_MAPO(?:_(?P<variant>\w+))?")
 _PLAIN = "nnUNetTrainer_MAPO"
+_CONTROL = "_NoPreference"
 # What Python itself adds to a class, up to 3.14, is no change of the trainer.
 _IN_EVERY_VARIANT = {
     "mapo", "__module__", "__doc__", "__qualname__", "__firstlineno__", "__static_attributes__",
@@ -54,12 +58,16 @@ def _combine(name: str, base_name: str, variant_name: str | None) -> type:
     if base is None:
         message = (
             f"{name} means the trainer {base_name} with MAPO, but nnU-Net knows no trainer "
-            f"{base_name}.{_suggest(base_name)}{_list_failed()}"
+            f"{base_name}.{suggest(base_name)}{_list_failed()}"
         )
         raise RuntimeError(message)
     variant: Any = nnUNetTrainer_MAPO
+    settings: dict[str, Any] = {}
     if variant_name is not None:
         variant = _search(f"{_PLAIN}_{variant_name}")
+        with_preferences = variant_name.removesuffix(_CONTROL)
+        if variant is None and with_preferences != variant_name:
+            variant, settings = _search(f"{_PLAIN}_{with_preferences}"), {"num_rounds": 0}
     if variant is None or issubclass(base, MAPOTrainer):
         message = (
             f"{name} asks for the variant {variant_name} of MAPO, but there is no trainer "
@@ -74,7 +82,8 @@ def _combine(name: str, base_name: str, variant_name: str | None) -> type:
             f"{base_name} by name: write {name} as a class of its own."
         )
         raise RuntimeError(message)
-    body = {"mapo": variant.mapo, "__doc__": f"{base_name} with MAPO.", "__module__": __name__}
+    mapo = replace(variant.mapo, **settings)
+    body = {"mapo": mapo, "__doc__": f"{base_name} with MAPO.", "__module__": __name__}
     return type(name, (MAPOTrainer, base), body)
 
 
@@ -147,7 +156,8 @@ def _list_variants(plain: Any) -> list[str]:
     return sorted(name for name in names if name.startswith(f"{_PLAIN}_"))
 
 
-def _suggest(name: str) -> str:
+def suggest(name: str) -> str:
+    """Names of trainers that have been imported and are like this one, in words; or nothing."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     known: dict[str, type] = {}

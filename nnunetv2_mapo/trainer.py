@@ -7,6 +7,7 @@ trainer's own network, loss, optimiser, augmentation and training step stay what
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -60,7 +61,9 @@ from nnunetv2_mapo.method.loss import (
 )
 from nnunetv2_mapo.method.mining import make_miner
 from nnunetv2_mapo.method.progress import (
+    are_none,
     best_by_metric,
+    find_pairs,
     log_metric,
     plot_progress,
     register_keys,
@@ -488,6 +491,21 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
                 value = self._fixed_patches.measure(network, self.device)
             self._log(f"metric on {len(self._fixed_patches.patches)} fixed patches: {value:.4f}")
         log_metric(self.logger, value, self.current_epoch)
+
+    def perform_actual_validation(self, *args: Any, **kwargs: Any) -> None:
+        """The base trainer's validation; the log ends with what a training without pairs is."""
+        super().perform_actual_validation(*args, **kwargs)
+        logged = self.logger.local_logger.my_fantastic_logging
+        if not self.mapo.learns_unlabelled and are_none(find_pairs(logged, self.schedule.stages)):
+            preview = shlex.join(
+                ["nnUNetv2_mapo", "preview", "-d", self.plans_manager.dataset_name,
+                 "-c", self.configuration_name, "-f", str(self.fold), "-tr", type(self).__name__,
+                 "-p", self.plans_manager.plans_name]
+            )  # fmt: skip
+            self._log(
+                "WARNING: no round had a pair, so this training is a CONTROL: it cannot show what "
+                f"preferences do. To see at which settings there are pairs: {preview}"
+            )
 
     def on_epoch_end(self) -> None:
         """Draw `progress_mapo.png` besides nnU-Net's `progress.png`."""

@@ -229,6 +229,20 @@ def test_a_users_variant_is_combined_with_every_base(own_folder):
     assert find("nnUNetTrainerDA5_MAPO_tau02").mapo == MAPOConfig(tau=0.2)
 
 
+def test_every_variant_has_its_control(own_folder):
+    variant = (
+        "\n\nclass nnUNetTrainer_MAPO_Mine(nnUNetTrainer_MAPO):\n    mapo = MAPOConfig(tau=0.2)\n"
+    )
+    (own_folder / "mine.py").write_text(IMPORTS + variant)
+    for base in ("nnUNetTrainer", "nnUNetTrainerDA5"):
+        control = find(f"{base}_MAPO_Mine_NoPreference")
+        assert control.mapo == MAPOConfig(tau=0.2, num_rounds=0)
+    shipped = find("nnUNetTrainerDA5_MAPO_FineTune_NoPreference")
+    assert shipped.mapo == replace(FINE_TUNE, num_rounds=0)
+    with pytest.raises(RuntimeError, match="no trainer nnUNetTrainer_MAPO_None_NoPreference"):
+        find("nnUNetTrainer_MAPO_None_NoPreference")
+
+
 def test_a_variant_with_methods_is_not_combined(own_folder):
     (own_folder / "stepping.py").write_text(
         IMPORTS + "class nnUNetTrainer_MAPO_Stepping(nnUNetTrainer_MAPO):\n"

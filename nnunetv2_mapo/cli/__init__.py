@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
 
 from nnunetv2_mapo import __version__
 from nnunetv2_mapo.cli.choosing import add_choose
-from nnunetv2_mapo.cli.options import check_model
+from nnunetv2_mapo.cli.options import find_model
 from nnunetv2_mapo.cli.results import add_compare, add_evaluate, add_export, add_uncertainty
 from nnunetv2_mapo.cli.trainings import add_demo, add_doctor, add_preview, add_report
 from nnunetv2_mapo.support.errors import MAPOError
@@ -64,9 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(parsed, "run"):
         parser.print_help()
         return 0
+    # What others will change in their packages is nothing that a user can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         if {"model", "configuration"} <= vars(parsed).keys():  # it has add_model
-            check_model(parsed)
+            find_model(parsed)
         parsed.run(parsed)
     except MAPOError as error:
         print(f"nnUNetv2_mapo: error: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from nnunetv2_mapo.cli.options import (
     add_checkpoint,
     add_device,
     add_model,
+    announce_imports,
     make_folder,
     parse_count,
     parse_fold,
@@ -107,7 +108,7 @@ def _run_choose(arguments: argparse.Namespace) -> None:
         make_folder(arguments.export)
     elif not arguments.summary:
         make_folder(arguments.output)
-    print("Importing PyTorch and nnU-Net ...", flush=True)
+    announce_imports("PyTorch and nnU-Net")
     from nnunetv2_mapo.tools.choose.run import run_choose
 
     run_choose(arguments)

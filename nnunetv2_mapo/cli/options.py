@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import TypeAlias
 
@@ -42,16 +44,52 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_model(arguments: argparse.Namespace) -> None:
-    """Refuse a model that is named by halves, or twice.
+def find_model(arguments: argparse.Namespace) -> None:
+    """Make `arguments.model` the absolute folder of the model, which is there.
+
+    A wrong name is refused here, where nothing slow has been imported.
 
     Raises:
-        CommandError: It is.
+        CommandError: The model is named by halves, or twice, or there is none.
     """
     names = (arguments.dataset, arguments.configuration)
     if any(names) if arguments.model else not all(names):
         message = "Name the model either by its MODEL_FOLDER, or with -d and -c (and -tr, -p)."
         raise CommandError(message)
+    model = arguments.model
+    if not model:
+        folder = _find_dataset(arguments.dataset)
+        model = folder / "__".join((arguments.trainer, arguments.plans, arguments.configuration))
+    arguments.model = model.expanduser().resolve()
+    if not arguments.model.is_dir():
+        near = _list(arguments.model.parent, "*__*__*")
+        message = f"There is no trained model {arguments.model}. {near}"
+        raise CommandError(message)
+
+
+def _find_dataset(name: str) -> Path:
+    """Folder of a data set in nnUNet_results, by its name or number."""
+    results = os.environ.get("nnUNet_results")  # noqa: SIM112  # nnU-Net's own name
+    if not results:
+        message = "nnUNet_results is not set: export nnUNet_results=FOLDER, or give a MODEL_FOLDER."
+        raise CommandError(message)
+    number = f"Dataset{int(name):03d}_*" if name.isdecimal() else name
+    found = [path for path in Path(results).glob(number) if path.is_dir()]
+    if len(found) != 1:
+        message = f"-d {name} is not one data set in {results}. {_list(Path(results), 'Dataset*')}"
+        raise CommandError(message)
+    return found[0]
+
+
+def _list(folder: Path, pattern: str) -> str:
+    """What there is instead, in words."""
+    names = sorted(path.name for path in folder.glob(pattern))
+    return f"There is: {', '.join(names)}." if names else "There is none at all."
+
+
+def announce_imports(names: str) -> None:
+    """Say why nothing happens for some seconds; on stderr, for the output is the result's."""
+    print(f"Importing {names} ...", file=sys.stderr, flush=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from nnunetv2_mapo.cli.options import (
     add_checkpoint,
     add_device,
     add_model,
+    announce_imports,
     make_folder,
     parse_count,
     parse_fold,
@@ -66,7 +67,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
         if folder is not None and not folder.is_dir():
             message = f"{folder} is not a folder. Give a folder of segmentations or of a model."
             raise CommandError(message)
-    print("Importing nnU-Net and MONAI ...", flush=True)
+    announce_imports("nnU-Net and MONAI")
     from nnunetv2_mapo.tools.evaluate.run import run_evaluate
 
     run_evaluate(arguments)
@@ -75,15 +76,15 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
 def add_compare(commands: Commands) -> None:
     """`compare`: methods on the same cases, with what can and cannot be concluded."""
     text = (
-        "Compares methods on the same cases: mean, standard deviation and median of each metric, "
-        "difference of each case to the first method, 95 % bootstrap interval of its mean, "
-        "Wilcoxon signed-rank test with Holm's correction, wins, ties and losses, and what each "
-        "training cost. Reads what nnUNetv2_mapo evaluate wrote, or else nnU-Net's own Dice and "
-        "IoU."
+        "Says whether preferences helped: difference in Dice of a training with MAPO to its "
+        "control, 95 % interval, verdict, pairs of each round, what that means and what to do "
+        "next. This one comparison is chosen by what was trained; all others (other folders, other "
+        "metrics) are exploratory and corrected for their number. Reads what nnUNetv2_mapo "
+        "evaluate wrote, or else nnU-Net's own Dice and IoU."
     )
     parser = commands.add_parser(
         "compare",
-        help="is one method better, by how much, is it certain?",
+        help="did it help, by how much, is it certain?",
         description=text,
         epilog="example: nnUNetv2_mapo compare nnUNetTrainer__*__2d nnUNetTrainer_MAPO__*__2d",
     )
@@ -94,11 +95,12 @@ def add_compare(commands: Commands) -> None:
         "nnUNet_results, or folders of segmentations that were evaluated")
     add("-f", dest="folds", nargs="+", type=parse_fold, metavar="FOLD",
         help="folds of the models to compare (default: all)")
-    add("--metrics", nargs="+", metavar="NAME",
-        help="metrics to compare (default: all); fewer, chosen beforehand, need a smaller "
-        "correction")
     add("-o", dest="output", type=Path, metavar="DIR",
         help="folder for comparison.html and comparison.json")
+    add("--table", type=Path, metavar="FILE",
+        help="write the table: numbers to a file that ends in .csv, what is shown to one in .tex")
+    add("--details", action="store_true",
+        help="print scores, every metric, p values and costs as well")
     # fmt: on
     parser.set_defaults(run=_run_compare)
 
@@ -110,6 +112,10 @@ def _run_compare(arguments: argparse.Namespace) -> None:
     if missing := [str(folder) for folder in arguments.folders if not folder.is_dir()]:
         message = f"There is no folder {', '.join(missing)}."
         raise CommandError(message)
+    if arguments.table and arguments.table.suffix not in (".csv", ".tex"):
+        message = f"--table {arguments.table} is not valid: its name must end in .csv or .tex."
+        raise CommandError(message)
+    announce_imports("nnU-Net")
     from nnunetv2_mapo.tools.compare.tables import run_compare
 
     run_compare(arguments)
@@ -140,7 +146,7 @@ def add_export(commands: Commands) -> None:
 
 
 def _run_export(arguments: argparse.Namespace) -> None:
-    print("Importing PyTorch and nnU-Net ...", flush=True)
+    announce_imports("PyTorch and nnU-Net")
     from nnunetv2_mapo.tools.export import run_export
 
     run_export(arguments)
@@ -199,7 +205,7 @@ def _run_uncertainty(arguments: argparse.Namespace) -> None:
     if message:
         raise CommandError(message)
     make_folder(output / FOLDER)
-    print("Importing PyTorch and nnU-Net ...", flush=True)
+    announce_imports("PyTorch and nnU-Net")
     from nnunetv2_mapo.tools.uncertainty.run import run_uncertainty
 
     run_uncertainty(arguments)

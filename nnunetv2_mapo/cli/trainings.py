@@ -10,6 +10,7 @@ from nnunetv2_mapo.cli.options import (
     add_checkpoint,
     add_device,
     add_model,
+    announce_imports,
     make_folder,
     parse_count,
     parse_fold,
@@ -51,7 +52,7 @@ def add_demo(commands: Commands) -> None:
 def _run_demo(arguments: argparse.Namespace) -> None:
     output = arguments.output.expanduser().absolute()
     make_folder(output)
-    print("Importing PyTorch ...", flush=True)
+    announce_imports("PyTorch")
     from nnunetv2_mapo.tools.demo import Demo
 
     demo = Demo(output, arguments.configuration)
@@ -134,7 +135,7 @@ def add_preview(commands: Commands) -> None:
 def _run_preview(arguments: argparse.Namespace) -> None:
     if arguments.rates and (problems := RATES.check("--rates", arguments.rates)):
         raise CommandError(*problems)
-    print("Importing PyTorch ...", flush=True)
+    announce_imports("PyTorch")
     from nnunetv2_mapo.tools.preview import run_preview
 
     run_preview(arguments)
@@ -171,6 +172,7 @@ def add_report(commands: Commands) -> None:
 
 
 def _run_report(arguments: argparse.Namespace) -> None:
+    announce_imports("nnU-Net")
     from nnunetv2_mapo.tools.report import run_report
 
     run_report(arguments)

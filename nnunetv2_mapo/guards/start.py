@@ -46,7 +46,7 @@ def check_preprocessed(folder: Path, dataset: str, configuration: str) -> None:
         message = (
             f"{dataset} is not preprocessed for {configuration}: {folder} is missing or empty. "
             f"Run nnUNetv2_preprocess -d {dataset[7:10]} -c {configuration} with the plans of "
-            "this training, or check the environment variable nnUNet_preprocessed."
+            "this training."
         )
         raise InputError(message)
 

@@ -17,14 +17,17 @@ from nnunetv2_mapo.method.loss import STEP_KEYS
 from nnunetv2_mapo.method.rounds import Ranks, RoundSummary
 from nnunetv2_mapo.method.schedule import Stage
 from nnunetv2_mapo.support.files import write_atomically
+from nnunetv2_mapo.support.pictures import own_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MINING_KEYS = {  # of a round's summary
     f"mining/{name.removeprefix('num_')}": name
-    for name in ("num_pairs", "dice_plain", "dice_chosen", "dice_rejected", "disagreement")
-}
+    for name in (
+        "num_pairs", "num_samples", "dice_plain", "dice_chosen", "dice_rejected", "disagreement"
+    )
+}  # fmt: skip
 # the metric on fixed validation patches, and its moving average, with `best_by="metric"`
 METRIC, METRIC_EMA = VALIDATION_KEYS = ("validation/metric", "validation/metric_ema")
 _EMA = 0.9  # nnU-Net's, of its pseudo Dice
@@ -33,19 +36,31 @@ _SHADE = "#0b64b0"  # of a round
 
 
 class Panel(NamedTuple):
-    """Logged values that are drawn together: label of the vertical axis, and their keys."""
+    """Logged values that are drawn together: label of the axis, and words for each key."""
 
     label: str
-    keys: tuple[str, ...]
+    curves: Mapping[str, str]
 
 
 PANELS = (
-    Panel("loss", ("loss/supervised", "loss/dpo")),
-    Panel("reward", ("rewards/chosen", "rewards/rejected", "rewards/margins")),
+    Panel("loss", {"loss/supervised": "nnU-Net's loss", "loss/dpo": "preference loss"}),
     Panel(
-        "Dice", ("mean_fg_dice", "mining/dice_plain", "mining/dice_chosen", "mining/dice_rejected")
+        "reward",
+        {"rewards/chosen": "chosen", "rewards/rejected": "rejected", "rewards/margins": "margin"},
     ),
-    Panel("share", ("rewards/accuracies", "mining/disagreement")),
+    Panel(
+        "Dice",
+        {
+            "mean_fg_dice": "pseudo Dice",
+            "mining/dice_plain": "plain prediction",
+            "mining/dice_chosen": "chosen",
+            "mining/dice_rejected": "rejected",
+        },
+    ),
+    Panel(
+        "share",
+        {"rewards/accuracies": "pairs ranked right", "mining/disagreement": "voxels that differ"},
+    ),
 )
 
 
@@ -101,6 +116,29 @@ def best_by_metric(trainer: Any) -> Iterator[None]:
         yield
 
 
+class MinedPairs(NamedTuple):
+    """Pairs of a round, and samples that they were looked for in; NaN where that was not logged."""
+
+    num_pairs: float
+    num_samples: float
+
+
+def find_pairs(logged: Mapping[str, Sequence[Any]], stages: Sequence[Stage]) -> list[MinedPairs]:
+    """What was mined in each round that an epoch is logged of."""
+    keys = ("mining/pairs", "mining/samples")
+    return [
+        MinedPairs(*(logged[key][stage.first_epoch] if key in logged else math.nan for key in keys))
+        for stage in stages[1:]
+        if stage.first_epoch < len(logged["mean_fg_dice"])
+    ]
+
+
+def are_none(rounds: Sequence[MinedPairs]) -> bool:
+    """Whether rounds were mined, and nothing was found in any of them."""
+    return bool(rounds) and all(mined.num_pairs == 0 for mined in rounds)
+
+
+@own_style()
 def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: list[Stage]) -> None:
     """Draw losses, rewards, pairs and Dice over the epochs, the stages shaded, into a folder."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -110,18 +148,17 @@ def plot_progress(folder: Path, logged: Mapping[str, Sequence[Any]], stages: lis
     FigureCanvasAgg(figure)
     axes = figure.subplots(4, 1, sharex=True)
     # A layout engine would draw everything twice, in every epoch.
-    figure.subplots_adjust(left=0.08, right=0.79, bottom=0.04, top=0.99, hspace=0.08)
+    figure.subplots_adjust(left=0.08, right=0.79, bottom=0.04, top=0.95, hspace=0.08)
     for axis, panel in zip(axes, PANELS, strict=True):
         draw_panel(axis, panel, logged, stages)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    pairs = logged["mining/pairs"]
+    found = find_pairs(logged, stages)
     for stage in stages:
         name = f"round {stage.round}" if stage.round else "warm-up"
-        if stage.round and stage.first_epoch < len(pairs):
-            name += f"\n{pairs[stage.first_epoch]:.0f} pairs"
+        if 0 < stage.round <= len(found):
+            name += f"\n{found[stage.round - 1].num_pairs:.0f} pairs"
         middle = (stage.first_epoch + stage.end_epoch - 1) / 2
-        place = axes[2].get_xaxis_transform()
-        axes[2].text(middle, 0.02, name, transform=place, ha="center", fontsize="small")
+        axes[0].text(middle, 1.02, name, transform=axes[0].get_xaxis_transform(), ha="center")
     axes[-1].set_xlabel("epoch")
     picture = io.BytesIO()
     figure.savefig(picture, dpi=90)
@@ -140,9 +177,9 @@ def draw_panel(
         axis.axvspan(stage.first_epoch - 0.5, stage.end_epoch - 0.5, color=_SHADE, alpha=opacity,
                      linewidth=0, zorder=0)  # fmt: skip
     axis.set_xlim(-0.5, stages[-1].end_epoch - 0.5)
-    for key in panel.keys:
+    for key, words in panel.curves.items():
         if key in logged:
-            axis.plot(logged[key], label=key, marker=".", linewidth=1.2)
+            axis.plot(logged[key], label=words, marker=".", linewidth=1.2)
     if panel.label == "reward":
         axis.axhline(0, color="grey", linewidth=0.6)
     axis.set_ylabel(panel.label)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
+
+WIDTH = 100  # characters of a line in a terminal
+_LEAST = 20  # characters of a first column that is broken
 
 
 def list_some(names: Sequence[str]) -> str:
@@ -37,14 +42,55 @@ def name_blocks(names: Sequence[str], others: Iterable[str]) -> list[str]:
     return [block if len(inside) > 1 else inside[0] for block, inside in blocks.items()]
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, the first aligned left, the others right."""
+def format_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None
+) -> str:
+    """Columns side by side, the first aligned left, the others right.
+
+    Args:
+        header: Of each column.
+        rows: Their cells.
+        width: Characters of a line, where the first column is broken if it must be; None: any.
+    """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    if width is not None:
+        left = width - sum(widths[1:]) - 2 * len(widths[1:])
+        broken = [_break(row[0], max(left, _LEAST)) for row in rows]
+        widths[0] = max(len(line) for line in (header[0], *chain.from_iterable(broken)))
+        rows = [
+            [line, *(row[1:] if place == len(lines) - 1 else [""] * len(row[1:]))]
+            for row, lines in zip(rows, broken, strict=True)
+            for place, line in enumerate(lines)
+        ]
     lines = [
         "  ".join(
             cell.rjust(width) if place else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in (header, ["-" * width for width in widths], *rows)
     ]
     return "\n".join(lines)
+
+
+def _break(text: str, width: int) -> list[str]:
+    """Lines of a cell: broken at spaces, and where that is not enough behind underscores."""
+    spaced = text.replace("_", "_\0") if max(map(len, text.split())) > width else text
+    lines = textwrap.wrap(spaced.replace("\0", " "), width)
+    return [line.replace("_ ", "_") for line in lines]
+
+
+def wrap(text: str) -> str:
+    """Lines of at most `WIDTH` characters; a longer word, such as a path, stays whole."""
+    return "\n".join(_wrap(text, WIDTH))
+
+
+def wrap_commands(text: str) -> str:
+    """Indented commands, one on each line of the text; a long one goes on behind a backslash."""
+    commands = [_wrap(f"  {line}", WIDTH - 2, "    ") for line in text.splitlines()]
+    return "\n".join(" \\\n".join(lines) for lines in commands)
+
+
+def _wrap(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

@@ -32,7 +32,6 @@ from nnunetv2_mapo.tools import stock_logits
 from nnunetv2_mapo.tools.models import (
     ModelError,
     find_checkpoint,
-    model_folder,
     open_model,
     read_model,
 )
@@ -51,7 +50,7 @@ def run_export(arguments: argparse.Namespace) -> None:
         CommandError: The output exists or cannot be written, the model cannot be exported, or
             nnU-Net alone does not compute the same with it.
     """
-    source, checkpoint = model_folder(arguments), arguments.checkpoint
+    source, checkpoint = arguments.model, arguments.checkpoint
     output = arguments.output.expanduser().absolute()
     if output.exists() or output.is_symlink():
         message = f"{output} exists. Delete it, or name another file with -o."

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.progress import Panel, draw_panel
 from nnunetv2_mapo.method.schedule import Stage
+from nnunetv2_mapo.support.pictures import own_style
 
 _SIZE = (5.2, 3.1)  # inches: on a phone the text is about as large as the page's
 _FILL = "#56b4e9"
@@ -20,6 +21,7 @@ _MARK = "#d55e00"
 _BETTER = "#0072b2"
 
 
+@own_style()
 def draw_curves(
     panel: Panel, logged: Mapping[str, Sequence[Any]], stages: Sequence[Stage]
 ) -> Figure:
@@ -31,6 +33,7 @@ def draw_curves(
     return figure
 
 
+@own_style()
 def draw_dice_of_candidates(
     dice: NDArray[np.float64], name: str, values: Sequence[float]
 ) -> Figure:
@@ -57,6 +60,7 @@ def draw_dice_of_candidates(
     return figure
 
 
+@own_style()
 def draw_paired_dots(
     values: Sequence[tuple[float, float]],
     gains: Sequence[float],

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, read_checkpoint
 from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.progress import MinedPairs, are_none, find_pairs
 from nnunetv2_mapo.method.schedule import Stage
 from nnunetv2_mapo.support.errors import CommandError
 
@@ -73,6 +75,11 @@ class History:
     def has_preferences(self) -> bool:
         """Whether it has come to the preference stage."""
         return len(self.stages) > 1 and self.num_epochs_done > self.stages[0].end_epoch
+
+    @property
+    def pairs(self) -> list[MinedPairs]:
+        """What was mined in each round that has an epoch in the checkpoint; empty with choices."""
+        return [] if self.choices else find_pairs(self.logged, self.stages)
 
 
 def read_history(fold: Path) -> History:
@@ -140,6 +147,29 @@ def _read_logs(fold: Path) -> list[str]:
         if epoch := _EPOCH.search(log):  # none in the log of a validation
             logs = [log] if int(epoch[1]) == 0 else [*logs, log]
     return logs
+
+
+def has_no_pairs(histories: Sequence[History]) -> bool:
+    """Whether a training that wants pairs found none in any of its rounds: it is the control."""
+    return are_none([mined for history in histories for mined in history.pairs])
+
+
+def describe_pairs(histories: Sequence[History | None]) -> str:
+    """Pairs of each round over all folds, in a few words for a table."""
+    known = [history for history in histories if history is not None]
+    if not known or len(known) < len(histories):
+        return "unknown"
+    if choices := [history.choices for history in known if history.choices]:
+        return f"learnt from {sum(each['num_answers'] for each in choices)} answers"
+    if has_no_pairs(known):
+        return "no pairs: a control"
+    rounds = zip_longest(*(history.pairs for history in known), fillvalue=MinedPairs(0, 0))
+    sums = [MinedPairs(*map(sum, zip(*folds, strict=True))) for folds in rounds]
+    if not sums:
+        return "none yet" if len(known[0].stages) > 1 else "none wanted"
+    samples = {f"{mined.num_samples:.0f}" for mined in sums} - {"nan"}
+    of = f" of {max(samples, key=int)}" if samples else ""
+    return ", ".join(f"{mined.num_pairs:.0f}" for mined in sums) + of
 
 
 def format_duration(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import warnings
@@ -13,9 +12,6 @@ from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.file_path_utilities import get_output_folder
 from torch import nn
 from torch._dynamo import OptimizedModule
 
@@ -66,28 +62,6 @@ class TrainedModel:
     def channel_names(self) -> list[str]:
         """Name of each channel of the image, in their order."""
         return channels_of(self.dataset_json)
-
-
-def model_folder(arguments: argparse.Namespace) -> Path:
-    """Folder of the model that a command line names, as `options.add_model` parses it.
-
-    Whether it is named once, and not by halves, is checked when the command line is parsed.
-
-    Returns:
-        Absolute `nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`, which is there.
-
-    Raises:
-        ModelError: There is no such data set or model.
-    """
-    if arguments.model:
-        return _require_model(arguments.model.expanduser().resolve())
-    try:
-        nnUNet_results.require()
-        dataset = maybe_convert_to_dataset_name(arguments.dataset)
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(str(error)) from error
-    trainer, plans, configuration = arguments.trainer, arguments.plans, arguments.configuration
-    return _require_model(Path(get_output_folder(dataset, trainer, plans, configuration)))
 
 
 def open_model(
@@ -172,9 +146,9 @@ def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
     """Path of a checkpoint of a model.
 
     Raises:
-        ModelError: The model, the fold or the checkpoint is missing.
+        ModelError: The fold or the checkpoint is missing.
     """
-    path = _require_model(folder) / f"fold_{fold}" / checkpoint
+    path = folder / f"fold_{fold}" / checkpoint
     if not path.parent.is_dir():
         message = f"Fold {fold} is not in {folder}. {_list(folder, 'fold_*')}"
         raise ModelError(message)
@@ -182,13 +156,6 @@ def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
         message = f"{path} is missing. {_list(path.parent, 'checkpoint_*.pth')}"
         raise ModelError(message)
     return path
-
-
-def _require_model(folder: Path) -> Path:
-    if not folder.is_dir():
-        message = f"There is no trained model {folder}. {_list(folder.parent, '*__*__*')}"
-        raise ModelError(message)
-    return folder
 
 
 def _list(folder: Path, pattern: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -99,6 +100,15 @@ class NNUNet:
             )
             raise CommandError(message)
         print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def say_train(
+    dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, device: str = ""
+) -> str:
+    """Command that trains; without a device on nnU-Net's default, a GPU."""
+    words = ["nnUNetv2_train", dataset, configuration, str(fold), "-tr", trainer]
+    words += ["-p", plans] if plans != "nnUNetPlans" else []
+    return shlex.join([*words, *(["-device", device] if device not in ("", "cuda") else [])])
 
 
 def find_command(name: str) -> str:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.support.files import write_atomically
+from nnunetv2_mapo.support.pictures import own_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +43,7 @@ def render_part(template: str, **content: Any) -> Markup:
     return Markup(_TEMPLATES.get_template(template).render(**content))  # escaped there
 
 
+@own_style()
 def figure_to_svg(figure: Figure) -> Markup:
     """Figure as SVG to stand in a page; text and axes, black in it, take the page's colour."""
     import matplotlib as mpl

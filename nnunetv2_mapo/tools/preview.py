@@ -22,7 +22,8 @@ from nnunetv2_mapo.method.store import SampleRecord, StoreError
 from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.table import format_table
-from nnunetv2_mapo.tools.models import TrainedModel, model_folder, open_model
+from nnunetv2_mapo.tools.models import TrainedModel, open_model
+from nnunetv2_mapo.tools.nnunet import say_train
 from nnunetv2_mapo.tools.recommendation import (
     ENOUGH_PAIRS,
     CandidateDice,
@@ -44,7 +45,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: The model or its data cannot be used.
     """
-    folder, device = model_folder(arguments), choose_device(arguments.device)
+    folder, device = arguments.model, choose_device(arguments.device)
     model = open_model(folder, arguments.fold, arguments.checkpoint, device)
     default = default_settings(model)
     rates = sorted({*(arguments.rates or RATES), *default.rates})
@@ -233,19 +234,36 @@ class Preview:
         default = MAPOConfig().granularity
         granularity = self.model.mapo["granularity"] if self.model.mapo else default
         if name == "default" and granularity == default:
-            return ["Train with nnUNetTrainer_MAPO as it is."]
+            return ["", "Train with MAPO as it is, and its control:", *self._say_train("_MAPO")]
         num_dimensions = len(self.model.configuration_manager.patch_size)
         return [
             "",
-            f"To train with the {name} ones, save this in a folder that nnUNet_extTrainer "
-            "names, and use -tr nnUNetTrainer_MAPO_Previewed:",
+            f"To train with the {name} ones, save this as a file in a folder that "
+            "nnUNet_extTrainer names:",
             "",
             format_trainer(best, num_dimensions, granularity),
+            "Then train with it, and its control:",
+            *self._say_train("_MAPO_Previewed"),
+        ]
+
+    def _say_train(self, variant: str) -> list[str]:
+        """Commands that train a variant of the model's base trainer, and the control of that.
+
+        The control is the base trainer itself: these variants have no dropout in training.
+        """
+        model = self.model
+        dataset, plans = model.folder.parent.name, model.folder.name.split("__")[1]
+        base = model.trainer_name.partition("_MAPO")[0]
+        return [
+            "  " + say_train(dataset, model.configuration, model.fold, trainer, plans)
+            for trainer in (f"{base}{variant}", base)
         ]
 
     def _warn(self) -> list[str]:
         *_, best = self.settings.values()
         has_learnt = self.found.quartiles()[1][0] >= HARDLY_LEARNT
+        # A network that dropout does not move, or that knows nothing yet, needs more of it.
+        needs_more = not has_learnt or not np.ptp(self.found.dice, axis=1).any()
         is_rough = len(self.found.dice) < _FEW_SAMPLES and self.num_cases < self.num_training
         notes = [
             (
@@ -260,7 +278,7 @@ class Preview:
             (
                 self.found.share_with_pair(best) < ENOUGH_PAIRS,
                 "MAPO will have few pairs here: samples without one are trained with nnU-Net's own "
-                f"loss alone. A {'shorter' if has_learnt else 'longer'} warm-up gives more.",
+                f"loss alone. A {'longer' if needs_more else 'shorter'} warm-up gives more.",
             ),
             (
                 best.rates[-1] == self.rates[-1],

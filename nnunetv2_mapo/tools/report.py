@@ -28,15 +28,25 @@ from nnunetv2_mapo.tools.compare import ComparisonError, note_sources, read_meth
 from nnunetv2_mapo.tools.compare.tables import compare_methods, render_comparison
 from nnunetv2_mapo.tools.evaluate import tabulate_means
 from nnunetv2_mapo.tools.figures import draw_curves, draw_dice_of_candidates
-from nnunetv2_mapo.tools.history import History, HistoryError, format_duration, read_history
-from nnunetv2_mapo.tools.models import ModelError, model_folder, open_model
+from nnunetv2_mapo.tools.history import (
+    History,
+    HistoryError,
+    format_duration,
+    has_no_pairs,
+    read_history,
+)
+from nnunetv2_mapo.tools.models import ModelError, open_model
 from nnunetv2_mapo.tools.page import render_part, write_page
 from nnunetv2_mapo.tools.pair_pictures import PairPictures, name_colours, paint_pairs
 from nnunetv2_mapo.tools.trainers import open_fold
 
 _STOCK_PANELS = (
-    Panel("nnU-Net's loss", ("train_losses", "val_losses")),
-    Panel("pseudo Dice", ("mean_fg_dice", "ema_fg_dice")),
+    Panel("nnU-Net's loss", {"train_losses": "training", "val_losses": "validation"}),
+    Panel("pseudo Dice", {"mean_fg_dice": "of the epoch", "ema_fg_dice": "moving average"}),
+)
+_NO_PAIRS = (
+    "No round had a pair, so this training is a control: it cannot show what preferences do. "
+    "nnUNetv2_mapo preview says at which settings there are pairs."
 )
 Facts = list[tuple[str, str]]  # short numbers, as (name, value)
 
@@ -58,6 +68,7 @@ class FoldPart(NamedTuple):
         facts: What the training cost and reached.
         curves: Learning curves by their panels' labels.
         rounds: One part of each round; empty without preferences.
+        alarm: That there was no pair to learn from; empty if there was.
         notes: What is missing, and why.
         legend: Name and colour of each class in the pictures.
     """
@@ -66,6 +77,7 @@ class FoldPart(NamedTuple):
     facts: Facts
     curves: dict[str, Figure]
     rounds: list[RoundPart]
+    alarm: str
     notes: list[str]
     legend: list[tuple[str, str]]
 
@@ -76,7 +88,7 @@ def run_report(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: Something is missing or damaged.
     """
-    folder = model_folder(arguments)
+    folder = arguments.model
     output = (arguments.output or folder / "report.html").expanduser().absolute()
     others = [other.expanduser().resolve() for other in arguments.compare]
     folds = arguments.folds and [str(fold) for fold in arguments.folds]
@@ -210,6 +222,7 @@ def describe_fold(history: History) -> FoldPart:
             describe_round(mined, history.num_dimensions, pictures.get(mined.folder, []))
             for mined in rounds
         ],
+        _NO_PAIRS if has_no_pairs([history]) else "",
         notes,
         legend,
     )

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,36 @@ def test_help_imports_nothing_heavy(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: nnUNetv2_mapo" in done.stdout
+
+
+def test_wrong_paths_are_named_before_anything_heavy_is_imported(tmp_path):
+    code = (
+        "import sys\nfrom nnunetv2_mapo.cli import main\n"
+        "for words in (['preview', 'none'], ['report', 'none'], ['evaluate', 'none'],\n"
+        "    ['report', '-d', '4', '-c', '2d'], ['export', 'none', '-o', 'x.zip'],\n"
+        "    ['uncertainty', 'none', '-i', 'none', '-o', 'x'], ['compare', 'none', 'neither'],\n"
+        "    ['choose', 'none', '-i', 'none', '-o', 'x']):\n"
+        "    assert main(words) == 1, words\n"
+        "heavy = {'torch', 'nnunetv2', 'pandas', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "nnUNet_results": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Importing" not in done.stderr
+    assert "-d 4 is not one data set in" in done.stderr
+
+
+def test_warnings_of_others_about_their_future_are_not_shown(monkeypatch, tmp_path):
+    def warn(_):
+        warnings.warn("in ten years", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr("nnunetv2_mapo.tools.doctor.run_doctor", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["doctor"]) == 0
 
 
 def test_unknown_configuration_is_refused_with_the_known_ones(capsys):

@@ -45,6 +45,12 @@ def find_faults(page: Page) -> list[str]:
           const faults = [];
           const width = document.documentElement.clientWidth;
           if (document.documentElement.scrollWidth > width) faults.push("page is too wide");
+          for (const box of document.querySelectorAll("body *"))
+            if (
+              box.scrollWidth > box.clientWidth + 1 &&
+              getComputedStyle(box).overflowX !== "visible"
+            )
+              faults.push("to be scrolled sideways: " + box.tagName + " " + box.className);
           for (const image of document.images)
             if (!image.complete || image.naturalWidth === 0) faults.push("no image: " + image.alt);
           for (const text of document.querySelectorAll("svg text")) {

@@ -102,10 +102,25 @@ def finished_report(reports: Path, make_trainer: MakeTrainer) -> Path:
 
 def test_a_stock_training_has_curves_and_no_rounds(make_trainer: MakeTrainer) -> None:
     page = report(train(make_trainer, STOCK))
-    assert ">mean_fg_dice</text>" in page
-    assert ">rewards/margins</text>" not in page
+    assert ">moving average</text>" in page
+    assert ">margin</text>" not in page
     assert "<h3>Round" not in page
     assert "knows nothing of MAPO" in page
+
+
+def test_a_training_without_pairs_is_a_control_in_its_log_and_its_page(
+    make_trainer: MakeTrainer,
+) -> None:
+    folder = train(make_trainer, "nnUNetTrainerTiny_MAPO_nopairs")
+    [log] = (folder / "fold_0").glob("training_log*.txt")
+    assert "so this training is a CONTROL" in log.read_text().splitlines()[-1]
+    preview = "nnUNetv2_mapo preview -d Dataset990_Boxes -c 3d_fullres -f 0 -tr nnUNetTrainerTiny_M"
+    assert preview in log.read_text().splitlines()[-1]
+    assert '<p class="alarm">No round had a pair' in report(folder)
+    other = train(make_trainer, MAPO)
+    [log] = (other / "fold_0").glob("training_log*.txt")
+    assert "CONTROL" not in log.read_text()
+    assert 'class="alarm"' not in report(other)
 
 
 def test_an_unfinished_training_says_so(make_trainer: MakeTrainer) -> None:
@@ -128,7 +143,7 @@ def test_without_preferences_or_preprocessed_data_the_rest_is_shown(
     shutil.rmtree(folder / "fold_0/preferences")
     page = report(folder)
     assert "No round is in the folder preferences: not mined yet, or deleted." in page
-    assert ">rewards/margins</text>" in page  # logged, not stored with the pairs
+    assert ">margin</text>" in page  # logged, not stored with the pairs
 
 
 def test_a_damaged_pair_and_an_unreadable_fold_do_not_cost_the_page(
@@ -189,4 +204,5 @@ def test_results_are_compared_with_another_training_and_the_model_may_be_named(
     assert main(["report", *model, "-f", "0", "--compare", str(stock)]) == 0
     page = (folder / "report.html").read_text()
     assert "Dice and IoU only" in page
-    assert re.findall(r"<h3>(.*) and nnUNetTrainerTiny</h3>", page) == [MAPO]
+    assert "This mixes preferences with dropout in training" in page
+    assert f"<summary>{MAPO} minus {STOCK}, figures</summary>" in page

@@ -1,7 +1,9 @@
 """`nnUNetv2_mapo preview` and the opening of trained models, on real trainings."""
 
 import json
+import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +81,35 @@ def test_preview_prints_and_leaves_results_and_data_as_they_are(
     assert contents(folder.parent, boxes / "preprocessed") == before
 
 
+@pytest.mark.parametrize("name", [STOCK, MAPO])
+def test_previewed_trainer_and_its_control_train_by_the_printed_commands(
+    make_trainer: MakeTrainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    name: str,
+) -> None:
+    folder = train(make_trainer, name)
+    capsys.readouterr()
+    assert main(["preview", str(folder), "--cases", "1", "--rates", "0", "0.9"]) == 0
+    shown = capsys.readouterr().out
+    code = re.search(r"^from nnunetv2_mapo import .*?^    \)$", shown, re.DOTALL | re.MULTILINE)
+    assert code
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "previewed.py").write_text(code[0])
+    paths = os.pathsep.join([os.environ["nnUNet_extTrainer"], str(tmp_path / "own")])
+    monkeypatch.setenv("nnUNet_extTrainer", paths)
+    commands = [shlex.split(line) for line in shown.splitlines() if "nnUNetv2_train" in line]
+    trainers = [words[words.index("-tr") + 1] for words in commands]
+    assert trainers == ["nnUNetTrainerTiny_MAPO_Previewed", "nnUNetTrainerTiny"]
+    for command, dataset, configuration, fold, _, trainer in commands:
+        assert (command, dataset) == ("nnUNetv2_train", DATASET)
+        trained = make_trainer(trainer, configuration, fold=int(fold))
+        trained.num_epochs, trained.num_iterations_per_epoch = 2, 1
+        trained.run_training()
+        assert Path(trained.output_folder, FINAL).is_file()
+
+
 def test_slices_without_foreground_are_left_out(make_trainer: MakeTrainer, capsys: Any) -> None:
     train(make_trainer, STOCK, "2d")
     # each case has 12 slices, 9 of them with a box
@@ -116,7 +147,7 @@ def test_what_is_missing_or_damaged_is_named_before_anything_is_computed(
     model = ("-d", DATASET, *configuration, "-tr", STOCK)
     assert f"There is: {folder.name}." in explain("-d", DATASET, *configuration)
     assert f"There is: {folder.name}." in explain(str(folder.parent / "A__B__C"))
-    assert "Could not find a dataset with the ID 123" in explain("-d", "123", *configuration)
+    assert "-d 123 is not one data set in" in explain("-d", "123", *configuration)
     assert "did not start with 'Dataset'" in explain("-d", "Boxes", *configuration)
     assert "There is none at all." in explain("-d", "Dataset989_None", *configuration)
     assert re.search(r"Fold 3 is not in .*\. There is: fold_0\.", explain(*model, "-f", "3"))

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunetv2_mapo.method.loss import STEP_KEYS
@@ -81,6 +85,7 @@ def test_registered_keys_can_be_logged_by_nnunets_logger():
 def test_values_of_a_round_have_the_mining_keys():
     assert round_values(SUMMARY) == {
         "mining/pairs": 3.0,
+        "mining/samples": 5.0,
         "mining/dice_plain": 0.6,
         "mining/dice_chosen": 0.7,
         "mining/dice_rejected": 0.4,
@@ -174,3 +179,53 @@ def test_the_best_is_asked_of_the_metric_for_a_while():
     log_metric(logger, 0.3, 1)
     with best_by_metric(trainer):
         assert trainer._best_ema == 0.2
+
+
+def test_after_nnunets_own_plot_every_text_is_small_and_on_the_canvas(tmp_path, monkeypatch):
+    logger = LocalLogger()
+    stages = [Stage(0, 0, 5), Stage(1, 5, 8), Stage(2, 8, 10)]
+    register_keys(logger.my_fantastic_logging, 0)
+    for epoch in range(10):
+        for key in logger.my_fantastic_logging:
+            logger.log(key, 1000.0 if "pairs" in key else 0.1 * epoch, epoch)
+    with mpl.rc_context():  # nnU-Net sets seaborn's for the whole process
+        logger.plot_progress_png(str(tmp_path))
+        assert mpl.rcParams["font.size"] > 20
+        found = record_texts(monkeypatch)
+        plot_progress(tmp_path, logger.my_fantastic_logging, stages)
+        assert mpl.rcParams["font.size"] > 20  # its next picture is as before
+    assert {"preference loss", "margin", "round 2\n1000 pairs", "warm-up"} <= {*found.names}
+    assert found.outside == found.large == []
+    assert found.on_curves == []
+
+
+class FoundTexts(NamedTuple):
+    names: list[str]
+    outside: list[str]
+    large: list[str]
+    on_curves: list[str]
+
+
+def record_texts(monkeypatch) -> FoundTexts:
+    """What is wrong with the texts of the next figure that is saved, as they lie then."""
+    found = FoundTexts([], [], [], [])
+    save = Figure.savefig
+
+    def look_and_save(figure: Figure, *arguments, **options):
+        figure.draw_without_rendering()
+        width, height = figure.bbox.size
+        for text in figure.findobj(Text):
+            words, box = text.get_text(), text.get_window_extent()
+            if not any(map(str.isalpha, words)):
+                continue  # numbers of ticks, of which those beyond the limits are not drawn
+            found.names.append(words)
+            if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
+                found.outside.append(words)
+            if text.get_fontsize() > 12:
+                found.large.append(words)
+            if any(axis.bbox.overlaps(box) for axis in figure.axes):
+                found.on_curves.append(words)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", look_and_save)
+    return found

@@ -17,7 +17,9 @@ STAGES = [Stage(0, 0, 2), Stage(1, 2, 4)]
 
 
 def test_rounds_are_shaded_and_the_warm_up_is_not():
-    figure = draw_curves(Panel("Dice", ("mean_fg_dice",)), {"mean_fg_dice": [0.1] * 4}, STAGES)
+    figure = draw_curves(
+        Panel("Dice", {"mean_fg_dice": "pseudo Dice"}), {"mean_fg_dice": [0.1] * 4}, STAGES
+    )
     (axis,) = figure.axes
     assert [(patch.get_x(), patch.get_width()) for patch in axis.patches] == [(1.5, 2.0)]
     assert axis.get_xlim() == (-0.5, 3.5)
@@ -25,11 +27,11 @@ def test_rounds_are_shaded_and_the_warm_up_is_not():
 
 def test_values_that_a_stock_trainer_lacks_are_left_out():
     figure = draw_curves(PANELS[2], {"mean_fg_dice": [0.1, 0.2]}, STAGES)
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["mean_fg_dice"]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["pseudo Dice"]
 
 
 def test_rewards_have_a_line_at_zero():
-    logged = {key: [math.nan, 0.1, 0.2, 0.3] for key in PANELS[1].keys}
+    logged = {key: [math.nan, 0.1, 0.2, 0.3] for key in PANELS[1].curves}
     lines = draw_curves(PANELS[1], logged, STAGES).axes[0].lines
     assert list(lines[-1].get_ydata()) == [0, 0]
 

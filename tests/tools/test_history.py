@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from metric_files import write_training
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.schedule import Stage
-from nnunetv2_mapo.tools.history import HistoryError, read_history
+from nnunetv2_mapo.tools.history import (
+    HistoryError,
+    describe_pairs,
+    has_no_pairs,
+    read_history,
+)
 
 SETTINGS = MAPOConfig(num_rounds=2, warmup_epochs=2).to_dict()
 
@@ -121,3 +128,28 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoint_final.pth").write_bytes(b"no checkpoint")
     with pytest.raises(HistoryError, match=r"checkpoint_final.pth is damaged"):
         read_history(tmp_path)
+
+
+def test_pairs_of_all_folds_are_summed_for_each_round(tmp_path):
+    config = MAPOConfig(num_rounds=2, warmup_epochs=2)
+    write_training(tmp_path / "fold_0", config, pairs=(24, 0))
+    write_training(tmp_path / "fold_1", config, pairs=(6, 1), num_samples=20)
+    histories = [read_history(tmp_path / f"fold_{fold}") for fold in (0, 1)]
+    assert describe_pairs(histories) == "30, 1 of 500"
+    assert not has_no_pairs(histories)
+    assert describe_pairs([*histories, None]) == "unknown"
+
+
+def test_without_samples_in_the_log_the_pairs_are_told_alone(tmp_path):
+    config = MAPOConfig(num_rounds=2, warmup_epochs=2)
+    write_training(tmp_path, config, pairs=(24, 7), num_samples=float("nan"))
+    assert describe_pairs([read_history(tmp_path)]) == "24, 7"
+
+
+def test_no_pairs_in_any_round_is_told_from_no_rounds(tmp_path):
+    config = MAPOConfig(num_rounds=2, warmup_epochs=2)
+    write_training(tmp_path / "fold_0", config, pairs=(0, 0))
+    write_training(tmp_path / "fold_1", replace(config, num_rounds=0))
+    none, control = (read_history(tmp_path / f"fold_{fold}") for fold in (0, 1))
+    assert (describe_pairs([none]), has_no_pairs([none])) == ("no pairs: a control", True)
+    assert (describe_pairs([control]), has_no_pairs([control])) == ("none wanted", False)

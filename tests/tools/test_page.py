@@ -41,7 +41,7 @@ def test_page_escapes_text_but_not_figures(tmp_path: Path) -> None:
     write_page(tmp_path / "p.html", "child.html", name="<i>", svg=figure_to_svg(plot("1 < 2")))
     written = (tmp_path / "p.html").read_text()
     assert written.startswith("<!DOCTYPE html>")
-    assert "<td>&lt;i&gt;</td>" in written
+    assert ">&lt;i&gt;</td>" in written
     assert "<title>&lt;i&gt;</title>" in written
     assert "<svg" in written
     assert "1 &lt; 2" in written

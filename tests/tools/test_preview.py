@@ -119,7 +119,7 @@ def preview(model: TrainedModel, *dice: float) -> str:
 
 def test_default_is_trained_as_it_is_only_with_the_dropout_that_was_looked_at():
     same, other = (preview(make_model(kind), 0.8, 0.65) for kind in ("element", "channel"))
-    assert "Train with nnUNetTrainer_MAPO as it is" in same
+    assert "Train with MAPO as it is, and its control" in same
     assert "finds its rates itself: here 0 to about 0.053, where" in same  # 10 of 18.75 %
     assert "MAPOConfig" not in same
     assert "as it is" not in other
@@ -131,7 +131,8 @@ def test_few_pairs_are_said():
     assert "0 of 1 samples would have a pair." in preview(make_model(), 0.8, 0.8)
     text = preview(make_model(), 0.8, 0.8)
     assert "Note: MAPO will have few pairs here" in text
-    assert "A shorter warm-up gives more." in text
+    assert "A longer warm-up gives more." in text  # all candidates are the same
+    assert "A shorter warm-up gives more." in preview(make_model(), 0.8, 0.795)
 
 
 def test_few_pairs_of_a_network_that_has_hardly_learnt_anything_need_a_longer_warmup():

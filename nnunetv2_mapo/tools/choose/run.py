@@ -24,7 +24,7 @@ from nnunetv2_mapo.tools.choose.preparation import Preparation
 from nnunetv2_mapo.tools.choose.questions import Asking
 from nnunetv2_mapo.tools.choose.server import ChooseServer
 from nnunetv2_mapo.tools.choose.session import Session
-from nnunetv2_mapo.tools.models import model_folder, open_model
+from nnunetv2_mapo.tools.models import open_model
 
 
 def run_choose(arguments: Namespace) -> None:
@@ -40,7 +40,7 @@ def run_choose(arguments: Namespace) -> None:
         print(summarise(read_answers(output)))
         return
     device = choose_device(arguments.device)
-    model = open_model(model_folder(arguments), arguments.fold, arguments.checkpoint, device)
+    model = open_model(arguments.model, arguments.fold, arguments.checkpoint, device)
     origin = describe_model(model, arguments.checkpoint)
     if arguments.export:
         check_origin(output, origin)

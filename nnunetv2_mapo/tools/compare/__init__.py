@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,12 +31,14 @@ class Method:
     """A method of a comparison.
 
     Attributes:
+        folder: Model folder, or a folder of segmentations.
         name: Of the trainer, or of the folder where that does not tell the methods apart.
         evaluation: Metrics of every case of all its folds.
-        histories: Training of each fold, by the fold's name; None where it cannot be read. Empty
-            for a folder of segmentations.
+        histories: Training of each fold, by the fold's name; None where it cannot be read, or the
+            folder is not named like a model's. Empty for a folder of segmentations.
     """
 
+    folder: Path
     name: str
     evaluation: Evaluation
     histories: dict[str, History | None]
@@ -63,8 +66,8 @@ def read_methods(folders: Sequence[Path], folds: Sequence[int | str] | None = No
         raise ComparisonError(message)
     try:
         methods = [
-            Method(name, _read_folds(found, file), _read_histories(found))
-            for name, found in zip(names, results, strict=True)
+            Method(folder, name, _read_folds(found, file), _read_histories(found))
+            for folder, name, found in zip(folders, names, results, strict=True)
         ]
     except EvaluationError as error:
         raise ComparisonError(str(error)) from error
@@ -82,6 +85,13 @@ def _find_results(
         # fold_all validates on its training cases: only those who ask for it compare it
         chosen.discard("all")
     models = {f: found for f, found in zip(folders, results, strict=True) if "" not in found}
+    for folder, found in models.items():
+        if wanted and (missing := sorted(chosen - {""} - {*found})):
+            message = (
+                f"Fold {', '.join(missing)} of {folder} has no finished validation; finished: "
+                f"{', '.join(found)}."
+            )
+            raise ComparisonError(message)
     if any(not chosen - {""} <= {*found} for found in models.values()):
         lines = "; ".join(f"{folder}: {', '.join(found)}" for folder, found in models.items())
         common = " ".join(sorted(set.intersection(*({*found} for found in models.values()))))
@@ -160,10 +170,11 @@ def _read_histories(results: Mapping[str, Path]) -> dict[str, History | None]:
     histories: dict[str, History | None] = {}
     for fold, path in results.items():
         if fold:
-            try:
-                histories[fold] = read_history(path.parent)
-            except HistoryError:
-                histories[fold] = None  # its checkpoints were deleted: the results remain
+            histories[fold] = None
+            # without its checkpoints, the results remain
+            with contextlib.suppress(HistoryError):
+                is_model = path.parent.parent.resolve().name.count("__") == 2
+                histories[fold] = read_history(path.parent) if is_model else None
     return histories
 
 

@@ -1,12 +1,13 @@
 """What can be concluded from methods on the same cases: differences, interval, test, verdict.
 
-The unit of analysis is the case: one value of a metric for each case and method. Everything is
-compared with the first method, the baseline. Knows no files and nothing of nnU-Net.
+The unit of analysis is the case: one value of a metric for each case and method. Knows no files
+and nothing of nnU-Net.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +17,9 @@ from scipy import stats
 
 from nnunetv2_mapo.tools.metrics import METRICS
 
-LEVEL = 0.05  # of the tests, after correction; the intervals are 95 % ones
+LEVEL = 0.05  # of the tests; the intervals are 95 % ones
 FEW_CASES = 20  # below it, a result is called a hint
+NOT_SHOWN: Literal["not shown"] = "not shown"  # verdict without proof of a difference
 TIE = 1e-9  # differences up to this are rounding errors of equal values
 NUM_RESAMPLES = 9999
 
@@ -68,42 +70,32 @@ def summarize(scores: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns=names).astype({"cases": int})
 
 
-def compare(scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare methods with the first one, the baseline.
+def compare(scores: Mapping[Any, pd.DataFrame], primary: str) -> pd.DataFrame:
+    """Compare pairs of methods.
+
+    The first pair's difference in the primary metric is the primary comparison: one test, which
+    needs no correction. All the others are exploratory, and corrected among themselves.
 
     Args:
-        scores: As of `score_cases`.
+        scores: As of `score_cases`, by pair (method, control), of that pair alone.
+        primary: Name of the primary metric.
 
     Returns:
-        A row for each metric and method but the baseline, with the columns `verdict` (see `judge`),
-        `mean` (of the differences, method minus baseline), `low` and `high` (see
-        `bootstrap_interval`), `p` (see `wilcoxon_p`), `p_corrected` (by Holm over all rows), and
-        `wins`, `ties` and `losses` (cases in which the method is better than the baseline, equal up
-        to `TIE`, or worse).
+        A row for each metric and pair (index levels `metric`, `method`, `control`), with the
+        columns `verdict` (see `judge`), `is_primary`, `mean` (of the differences, method minus
+        control), `low` and `high` (see `bootstrap_interval`), `p` (see `wilcoxon_p`), `p_corrected`
+        (by Holm over the exploratory rows), and `wins`, `ties` and `losses` (cases in which the
+        method is better than the control, equal up to `TIE`, or worse).
     """
-    baseline, *others = scores
-    rows = []
-    for metric, its_scores in scores.groupby(level="metric", sort=False):
-        sign = 1 if METRICS[metric].higher_is_better else -1
-        for method in others:
-            differences = subtract(its_scores[baseline], its_scores[method])
-            low, high = bootstrap_interval(differences)
-            rows.append(
-                {
-                    "metric": metric,
-                    "method": method,
-                    "mean": np.mean(differences) if len(differences) else math.nan,
-                    "low": low,
-                    "high": high,
-                    "p": wilcoxon_p(differences),
-                    "wins": int((sign * differences > 0).sum()),
-                    "ties": int((differences == 0).sum()),
-                    "losses": int((sign * differences < 0).sum()),
-                    "rank_sums": subtract_rank_sums(differences),
-                }
-            )
-    found = pd.DataFrame(rows).set_index(["metric", "method"])
-    found.insert(4, "p_corrected", holm(found["p"]))
+    rows = [
+        {"metric": metric, "method": pair[0], "control": pair[1], **_compare_cases(metric, values)}
+        for pair, its_scores in scores.items()
+        for metric, values in its_scores.groupby(level="metric", sort=False)
+    ]
+    found = pd.DataFrame(rows).set_index(["metric", "method", "control"])
+    is_primary = [key == (primary, *next(iter(scores))) for key in found.index]
+    corrected = holm(found["p"].mask(is_primary))
+    found.insert(4, "p_corrected", corrected.mask(is_primary, found["p"]))
     verdicts = [
         judge(
             (row.low, row.high), row.p_corrected, row.rank_sums,
@@ -112,12 +104,31 @@ def compare(scores: pd.DataFrame) -> pd.DataFrame:
         for row in found.itertuples()
     ]  # fmt: skip
     found.insert(0, "verdict", verdicts)
+    found.insert(1, "is_primary", is_primary)
     return found.drop(columns="rank_sums")
 
 
-def subtract(baseline: pd.Series, method: pd.Series) -> NDArray[Any]:
-    """Method minus baseline in each case that has a value of both; ties are exactly 0."""
-    differences = (method - baseline).dropna().to_numpy()
+def _compare_cases(metric: str, scores: pd.DataFrame) -> dict[str, Any]:
+    """Row of `compare` without what depends on other rows; columns method and control."""
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    method, control = (scores[column] for column in scores)
+    differences = subtract(control, method)
+    low, high = bootstrap_interval(differences)
+    return {
+        "mean": np.mean(differences) if len(differences) else math.nan,
+        "low": low,
+        "high": high,
+        "p": wilcoxon_p(differences),
+        "wins": int((sign * differences > 0).sum()),
+        "ties": int((differences == 0).sum()),
+        "losses": int((sign * differences < 0).sum()),
+        "rank_sums": subtract_rank_sums(differences),
+    }
+
+
+def subtract(control: pd.Series, method: pd.Series) -> NDArray[Any]:
+    """Method minus control in each case that has a value of both; ties are exactly 0."""
+    differences = (method - control).dropna().to_numpy()
     return np.where(np.abs(differences) <= TIE, 0.0, differences)
 
 
@@ -182,19 +193,19 @@ def holm(p_values: pd.Series) -> pd.Series:
 
 def judge(
     interval: tuple[float, float], p_corrected: float, rank_sums: float, *, higher_is_better: bool
-) -> Literal["better", "worse", "no difference shown"]:
+) -> Literal["better", "worse", "not shown"]:
     """Verdict on a method: a difference is shown where test and interval agree on its direction.
 
     They disagree where many small losses meet a few large wins: the test sees the losses, the
     interval of the mean the wins.
 
     Args:
-        interval: 95 % interval of the mean difference, method minus baseline.
-        p_corrected: After the correction for all tests.
+        interval: 95 % interval of the mean difference, method minus control.
+        p_corrected: After the correction, if it is one of several tests.
         rank_sums: Direction of the test, see `subtract_rank_sums`.
         higher_is_better: Of the metric.
     """
     low, high = interval
     if p_corrected < LEVEL and ((low > 0 and rank_sums > 0) or (high < 0 and rank_sums < 0)):
         return "better" if (low > 0) == higher_is_better else "worse"
-    return "no difference shown"
+    return NOT_SHOWN

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.rounds import RoundSummary
 from nnunetv2_mapo.method.store import SampleRecord, read_rounds
+from nnunetv2_mapo.support.pictures import own_style
 from nnunetv2_mapo.tools.demo.phantom import ENDING, LABELS, read_image
 
 _COLOURS = {"organ": "#56b4e9", "lesion": "#e69f00"}  # distinct for the colour-blind too
@@ -46,6 +47,7 @@ def find_largest_gaps(cases: Mapping[str, Sequence[SampleRecord]], num_cases: in
     return sorted(gaps, key=lambda case: gaps[case], reverse=True)[:num_cases]
 
 
+@own_style()
 def draw_pairs(path: Path, raw: Path, fold: Path, predictions: Path, cases: Sequence[str]) -> None:
     """Draw `TITLES` of training cases in round 1, in the slice in which the pair differs most.
 

@@ -30,7 +30,7 @@ def run_doctor(asked: Asked) -> None:
             asked = checks.find_dataset(asked)
         except Problem as problem:
             tell([Finding(PROBLEM, *problem.args)])
-    print("Importing PyTorch ...", flush=True)
+    print("Importing PyTorch ...", file=sys.stderr, flush=True)
     terminal = sys.stdout
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # nnU-Net prints much
         warnings.simplefilter("ignore")

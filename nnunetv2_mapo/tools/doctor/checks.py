@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nnunetv2_mapo
+from nnunetv2_mapo.tools.nnunet import say_train
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
@@ -53,10 +54,8 @@ class Asked:
 
     def say_train(self, device: str) -> str:
         """Command that trains on a device; capitals where the user has to put something."""
-        words = ["nnUNetv2_train", self.dataset or "DATASET", self.configuration or "CONFIGURATION"]
-        words += [str(self.fold), "-tr", self.trainer]
-        words += ["-p", self.plans] if self.plans != "nnUNetPlans" else []
-        return shlex.join([*words, *(["-device", device] if device != "cuda" else [])])
+        dataset, configuration = self.dataset or "DATASET", self.configuration or "CONFIGURATION"
+        return say_train(dataset, configuration, self.fold, self.trainer, self.plans, device)
 
 
 def describe_versions() -> Finding:

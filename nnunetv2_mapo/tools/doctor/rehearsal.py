@@ -17,7 +17,9 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_mapo.guards.start import check_preprocessed
+from nnunetv2_mapo.rule import suggest
 from nnunetv2_mapo.support.device import choose_device
+from nnunetv2_mapo.support.errors import InputError
 from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, PROBLEM, RESULTS, Asked, Finding
 from nnunetv2_mapo.tools.trainers import make_in_scratch
 from nnunetv2_mapo.trainer import MAPOTrainer
@@ -37,7 +39,7 @@ def begin(asked: Asked, scratch: str) -> Iterator[Finding]:
     torch.ones(1, device=device).sum().item()  # is PyTorch built for this GPU?
     is_slow = device.type == "cpu"
     yield Finding(NOTE if is_slow else OK, f"{device}{', which is slow' * is_slow}")
-    trainer = recursive_find_trainer_class_by_name(asked.trainer)
+    trainer = _find_trainer(asked.trainer)
     trainer.__new__(trainer)  # one with MAPO refuses settings that are not valid
     bases = ", ".join(base.__name__ for base in trainer.__bases__)
     yield Finding(OK, f"{asked.trainer}({bases})")
@@ -48,6 +50,16 @@ def begin(asked: Asked, scratch: str) -> Iterator[Finding]:
         )  # fmt: skip
         made = make_in_scratch(make, scratch, Path(os.environ[RESULTS], asked.dataset))
         yield from _begin_training(made, asked, scratch)
+
+
+def _find_trainer(name: str) -> Any:
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        if "Could not find" not in str(error):  # of the rule: it says what to do
+            raise
+        message = f"There is no trainer {name}.{suggest(name)}"
+        raise InputError(message) from error
 
 
 def _begin_training(trainer: Any, asked: Asked, scratch: str) -> Iterator[Finding]:

@@ -41,6 +41,7 @@ from nnunetv2_mapo.tools.evaluate.case_metrics import (
     make_task,
 )
 from nnunetv2_mapo.tools.metrics import GROUPS
+from nnunetv2_mapo.tools.nnunet import say_train
 
 FOLD_ALL = "fold_all"  # validates on its training cases
 
@@ -135,12 +136,23 @@ def _keep_finished(predictions: Path, folds: Sequence[str], *, chill: bool) -> l
     finished = [f for f in folds if (predictions / f / "validation" / SUMMARY_JSON).is_file()]
     if len(finished) == len(folds) or (chill and finished):
         return finished
+    unfinished = sorted({*folds} - {*finished})
+    commands = "\n".join(f"  {_say_finish(predictions, fold)}" for fold in unfinished)
     message = (
-        f"{', '.join(sorted({*folds} - {*finished}))} of {predictions}: no finished validation. "
-        "Finish it with nnUNetv2_train DATASET CONFIGURATION FOLD -tr TRAINER --val, or leave it "
-        "out with --chill."
+        f"{', '.join(unfinished)} of {predictions}: no finished validation. Leave it out with "
+        f"--chill, or finish it:\n{commands}"
     )
     raise CommandError(message)
+
+
+def _say_finish(model: Path, fold: str) -> str:
+    """Command that finishes a fold; nnU-Net refuses --val before its training is finished."""
+    # resolve() would follow links, and the name of a link is the one that counts
+    folder = Path(os.path.abspath(model))  # noqa: PTH100
+    trainer, plans, configuration = (*folder.name.split("__"), "PLANS", "CONFIGURATION")[:3]
+    number = fold.removeprefix("fold_")
+    option = "--val" if (model / fold / "checkpoint_final.pth").is_file() else "--c"
+    return f"{say_train(folder.parent.name, configuration, number, trainer, plans)} {option}"
 
 
 def evaluate_folder(
@@ -177,7 +189,9 @@ def evaluate_folder(
     task = make_task(dataset_json, Path(next(iter(files.values())).reference), tolerance_mm)
     task = replace(task, groups=tuple(groups))
     evaluated = _evaluate_cases(list(files.values()), task, num_processes)
-    progress = tqdm(evaluated, total=len(files), desc="Evaluating", unit="case")
+    # no estimate: the first cases wait for the workers' imports, the others do not
+    bar = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]"
+    progress = tqdm(evaluated, total=len(files), desc="Evaluating", bar_format=bar)
     values = tabulate_values(dict(zip(files, progress, strict=True)))
     names = {
         str(tuple(label) if isinstance(label, list) else label): name

@@ -17,7 +17,7 @@ from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_split
 from nnunetv2_mapo.method.cases import channels_of, labels_of
 from nnunetv2_mapo.support.device import choose_device, seeded
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.tools.models import find_checkpoint, load_folds, model_folder, read_model
+from nnunetv2_mapo.tools.models import find_checkpoint, load_folds, read_model
 from nnunetv2_mapo.tools.uncertainty import FOLDER
 from nnunetv2_mapo.tools.uncertainty.maps import make_maps, make_sampler, write_map
 from nnunetv2_mapo.tools.uncertainty.measures import describe, rank, score_case
@@ -47,7 +47,7 @@ def open_model(arguments: Namespace) -> tuple[nnUNetPredictor, dict[str, Any]]:
     Returns:
         nnU-Net's predictor; the settings of MAPO, none unless all folds were trained with it.
     """
-    folder, name = model_folder(arguments), arguments.checkpoint
+    folder, name = arguments.model, arguments.checkpoint
     paths = [find_checkpoint(folder, fold, name) for fold in arguments.folds]
     settings = [read_model(path).get("mapo", {}).get("config", {}) for path in paths]
     mapo = settings[0] if all(settings) else {}

@@ -79,6 +79,12 @@ class nnUNetTrainer_MAPO_steady(nnUNetTrainer_MAPO):
     mapo = MAPOConfig(**TINY | {"preference_dropout": "off"})
 
 
+class nnUNetTrainer_MAPO_nopairs(nnUNetTrainer_MAPO):
+    """A gap that no two candidates have."""
+
+    mapo = MAPOConfig(**TINY | {"tau": 1.0}, pair="case", agree=False)
+
+
 class nnUNetTrainer_MAPO_tinyaverage(nnUNetTrainer_MAPO):
     """What the ranks of a distributed training have to agree on besides the weights."""
 

@@ -120,12 +120,12 @@ def test_holm_does_not_count_tests_that_were_not_made():
         ((0.1, 0.2), 0.01, 9, False, "worse"),
         ((-0.2, -0.1), 0.01, -9, True, "worse"),
         ((-0.2, -0.1), 0.01, -9, False, "better"),
-        ((0.1, 0.2), 0.01, -9, True, "no difference shown"),
-        ((-0.2, -0.1), 0.01, 9, False, "no difference shown"),
-        ((-0.1, 0.2), 0.01, 9, True, "no difference shown"),
-        ((0.1, 0.2), 0.05, 9, True, "no difference shown"),
-        ((NAN, NAN), 0.01, 9, True, "no difference shown"),
-        ((0.1, 0.2), NAN, 9, True, "no difference shown"),
+        ((0.1, 0.2), 0.01, -9, True, "not shown"),
+        ((-0.2, -0.1), 0.01, 9, False, "not shown"),
+        ((-0.1, 0.2), 0.01, 9, True, "not shown"),
+        ((0.1, 0.2), 0.05, 9, True, "not shown"),
+        ((NAN, NAN), 0.01, 9, True, "not shown"),
+        ((0.1, 0.2), NAN, 9, True, "not shown"),
     ],
 )
 def test_a_difference_is_shown_where_test_and_interval_say_so(
@@ -145,39 +145,44 @@ def test_many_small_losses_and_a_few_large_wins_are_no_difference():
     # mean is about (15 * 0.3 - 60 * 0.003) / 75 = 0.058.
     losses = [-0.0001 * number for number in range(1, 61)]
     wins = [0.3 + 0.001 * number for number in range(15)]
-    scores = make_scores(Dice={"A": [0.5] * 75, "B": [0.5 + change for change in losses + wins]})
-    [difference] = compare(scores).itertuples()
+    scores = make_scores(Dice={"B": [0.5 + change for change in losses + wins], "A": [0.5] * 75})
+    [difference] = compare({("B", "A"): scores}, "Dice").itertuples()
     assert difference.p_corrected == pytest.approx(0.032, abs=1e-3)
     assert difference.low > 0
-    assert difference.verdict == "no difference shown"
+    assert difference.verdict == "not shown"
 
 
-def test_comparison_of_three_methods_by_hand():
+def test_comparison_of_two_pairs_by_hand():
     # Dice rises by 0.01 ... 0.08 with B and is equal with C; ASD falls by 1 in all but one case.
     dice, asd = [0.5] * 8, [3.0] * 8
     better, shorter = [0.51 + 0.01 * number for number in range(8)], [2.0] * 7 + [3.5]
-    scores = make_scores(
-        Dice={"A": dice, "B": better, "C": dice}, ASD={"A": asd, "B": shorter, "C": [NAN, *asd[1:]]}
-    )
-    gain, equal, change, fewer = compare(scores).itertuples()
-    assert [row.Index for row in (gain, equal, change, fewer)] == [
-        ("Dice", "B"), ("Dice", "C"), ("ASD", "B"), ("ASD", "C")
+    scores = {
+        ("B", "A"): make_scores(Dice={"B": better, "A": dice}, ASD={"B": shorter, "A": asd}),
+        ("C", "A"): make_scores(Dice={"C": dice, "A": dice}, ASD={"C": [NAN, *asd[1:]], "A": asd}),
+    }
+    gain, change, equal, fewer = compare(scores, "Dice").itertuples()
+    assert [row.Index for row in (gain, change, equal, fewer)] == [
+        ("Dice", "B", "A"), ("ASD", "B", "A"), ("Dice", "C", "A"), ("ASD", "C", "A")
     ]  # fmt: skip
+    assert [row.is_primary for row in (gain, change, equal, fewer)] == [True, False, False, False]
     assert gain.mean == pytest.approx(0.045)
     assert (gain.wins, gain.ties, gain.losses) == (8, 0, 0)
-    assert gain.p == pytest.approx(2 / 2**8)
-    assert gain.p_corrected == pytest.approx(4 * 2 / 2**8)  # the smallest of four tests
+    assert gain.p == gain.p_corrected == pytest.approx(2 / 2**8)  # the primary one: no correction
     assert gain.verdict == "better"
     assert (equal.wins, equal.ties, equal.losses) == (0, 8, 0)
     assert (equal.mean, equal.low, equal.high, equal.p, equal.p_corrected) == (0, 0, 0, 1, 1)
-    assert equal.verdict == "no difference shown"
+    assert equal.verdict == "not shown"
     assert (change.wins, change.ties, change.losses) == (7, 0, 1)  # lower is better
     assert change.mean == pytest.approx((-7 + 0.5) / 8)
+    # Ranks: the loss of 0.5 is the smallest, so of 2**8 patterns 2 at each end are as extreme.
+    assert change.p == pytest.approx(4 / 2**8)
+    assert change.p_corrected == pytest.approx(3 * 4 / 2**8)  # the smallest of three tests
     assert (fewer.wins, fewer.ties, fewer.losses) == (0, 7, 0)
 
 
 def test_a_metric_that_no_case_has_is_compared_without_a_verdict():
-    [difference] = compare(make_scores(ASD={"A": [NAN, NAN], "B": [NAN, NAN]})).itertuples()
+    scores = make_scores(ASD={"A": [NAN, NAN], "B": [NAN, NAN]})
+    [difference] = compare({("A", "B"): scores}, "Dice").itertuples()
     assert (difference.wins, difference.ties, difference.losses) == (0, 0, 0)
     assert all(math.isnan(value) for value in (difference.mean, difference.p))
-    assert difference.verdict == "no difference shown"
+    assert difference.verdict == "not shown"

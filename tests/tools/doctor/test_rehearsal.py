@@ -58,7 +58,8 @@ def test_a_broken_module_on_the_way_is_a_problem_with_its_place(own, text, reaso
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nnUNetTrainerNowhere", "Could not find requested nnunet trainer nnUNetTrainerNowhere"),
+        ("xyz", "There is no trainer xyz."),
+        ("nnUNetTrainer_MAP0", "There is no trainer nnUNetTrainer_MAP0. Did you mean nnUNetTr"),
         ("nnUNetTrainerDA55_MAPO", "nnU-Net knows no trainer nnUNetTrainerDA55"),
         ("nnUNetTrainerOther", "must inherit from 'nnUNetTrainer'"),
     ],
@@ -68,6 +69,7 @@ def test_what_is_no_trainer_is_a_problem(own, name, reason):
     finding = look(name)
     assert finding.level == PROBLEM
     assert reason in finding.what
+    assert "nnUNet_" not in f"{finding.what}{finding.mend}"  # no variable is to blame
 
 
 def test_settings_that_are_not_valid_are_a_problem_without_a_data_set(own):

@@ -418,7 +418,12 @@ def test_a_fold_without_finished_validation_is_left_out_only_if_asked(model, cap
     (model / "fold_1" / "validation" / "summary.json").unlink()
     assert main(["evaluate", str(model), "-np", "1"]) == 1
     assert "fold_1 of" in (error := capsys.readouterr().err)
-    assert "--val, or leave it out with" in error
+    dataset, model_name = model.parent.name, model.name.split("__")
+    command = f"  nnUNetv2_train {dataset} {model_name[2]} 1 -tr {model_name[0]}"
+    assert f"{command} --c\n" in error  # nnU-Net refuses --val before the training is finished
+    (model / "fold_1" / "checkpoint_final.pth").touch()
+    assert main(["evaluate", str(model), "-np", "1"]) == 1
+    assert f"{command} --val\n" in capsys.readouterr().err
     assert main(["evaluate", str(model), "-np", "1", "--chill"]) == 0
     assert read_evaluation(model).cases == ["case_0", "case_1"]
 

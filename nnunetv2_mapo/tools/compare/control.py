@@ -1,0 +1,124 @@
+"""Which comparison says whether preferences help: that of a training with its control.
+
+It is chosen by what was trained, before any result is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.tools.compare import Method
+from nnunetv2_mapo.tools.history import History
+
+_DROPOUT = ("warmup_dropout", "rates_2d", "rates_3d", "granularity", "dropout_include",
+            "dropout_exclude")  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """Names of two methods that are compared: the first minus the second."""
+
+    method: str
+    control: str
+
+    def __str__(self) -> str:
+        return f"{self.method} minus {self.control}"
+
+
+def choose_pairs(methods: Sequence[Method]) -> list[Pair]:
+    """Comparisons of the methods; the first one is the primary.
+
+    It is of the last method with preferences (without any, of the last one) and its control, or
+    else the first other method. The others are compared with their control and with the first
+    method, the baseline.
+
+    Args:
+        methods: Two or more.
+    """
+    primary = ([each for each in methods if prefers(each)] or [*methods])[-1]
+    pairs: dict[frozenset[str], Pair] = {}
+    for method in (primary, *methods):
+        others = [each for each in methods if each is not method]
+        controls = [each for each in others if is_control(each, method)][:1]
+        to = controls or others[:1] if method is primary and not pairs else [*controls, methods[0]]
+        for other in to:
+            if other is not method:
+                pair = Pair(method.name, other.name)
+                pairs.setdefault(frozenset(pair), pair)
+    return [*pairs.values()]
+
+
+def prefers(method: Method) -> bool:
+    """Whether a method's training was to learn from preferences."""
+    history = _any_history(method)
+    if history is None or history.config is None:
+        return False
+    return len(history.stages) > 1 and MAPOConfig.from_dict(history.config).needs_reference
+
+
+def is_control(other: Method, method: Method) -> bool:
+    """Whether one method is the other one without preferences."""
+    are_known = _any_history(other) and _any_history(method)
+    return bool(are_known) and not prefers(other) and not list_mixed(method, other)
+
+
+def list_mixed(method: Method, other: Method) -> list[str]:
+    """In what two trainings differ besides preferences, in words; empty if one is not known."""
+    mine, theirs = _any_history(method), _any_history(other)
+    if mine is None or theirs is None:
+        return []
+    a, b = (_settings_without_preferences(history) for history in (mine, theirs))
+    base, plan = zip(*(_split_name(each) for each in (method, other)), strict=True)
+    return [
+        words
+        for words, differs in {
+            "dropout in training": _dropout(a) != _dropout(b),
+            "the start": a.fine_tune != b.fine_tune,
+            "the number of epochs": mine.num_epochs != theirs.num_epochs,
+            "the learning rate": _learning_rate(a) != _learning_rate(b),
+            "the base trainer": base[0] != base[1],
+            "plans or configuration": plan[0] != plan[1],
+        }.items()
+        if differs
+    ]
+
+
+def name_control(trainer: str, history: History) -> str:
+    """Trainer of the control: the base trainer itself where MAPO changes nothing else."""
+    config, plain = _settings_without_preferences(history), MAPOConfig()
+    is_plain = (_dropout(config), config.fine_tune, _learning_rate(config)) == (
+        _dropout(plain), plain.fine_tune, _learning_rate(plain)
+    )  # fmt: skip
+    lengths = (config.num_epochs_2d, config.num_epochs_3d, config.num_epochs_factor)
+    if is_plain and lengths == (None, None, 1):
+        return trainer.partition("_MAPO")[0]
+    return f"{trainer}_NoPreference"
+
+
+def _any_history(method: Method) -> History | None:
+    return next((each for each in method.histories.values() if each is not None), None)
+
+
+def _settings_without_preferences(history: History) -> MAPOConfig:
+    """Settings of a training as if it had no preferences; a stock trainer has the default's."""
+    config = MAPOConfig.from_dict(history.config) if history.config else MAPOConfig()
+    has_dropout = config.has_dropout(is_warmup=True)
+    has_dropout |= config.num_rounds > 0 and config.has_dropout(is_warmup=False)
+    return replace(config, num_rounds=0, warmup_dropout=has_dropout)
+
+
+def _dropout(config: MAPOConfig) -> tuple[object, ...]:
+    """What decides the dropout of a training without preferences."""
+    return tuple(getattr(config, name) for name in _DROPOUT) if config.warmup_dropout else ()
+
+
+def _learning_rate(config: MAPOConfig) -> tuple[object, ...]:
+    return config.adam_learning_rate, config.learning_rate_factor
+
+
+def _split_name(method: Method) -> tuple[str, list[str]]:
+    """Base trainer, and plans and configuration, of a model folder."""
+    trainer, *plan = method.folder.resolve().name.split("__")
+    return trainer.partition("_MAPO")[0], plan
