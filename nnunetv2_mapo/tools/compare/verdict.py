@@ -35,7 +35,6 @@ class Row(NamedTuple):
         p: Corrected if it is exploratory.
         verdict: In words.
         is_primary: Whether this is the comparison that was chosen beforehand.
-        is_primary: Whether this is the comparison that was chosen beforehand.
         pairs: Of each round of the method, see `describe_pairs`.
     """
 
