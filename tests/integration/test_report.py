@@ -57,7 +57,7 @@ def test_report_shows_curves_rounds_and_pairs(
     for caption in (
         "image",
         "ground truth",
-        f"{MAPO}, Dice",
+        MAPO,
         "chosen, Dice",
         "rejected, Dice",
         "disagreement",
