@@ -1,6 +1,7 @@
 """The doctor with everything that it imports, on a data set that nnU-Net has preprocessed."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
