@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -63,6 +64,7 @@ from nnunetv2_mapo.method.mining import make_miner
 from nnunetv2_mapo.method.progress import (
     are_none,
     best_by_metric,
+    estimate_left,
     find_pairs,
     log_metric,
     plot_progress,
@@ -86,6 +88,7 @@ from nnunetv2_mapo.method.store import PREFERENCES, Round
 from nnunetv2_mapo.method.unlabelled import UnlabelledImages
 from nnunetv2_mapo.support.device import read_state, untouched, write_state
 from nnunetv2_mapo.support.files import WriteError, hash_json, hash_shapes, hash_weights
+from nnunetv2_mapo.support.table import format_duration
 
 __all__ = ["MAPOTrainer", "nnUNetTrainer_MAPO"]
 _Base: Any = object  # to mypy, everything that a trainer inherits is Any
@@ -126,6 +129,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     _begun = Begun()  # how far the method has come; in every checkpoint
     _mined: Round | None = None  # pairs that are trained on; None in the warm-up
     _summary: RoundSummary | None = None  # what mining found in them
+    _mining_s = 0.0  # how long that took
     _reference: nn.Module | None = None  # frozen network that the policy is compared with
     _unlabelled: UnlabelledImages | None = None  # that the rounds learn from instead
     _unlabelled_loader: Any = None
@@ -192,6 +196,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def _mine(self, number: int) -> Round:
         """Mine the cases of a round that are not mined yet, shared among the ranks."""
+        started = time.monotonic()
         dataset, _ = super().get_tr_and_val_datasets()
         read = partial(load_case, dataset, self.label_manager)
         self._log(f"mining round {number}")
@@ -203,6 +208,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
                 find = partial(find_rates, miner, read, dataset.identifiers, number, self._log)
                 miner = with_rates(miner, settle_values(mined, find))
             self._summary = mine_round(miner, read, dataset.identifiers, mined, self._log)
+        self._mining_s = time.monotonic() - started
         return mined
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -514,6 +520,9 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             super().on_epoch_end()
         if self.local_rank == 0:
             logged = self.logger.local_logger.my_fantastic_logging
+            left = estimate_left(logged, self.schedule.stages, self._mining_s)
+            bound = "at least" if self._mined is None and self.mapo.num_rounds else "about"
+            self._log(f"{bound} {format_duration(left)} of training left")
             try:
                 plot_progress(self._folder, logged, self.schedule.stages)
             except WriteError as error:  # a picture is no reason to stop

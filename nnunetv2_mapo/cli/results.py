@@ -16,7 +16,7 @@ from nnunetv2_mapo.cli.options import (
     parse_fold,
 )
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.tools.uncertainty import FOLDER
+from nnunetv2_mapo.tools.uncertainty import FOLDER, USUAL_RATE
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -181,8 +181,9 @@ def add_uncertainty(commands: Commands) -> None:
         help="ground truth of all images: adds Dice, calibration error and risk-coverage")
     add("--samples", type=parse_count, default=20, metavar="N",
         help="segmentations with dropout of each image (default: %(default)s)")
-    add("--rate", type=float, default=0.1,
-        help="dropout rate, below 1; 0 is the plain network's softmax (default: %(default)s)")
+    add("--rate", type=float,
+        help=f"dropout rate, below 1; 0 is the plain network's softmax (default: {USUAL_RATE}, "
+        "or less where the network was trained with less)")
     add("--disable_tta", action="store_true",
         help="segment without mirroring, as nnUNetv2_predict; samples are never mirrored")
     for option, what in (("-npp", "preprocessing"), ("-nps", "the export of segmentations")):
@@ -195,7 +196,7 @@ def add_uncertainty(commands: Commands) -> None:
 
 def _run_uncertainty(arguments: argparse.Namespace) -> None:
     message, output = "", arguments.output
-    if not 0 <= arguments.rate < 1:
+    if arguments.rate is not None and not 0 <= arguments.rate < 1:
         message = f"--rate {arguments.rate} is not valid: it must be at least 0 and below 1."
     for folder in filter(None, (arguments.input, arguments.labels, arguments.model)):
         if not folder.is_dir():

@@ -24,12 +24,13 @@ def add_demo(commands: Commands) -> None:
     text = (
         "Makes a small phantom data set and runs the whole method on it through nnU-Net's own "
         "commands: planning, training (a warm-up, then two rounds, each of which collects pairs of "
-        "a better and a worse segmentation and learns from them), prediction and evaluation of "
-        "test cases. Takes about 5 minutes on two CPU cores; uses a GPU if PyTorch sees one."
+        "a better and a worse segmentation and learns from them), and the control without pairs. "
+        "Ends with the verdict and a report. Takes about 6 minutes on two CPU cores; uses a GPU if "
+        "PyTorch sees one."
     )
     parser = commands.add_parser(
         "demo",
-        help="what does MAPO do? all of it on a phantom, 5 minutes",
+        help="what does MAPO do? all of it on a phantom, 6 minutes",
         description=text,
         epilog="example: nnUNetv2_mapo demo -o mapo_demo",
     )

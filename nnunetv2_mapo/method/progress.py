@@ -32,6 +32,7 @@ MINING_KEYS = {  # of a round's summary
 METRIC, METRIC_EMA = VALIDATION_KEYS = ("validation/metric", "validation/metric_ema")
 _EMA = 0.9  # nnU-Net's, of its pseudo Dice
 PLOT = "progress_mapo.png"
+_LATEST = 5  # epochs by which the time of those to come is estimated
 _SHADE = "#0b64b0"  # of a round
 
 
@@ -136,6 +137,28 @@ def find_pairs(logged: Mapping[str, Sequence[Any]], stages: Sequence[Stage]) -> 
 def are_none(rounds: Sequence[MinedPairs]) -> bool:
     """Whether rounds were mined, and nothing was found in any of them."""
     return bool(rounds) and all(mined.num_pairs == 0 for mined in rounds)
+
+
+def estimate_left(
+    logged: Mapping[str, Sequence[Any]], stages: Sequence[Stage], mining_s: float
+) -> float:
+    """Seconds that a training still takes, but its final validation.
+
+    Epochs to come take as long as the latest ones, and every round to come is mined as long as the
+    latest. In the warm-up neither mining nor the longer epochs of a round are known: it is a lower
+    bound there.
+
+    Args:
+        logged: What nnU-Net's logger holds; at least one epoch is done.
+        stages: Of the whole training.
+        mining_s: Duration of the latest mining in seconds; 0 if there was none.
+    """
+    starts, ends = logged["epoch_start_timestamps"], logged["epoch_end_timestamps"]
+    num_done = len(ends)
+    latest = [end - start for start, end in zip(starts, ends, strict=False)][-_LATEST:]
+    num_rounds = sum(stage.round > 0 and stage.first_epoch >= num_done for stage in stages)
+    epochs_s = (stages[-1].end_epoch - num_done) * float(np.median(latest))
+    return epochs_s + num_rounds * mining_s
 
 
 @own_style()

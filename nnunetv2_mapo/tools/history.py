@@ -170,11 +170,3 @@ def describe_pairs(histories: Sequence[History | None]) -> str:
     samples = {f"{mined.num_samples:.0f}" for mined in sums} - {"nan"}
     of = f" of {max(samples, key=int)}" if samples else ""
     return ", ".join(f"{mined.num_pairs:.0f}" for mined in sums) + of
-
-
-def format_duration(seconds: float) -> str:
-    """Duration in the unit that suits it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -193,10 +193,9 @@ def to_classes(label_map: NDArray[np.integer], labels: Labels) -> NDArray[np.int
     return classes
 
 
-def name_colours(model: TrainedModel) -> list[tuple[str, str]]:
-    """Name and colour of each foreground class or region of a model."""
-    labels = model.dataset_json["labels"]
+def name_colours(labels: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and colour of each foreground class or region, by the labels of `dataset.json`."""
     names = [name for name in labels if name not in ("background", "ignore")]
-    if model.labels.regions is None:  # regions are heads in the file's order
-        names.sort(key=lambda name: int(labels[name]))
+    if not any(isinstance(labels[name], list) for name in names):
+        names.sort(key=lambda name: int(labels[name]))  # regions are heads in the file's order
     return [(name, COLOURS[place % len(COLOURS)]) for place, name in enumerate(names)]

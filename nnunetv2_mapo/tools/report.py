@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -24,19 +23,18 @@ from nnunetv2_mapo.method.rounds import summarize_stored
 from nnunetv2_mapo.method.store import MinedRound, StoreError, read_rounds
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.tools.compare import ComparisonError, note_sources, read_methods
-from nnunetv2_mapo.tools.compare.tables import compare_methods, render_comparison
-from nnunetv2_mapo.tools.evaluate import tabulate_means
+from nnunetv2_mapo.support.table import format_duration
+from nnunetv2_mapo.tools.compare import ComparisonError
 from nnunetv2_mapo.tools.figures import draw_curves, draw_dice_of_candidates
 from nnunetv2_mapo.tools.history import (
     History,
     HistoryError,
-    format_duration,
     has_no_pairs,
     read_history,
 )
 from nnunetv2_mapo.tools.models import ModelError, open_model
-from nnunetv2_mapo.tools.page import render_part, write_page
+from nnunetv2_mapo.tools.outcome import Facts, find_outcome
+from nnunetv2_mapo.tools.page import write_page
 from nnunetv2_mapo.tools.pair_pictures import PairPictures, name_colours, paint_pairs
 from nnunetv2_mapo.tools.trainers import open_fold
 
@@ -48,7 +46,6 @@ _NO_PAIRS = (
     "No round had a pair, so this training is a control: it cannot show what preferences do. "
     "nnUNetv2_mapo preview says at which settings there are pairs."
 )
-Facts = list[tuple[str, str]]  # short numbers, as (name, value)
 
 
 class RoundPart(NamedTuple):
@@ -94,7 +91,7 @@ def run_report(arguments: argparse.Namespace) -> None:
     folds = arguments.folds and [str(fold) for fold in arguments.folds]
     histories, defaults = read_histories(folder, folds), MAPOConfig().to_dict()
     try:
-        results, no_results = find_results(folder, others, folds)
+        outcome = find_outcome(folder, others, folds, histories)
         trainer, plans, configuration = folder.name.split("__")
         write_page(
             output,
@@ -105,8 +102,7 @@ def run_report(arguments: argparse.Namespace) -> None:
             plans=plans,
             date=time.strftime("%Y-%m-%d"),
             folder=str(folder),
-            results=results,
-            no_results=no_results,
+            outcome=outcome,
             folds=[describe_fold(each) for each in tqdm(histories, desc="report", unit="fold")],
             settings=[
                 (name, value, defaults.get(name))
@@ -155,36 +151,6 @@ def _read_fold(path: Path, *, must_read: bool) -> History | None:
         return None
 
 
-def find_results(
-    folder: Path, others: Sequence[Path], folds: Sequence[str] | None
-) -> tuple[Markup | None, str]:
-    """HTML of a model's metrics and of its comparison with others; or why there is none.
-
-    Args:
-        folder: Model folder.
-        others: Model folders to compare with, the baseline first.
-        folds: Folds that count; None: all whose validation is finished, but not `all`.
-
-    Raises:
-        ComparisonError: There are others, and results are missing, or are not of the same cases,
-            classes or metrics.
-    """
-    folders = [*others, folder]
-    try:
-        methods = read_methods(folders, folds)
-    except ComparisonError as error:
-        if others:
-            raise
-        return None, f"There are no results: {error}"
-    notes = note_sources(methods)
-    header, rows = tabulate_means(methods[-1].evaluation)
-    comparison = None
-    if others:
-        comparison = render_comparison(compare_methods(methods))
-    content = {"header": header, "rows": rows, "notes": notes, "comparison": comparison}
-    return render_part("results.html", **content), ""
-
-
 def describe_fold(history: History) -> FoldPart:
     """Part of a fold, from its checkpoint, its mined rounds and their pairs.
 
@@ -208,7 +174,7 @@ def describe_fold(history: History) -> FoldPart:
         folder, checkpoint = history.checkpoint.parents[1], history.checkpoint.name
         try:
             model = open_model(folder, history.fold, checkpoint, torch.device("cpu"))
-            dataset, legend = open_fold(model).training, name_colours(model)
+            dataset, legend = open_fold(model).training, name_colours(model.dataset_json["labels"])
             for mined in (rounds[0], *rounds[1:][-1:]):  # the first and the last one
                 pictures[mined.folder] = paint_pairs(model, dataset, mined)
         except (ModelError, InputError, StoreError, FileNotFoundError) as error:

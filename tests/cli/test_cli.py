@@ -131,7 +131,7 @@ def test_overwrite_deletes_what_demos_made_and_nothing_else(tmp_path):
     results = tmp_path / "nnUNet_results" / DATASET
     made = [folder.fold / "checkpoint_final.pth" for folder in folders]
     made += [folders[0].raw / "dataset.json", folders[0].preprocessed / "nnUNetPlans.json"]
-    made += [folders[0].trainers, folders[0].logs / "1.log", folders[0].predictions / "1.png"]
+    made += [folders[0].trainers, folders[0].logs / "1.log", folders[0].control / "plans.json"]
     kept = [results / "nnUNetTrainer__nnUNetPlans__2d" / "mine", tmp_path / "notes.txt"]
     kept += [tmp_path / "nnUNet_raw" / "Dataset001_Mine" / "dataset.json"]
     kept += [tmp_path / "trainers" / "mine.py"]
@@ -248,12 +248,16 @@ def test_cases_with_the_largest_gap_come_first_and_cases_without_a_pair_not_at_a
 
 
 @pytest.mark.slow
-def test_demo_learns_finds_pairs_in_both_rounds_and_draws_them(tmp_path):
+def test_demo_finds_pairs_in_both_rounds_and_ends_with_the_verdict(tmp_path):
     command = [find_command("nnUNetv2_mapo"), "demo", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Where everything is:" in done.stdout
     results = json.loads((tmp_path / "demo.json").read_text())
-    assert results["dice"]["final"]["mean"] >= 0.8
+    assert results["answer"]["control"] == "nnUNetTrainerDemo"
+    row = next(line for line in done.stdout.splitlines() if "95 % interval" in line)
+    assert row.endswith("pairs per round")
+    [report] = tmp_path.glob("nnUNet_results/*/*_MAPO_TwoRounds__nnUNetPlans__2d/report.html")
+    assert str(report) in done.stdout
     assert [summary["num_pairs"] > 0 for summary in results["rounds"]] == [True, True]
     assert (tmp_path / "pictures" / "pairs.png").stat().st_size > 10_000

@@ -1,6 +1,7 @@
 """The doctor with everything that it imports, on a data set that nnU-Net has preprocessed."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ def look_at_problem(asked: Asked) -> Finding:
 
 def look_at_fold(asked: Asked) -> str:
     """What is said of the fold, after the data set, its plans and the configuration."""
-    trainer, fold, disk = look(asked)
+    trainer, fold, disk, *_ = look(asked)  # what it costs comes last
     assert (trainer.level, fold.level, disk.level) == (OK, OK, OK)
     return fold.what.removeprefix("Dataset990_Boxes, nnUNetPlans, ").split(", ", 1)[1]
 
@@ -67,6 +68,7 @@ def test_a_sane_environment_is_ready_and_names_the_command_and_nothing_is_left(
     assert out.splitlines()[-1] == f"Ready: {command}"
     assert "fold 0: 4 training and 2 validation cases; a training begins" in out
     assert "checkpoints and preferences usually need less than" in out
+    assert re.search(r"mining takes about [\d.]+ s a case \(case_\d, untrained\)", out)
     assert f"{TRAINER}(MAPOTrainer, nnUNetTrainerTiny)" in out
     assert list_files(boxes) == before
 

@@ -54,7 +54,14 @@ def test_report_shows_curves_rounds_and_pairs(
         assert f"<b>{num_pairs} of {len(samples)}</b>" in page
     assert page.count("<svg") == 6 + 2  # curves, then one figure a round
     pictures = find_pictures(page)
-    for caption in ("image", "ground truth", "chosen, Dice", "rejected, Dice", "disagreement"):
+    for caption in (
+        "image",
+        "ground truth",
+        MAPO,
+        "chosen, Dice",
+        "rejected, Dice",
+        "disagreement",
+    ):
         assert any(f": {caption}" in name for name in pictures)
     assert [path.name for path in folder.rglob("*unfinished")] == []
 
@@ -66,6 +73,10 @@ def test_page_fits_its_window_and_loads_nothing_else(
     finished_report: Path, size: str, scheme: str
 ) -> None:
     with opened(finished_report, size, scheme) as page:
+        height = page.evaluate("document.documentElement.scrollHeight")
+        assert size == "phone" or height <= 4 * SIZES[size][1]
+        for summary in page.locator("details:not([open]) > summary").element_handles():
+            summary.click()
         assert find_faults(page) == []
         ground, text = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor, "
@@ -78,11 +89,10 @@ def test_page_fits_its_window_and_loads_nothing_else(
 
 
 @needs_chromium
-def test_page_is_printed_black_on_white_without_navigation(finished_report: Path) -> None:
+def test_page_is_printed_black_on_white(finished_report: Path) -> None:
     with opened(finished_report, scheme="dark") as page:
         page.emulate_media(media="print")
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
-        assert not page.locator("nav").is_visible()
         assert page.locator(".panels img").first.is_visible()
 
 
@@ -96,7 +106,8 @@ def finished_report(reports: Path, make_trainer: MakeTrainer) -> Path:
     """Page of a finished training, made once."""
     path = reports / "report.html"
     if not path.is_file():
-        path.write_text(report(train(make_trainer, MAPO)))
+        control = train(make_trainer, STOCK)
+        path.write_text(report(train(make_trainer, MAPO), "--compare", str(control)))
     return path
 
 
@@ -204,5 +215,12 @@ def test_results_are_compared_with_another_training_and_the_model_may_be_named(
     assert main(["report", *model, "-f", "0", "--compare", str(stock)]) == 0
     page = (folder / "report.html").read_text()
     assert "Dice and IoU only" in page
+    titles = re.findall(r"<p><b>(\w+) case: case_\d, slice \d+ of 12</b></p>", page)
+    assert titles == ["Best", "Worst"]  # of two cases
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page[page.index("Best case") :])[:4]
+    assert captions[:2] == ["image", "ground truth"]
+    assert [each.split(", Dice ")[0] for each in captions[2:]] == [STOCK, MAPO]
+    assert page.index('"tiles"') < page.index("pairs per round") < page.index("How it went")
+    assert "1 large" in page  # the class's name, which summary.json does not hold
     assert "This mixes preferences with dropout in training" in page
     assert f"<summary>{MAPO} minus {STOCK}, figures</summary>" in page

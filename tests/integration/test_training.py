@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def test_training_runs_through_all_stages(make_trainer: MakeTrainer, configurati
     log = read_log(trainer)
     assert "round 1:" in log
     assert "round 2:" in log
+    left = re.findall(r"MAPO: (at least|about) .* of training left", log)
+    assert left == ["at least"] * 2 + ["about"] * 4
+    assert "about 0 s of training left" in log
     manifests = read_manifests(trainer)
     assert sorted(manifests) == ["round_01", "round_02"]
     assert all(list(m["cases"]) == [f"case_{n}" for n in range(4)] for m in manifests.values())

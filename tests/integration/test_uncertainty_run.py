@@ -171,15 +171,18 @@ def test_a_higher_rate_has_a_higher_variance_and_rate_0_none_but_between_windows
         (MAPO, 0.6, "trained with dropout at rates up to 0.5. At rate 0.6"),
         (MAPO, 0.5, ""),
         (STOCK, 0, ""),
+        (STOCK, None, ""),
+        (MAPO, None, ""),
     ],
 )
 def test_a_network_that_does_not_know_such_dropout_is_named(
-    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any, name: str, rate: float,
-    said: str,
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any, name: str,
+    rate: float | None, said: str,
 ) -> None:  # fmt: skip
     images = write_images(boxes, tmp_path / "in", number=1)
     model = save_model(make_trainer, name)
-    run(images, tmp_path / "out", "--samples", 2, "--rate", rate, model=model)
+    given = [] if rate is None else ["--rate", rate]
+    run(images, tmp_path / "out", "--samples", 2, *given, model=model)
     output = capsys.readouterr().out
     assert said in output if said else "NOTE" not in output
 

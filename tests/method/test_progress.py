@@ -19,6 +19,7 @@ from nnunetv2_mapo.method.progress import (
     MINING_KEYS,
     VALIDATION_KEYS,
     best_by_metric,
+    estimate_left,
     log_metric,
     plot_progress,
     register_keys,
@@ -229,3 +230,15 @@ def record_texts(monkeypatch) -> FoundTexts:
 
     monkeypatch.setattr(Figure, "savefig", look_and_save)
     return found
+
+
+def test_time_left_is_that_of_the_latest_epochs_and_of_the_rounds_to_come():
+    stages = [Stage(0, 0, 4), Stage(1, 4, 7), Stage(2, 7, 10)]
+    durations = [100.0, 10.0, 10.0, 10.0, 30.0, 30.0, 30.0]
+    starts = [1000.0 * epoch for epoch in range(8)]  # the next epoch has begun
+    ends = [start + length for start, length in zip(starts, durations, strict=False)]
+    logged = {"epoch_start_timestamps": starts, "epoch_end_timestamps": ends}
+    # The latest five take 10, 10, 30, 30, 30 s; three epochs and round 2 are to come.
+    assert estimate_left(logged, stages, 50.0) == 3 * 30 + 50
+    early = {"epoch_start_timestamps": starts[:2], "epoch_end_timestamps": ends[:1]}
+    assert estimate_left(early, stages, 0.0) == 9 * 100

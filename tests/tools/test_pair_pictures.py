@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 
 from nnunetv2_mapo.method.labels import Labels
@@ -110,9 +108,6 @@ def test_the_border_between_two_classes_has_both_colours():
 
 def test_colours_are_named_in_the_order_of_the_heads():
     labels = {"background": 0, "vein": 2, "artery": 1, "ignore": 3}
-    model = SimpleNamespace(dataset_json={"labels": labels}, labels=Labels(3))
-    assert name_colours(model) == [("artery", "#56b4e9"), ("vein", "#e69f00")]
+    assert name_colours(labels) == [("artery", "#56b4e9"), ("vein", "#e69f00")]
     labels = {"background": 0, "whole": [1, 2], "core": 2}
-    regions = Labels(2, regions=((1, 2), (2,)))
-    model = SimpleNamespace(dataset_json={"labels": labels}, labels=regions)
-    assert name_colours(model) == [("whole", "#56b4e9"), ("core", "#e69f00")]
+    assert name_colours(labels) == [("whole", "#56b4e9"), ("core", "#e69f00")]

@@ -15,14 +15,13 @@ from markupsafe import Markup
 
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.files import WriteError, write_atomically
-from nnunetv2_mapo.support.table import WIDTH, format_table, wrap, wrap_commands
+from nnunetv2_mapo.support.table import WIDTH, format_duration, format_table, wrap, wrap_commands
 from nnunetv2_mapo.tools.compare import ComparisonError, Method, note_sources, read_methods
 from nnunetv2_mapo.tools.compare.control import Pair, choose_pairs
 from nnunetv2_mapo.tools.compare.statistics import compare, score_cases, subtract, summarize
 from nnunetv2_mapo.tools.compare.verdict import Answer, answer, tabulate_rows
 from nnunetv2_mapo.tools.evaluate import title_of
 from nnunetv2_mapo.tools.figures import draw_paired_dots
-from nnunetv2_mapo.tools.history import format_duration
 from nnunetv2_mapo.tools.metrics import METRICS
 from nnunetv2_mapo.tools.page import figure_to_svg, render_part, write_page
 

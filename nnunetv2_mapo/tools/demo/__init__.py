@@ -1,27 +1,32 @@
-"""The demo: its folder, and its steps (data, plan, training, prediction, evaluation, pictures)."""
+"""The demo: its folder, and its steps (data, plan, training and control, verdict, report)."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
+from unittest.mock import patch
 
 from nnunetv2_mapo.method.rounds import summarize_stored
 from nnunetv2_mapo.method.store import read_rounds
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.tools.demo.phantom import ENDING, LABELS, write_dataset
-from nnunetv2_mapo.tools.demo.results import draw_pairs, find_largest_gaps, format_results
+from nnunetv2_mapo.tools.compare import read_methods
+from nnunetv2_mapo.tools.compare.tables import compare_methods, format_comparison
+from nnunetv2_mapo.tools.demo.phantom import ENDING, write_dataset
+from nnunetv2_mapo.tools.demo.results import draw_pairs, find_largest_gaps
 from nnunetv2_mapo.tools.nnunet import NNUNet
+from nnunetv2_mapo.tools.report import run_report
 
 DATASET = "Dataset900_MAPOPhantom"
-TRAINER = "nnUNetTrainerDemo_MAPO_TwoRounds"
-NUM_TRAINING, NUM_VALIDATION, NUM_TEST = 32, 4, 8  # cases
+CONTROL = "nnUNetTrainerDemo"
+TRAINER = f"{CONTROL}_MAPO_TwoRounds"
+NUM_TRAINING, NUM_VALIDATION = 32, 24  # cases
 _MADE_BY = "nnUNetv2_mapo demo"
 
 TRAINERS = '''"""Trainers of `nnUNetv2_mapo demo`; nnU-Net finds them through nnUNet_extTrainer."""
@@ -99,8 +104,9 @@ class Demo:
         self.preprocessed = root / "nnUNet_preprocessed" / DATASET
         self.models = root / "nnUNet_results" / DATASET
         self.model = self.models / f"{TRAINER}__nnUNetPlans__{configuration}"
+        self.control = self.models / f"{CONTROL}__nnUNetPlans__{configuration}"
         self.fold = self.model / "fold_0"
-        self.predictions, self.pictures = root / "predictions", root / "pictures"
+        self.pictures = root / "pictures"
         self.logs = root / "logs"
         self.trainers = root / "trainers" / "demo_trainers.py"
         self.record = root / "demo.json"  # marks the folder as a demo's, and holds the results
@@ -114,7 +120,7 @@ class Demo:
         """
         if self.root.is_dir() and any(self.root.iterdir()):
             self._clear(overwrite=overwrite)
-        for folder in (self.logs, self.pictures, self.predictions, self.trainers.parent):
+        for folder in (self.logs, self.pictures, self.trainers.parent):
             folder.mkdir(parents=True, exist_ok=True)
         self._write_record({})
 
@@ -129,8 +135,8 @@ class Demo:
             what = "holds an earlier demo" if is_demo else "is not empty"
             message = f"{self.root} {what}. {way} another folder with -o."
             raise CommandError(message)
-        made = [self.raw, self.preprocessed, *self.models.glob(f"{TRAINER}__*"), self.predictions,
-                self.pictures, self.logs, self.trainers]  # fmt: skip
+        models = [path for name in (TRAINER, CONTROL) for path in self.models.glob(f"{name}__*")]
+        made = [self.raw, self.preprocessed, *models, self.pictures, self.logs, self.trainers]
         for path in made:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -145,18 +151,25 @@ class Demo:
             print(f"  export {name}={value}")
         self._write_data()
         self._plan()
-        # Augmentation in the same process: reproducible.
-        self.nnunet.run("nnUNetv2_train", DATASET, self.configuration, "0", "-tr", TRAINER,
-                        "-device", choose_device(None).type, nnUNet_n_proc_DA="0")  # fmt: skip
-        dice = self._predict()
-        rounds = [summarize_stored(mined) for mined in read_rounds(self.fold)]
-        found = {"dice": dice, "rounds": [asdict(summary) for summary in rounds]}
+        for trainer in (TRAINER, CONTROL):
+            # Augmentation in the same process: reproducible.
+            self.nnunet.run("nnUNetv2_train", DATASET, self.configuration, "0", "-tr", trainer,
+                            "-device", choose_device(None).type, nnUNet_n_proc_DA="0")  # fmt: skip
+        rounds = read_rounds(self.fold)
+        if shown := find_largest_gaps(rounds[0].cases, num_cases=4):
+            draw_pairs(self.pictures / "pairs.png", self.raw, self.fold, shown)
+        comparison = compare_methods(read_methods([self.control, self.model]))
+        summaries = [asdict(summarize_stored(mined)) for mined in rounds]
+        answer = comparison.answer.rows[0]._asdict()
+        found = {"answer": answer, "rounds": summaries}
         self._write_record({"configuration": self.configuration, **found})
-        print(f"\n{format_results(dice, rounds)}\n\nWhere everything is:")
+        with patch.dict(os.environ, self.nnunet.paths):
+            run_report(Namespace(model=self.model, output=None, compare=[self.control], folds=None))
+        print(f"\n{format_comparison(comparison, with_details=False)}\n\nWhere everything is:")
         for path, meaning in {
+            self.model / "report.html": "the report: open it in a browser",
             self.pictures: "pairs of training cases",
             self.fold: "checkpoints, preferences, progress_mapo.png",
-            self.predictions: "segmentations of the test cases, after the warm-up and final",
             self.trainers: "how a trainer and a variant of MAPO are written",
             self.logs: "full output of every command",
         }.items():
@@ -167,8 +180,8 @@ class Demo:
         """Write the phantom and the demo's trainers."""
         shape = self.size.shape
         print(f"\nPhantom of {'x'.join(map(str, shape))} voxels: {NUM_TRAINING} training, "
-              f"{NUM_VALIDATION} validation, {NUM_TEST} test cases")  # fmt: skip
-        write_dataset(self.raw, shape, NUM_TRAINING + NUM_VALIDATION, NUM_TEST)
+              f"{NUM_VALIDATION} validation cases")  # fmt: skip
+        write_dataset(self.raw, shape, NUM_TRAINING + NUM_VALIDATION, 0)
         self.trainers.write_text(TRAINERS)
 
     def _plan(self) -> None:
@@ -183,41 +196,6 @@ class Demo:
         split = [{"train": cases[:NUM_TRAINING], "val": cases[NUM_TRAINING:]}]
         (self.preprocessed / "splits_final.json").write_text(json.dumps(split))
 
-    def _predict(self) -> dict[str, dict[str, float]]:
-        """Predict test cases with the reference and the final weights; Dice by stage and class."""
-        write_reference_checkpoint(self.fold)
-        images, training_cases = self.predictions / "images", self.predictions / "training_cases"
-        shutil.copytree(self.raw / "imagesTs", images)
-        training_cases.mkdir()
-        shown = find_largest_gaps(read_rounds(self.fold)[0].cases, num_cases=4)
-        for case in shown:  # for the picture
-            shutil.copy(self.raw / "imagesTr" / f"{case}_0000{ENDING}", images)
-        dice = {}
-        for stage, checkpoint in (("after the warm-up", "reference"), ("final", "final")):
-            predicted = self.predictions / checkpoint
-            self.nnunet.run(
-                "nnUNetv2_predict",
-                *("-i", str(images), "-o", str(predicted), "-d", DATASET, "-tr", TRAINER),
-                *("-c", self.configuration, "-f", "0", "-chk", f"checkpoint_{checkpoint}.pth"),
-                # No mirroring and no worker processes: both take longer than they are worth here.
-                *("-device", choose_device(None).type, "--disable_tta", "-npp", "0", "-nps", "0"),
-            )
-            for case in shown:
-                (predicted / f"{case}{ENDING}").replace(training_cases / f"{case}{ENDING}")
-            self.nnunet.run(
-                "nnUNetv2_evaluate_folder",
-                *(str(self.raw / "labelsTs"), str(predicted), "-np", "1"),
-                *("-djfile", str(self.model / "dataset.json")),
-                *("-pfile", str(self.model / "plans.json")),
-            )
-            content = json.loads((predicted / "summary.json").read_text())
-            of_classes = {name: content["mean"][str(LABELS[name])] for name in ("organ", "lesion")}
-            dice[stage] = {name: values["Dice"] for name, values in of_classes.items()}
-            dice[stage]["mean"] = content["foreground_mean"]["Dice"]
-        if shown:
-            draw_pairs(self.pictures / "pairs.png", self.raw, self.fold, training_cases, shown)
-        return dice
-
 
 def shrink_plan(plan: dict[str, Any], size: Size) -> None:
     """Make nnU-Net's plan of a configuration small enough for a CPU, in place."""
@@ -231,11 +209,3 @@ def shrink_plan(plan: dict[str, Any], size: Size) -> None:
         n_conv_per_stage=[2] * num_stages,
         n_conv_per_stage_decoder=[1] * (num_stages - 1),
     )
-
-
-def write_reference_checkpoint(fold: Path) -> None:
-    """Make a checkpoint for nnU-Net's prediction from the reference: the weights after warm-up."""
-    # weights_only=False: nnU-Net's checkpoint, made a moment ago, holds more than tensors.
-    checkpoint = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)
-    checkpoint["network_weights"] = torch.load(fold / "reference.pth", weights_only=True)
-    torch.save(checkpoint, fold / "checkpoint_reference.pth")

@@ -1,43 +1,23 @@
-"""What the demo found: Dice of the test cases, pairs of each round, a picture of pairs."""
+"""A picture of the pairs that the demo found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from nnunetv2_mapo.method.rounds import RoundSummary
 from nnunetv2_mapo.method.store import SampleRecord, read_rounds
 from nnunetv2_mapo.support.pictures import own_style
 from nnunetv2_mapo.tools.demo.phantom import ENDING, LABELS, read_image
 
 _COLOURS = {"organ": "#56b4e9", "lesion": "#e69f00"}  # distinct for the colour-blind too
-TITLES = ("training case", "ground truth", "chosen", "rejected", "final prediction")
-
-
-def format_results(dice: Mapping[str, Mapping[str, float]], rounds: Sequence[RoundSummary]) -> str:
-    """Tables of the Dice of the test cases, by stage and class, and of the rounds."""
-    scores = pd.DataFrame(dice).T.rename_axis("Dice of the test cases", axis=1)
-    names = {
-        "num_pairs": "pairs", "num_samples": "samples", "dice_chosen": "Dice chosen",
-        "dice_rejected": "Dice rejected", "disagreement": "share of differing voxels",
-    }  # fmt: skip
-    pairs = pd.DataFrame(map(asdict, rounds), range(1, len(rounds) + 1))[[*names]]
-    pairs = pairs.rename(columns=names).rename_axis("round", axis=1)
-    return (
-        f"{scores.to_string(float_format='{:.3f}'.format)}\n\n"
-        f"{pairs.to_string(float_format='{:.3f}'.format)}\n\n"
-        "The final weights also had more epochs than the warm-up's: what preferences add\n"
-        "is the difference to nnUNetTrainer on your own data."
-    )
+TITLES = ("training case", "ground truth", "chosen", "rejected")
 
 
 def find_largest_gaps(cases: Mapping[str, Sequence[SampleRecord]], num_cases: int) -> list[str]:
@@ -48,14 +28,13 @@ def find_largest_gaps(cases: Mapping[str, Sequence[SampleRecord]], num_cases: in
 
 
 @own_style()
-def draw_pairs(path: Path, raw: Path, fold: Path, predictions: Path, cases: Sequence[str]) -> None:
+def draw_pairs(path: Path, raw: Path, fold: Path, cases: Sequence[str]) -> None:
     """Draw `TITLES` of training cases in round 1, in the slice in which the pair differs most.
 
     Args:
         path: PNG file.
         raw: The data set in nnU-Net's raw format.
         fold: nnU-Net's folder of the fold.
-        predictions: Final predictions of these cases.
         cases: Case identifiers, at least one.
     """
     figure = Figure(figsize=(10, 2.15 * len(cases) + 0.5), layout="constrained")
@@ -66,14 +45,12 @@ def draw_pairs(path: Path, raw: Path, fold: Path, predictions: Path, cases: Sequ
         plane = int((chosen != rejected).sum((1, 2)).argmax())
         image = read_image(raw / "imagesTr" / f"{case}_0000{ENDING}")[plane]
         truth = read_image(raw / "labelsTr" / f"{case}{ENDING}")[plane]
-        final = read_image(predictions / f"{case}{ENDING}")[plane]
         (record,) = mined.cases[case]
         panels = (
             (None, case),
             (truth, ""),
             (chosen[plane], f"Dice {record.dice_chosen:.2f}"),
             (rejected[plane], f"Dice {record.dice_rejected:.2f}"),
-            (final, ""),
         )
         for axis, (segmentation, caption) in zip(row, panels, strict=True):
             axis.imshow(image, cmap="gray")

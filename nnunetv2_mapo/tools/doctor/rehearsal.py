@@ -21,6 +21,7 @@ from nnunetv2_mapo.rule import suggest
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import InputError
 from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, PROBLEM, RESULTS, Asked, Finding
+from nnunetv2_mapo.tools.doctor.costs import check_threads, estimate_costs
 from nnunetv2_mapo.tools.trainers import make_in_scratch
 from nnunetv2_mapo.trainer import MAPOTrainer
 
@@ -88,6 +89,10 @@ def _begin_training(trainer: Any, asked: Asked, scratch: str) -> Iterator[Findin
     num_rounds = trainer.mapo.num_rounds if has_mapo else 0
     size = sum(weights.nbytes for weights in trainer.network.parameters())
     yield check_disk(folder, training.identifiers, num_rounds, network_bytes=size)
+    if has_mapo:
+        yield from estimate_costs(trainer, training)
+    if trainer.device.type == "cpu":
+        yield from check_threads(trainer)
 
 
 def _start(trainer: Any) -> None:

@@ -169,3 +169,9 @@ def write_map(
     image = SimpleITK.GetImageFromArray(volume[0] if len(volume) == 1 else volume)
     image.SetSpacing([float(size) for size in properties["spacing"][::-1][: image.GetDimension()]])
     SimpleITK.WriteImage(image, path)
+
+
+def write_picture(volume: _Volume, path: Path, white: float) -> None:
+    """Write a map of a single plane, shape `(1, y, x)`, as a grey picture: 0 is black."""
+    grey = np.clip(volume[0] / white * 255, 0, 255).round().astype(np.uint8)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(grey), path)

@@ -47,6 +47,16 @@ def vote_variance(shares: _Array, *, has_regions: bool = False) -> _Array:
     return variance
 
 
+def measure_undecided(labels: Labels) -> dict[str, float]:
+    """Entropy and variance of a voxel of which every class is as likely, the largest there are."""
+    has_regions = labels.regions is not None
+    shares = np.full((labels.num_heads, 1), 0.5 if has_regions else 1 / labels.num_heads)
+    return {
+        "entropy": float(predictive_entropy(shares, has_regions=has_regions)[0]),
+        "variance": float(vote_variance(shares, has_regions=has_regions)[0]),
+    }
+
+
 def _with_complements(p: _Array, has_regions: bool) -> _Array:
     """Of regions both values of each one, on and off; of classes as they are."""
     return np.concatenate([p, 1 - p]) if has_regions else p

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases, verify_labels
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.inference.data_iterators import preprocessing_iterator_fromfiles
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
@@ -18,9 +19,19 @@ from nnunetv2_mapo.method.cases import channels_of, labels_of
 from nnunetv2_mapo.support.device import choose_device, seeded
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.tools.models import find_checkpoint, load_folds, read_model
-from nnunetv2_mapo.tools.uncertainty import FOLDER
-from nnunetv2_mapo.tools.uncertainty.maps import make_maps, make_sampler, write_map
-from nnunetv2_mapo.tools.uncertainty.measures import describe, rank, score_case
+from nnunetv2_mapo.tools.uncertainty import FOLDER, USUAL_RATE
+from nnunetv2_mapo.tools.uncertainty.maps import (
+    make_maps,
+    make_sampler,
+    write_map,
+    write_picture,
+)
+from nnunetv2_mapo.tools.uncertainty.measures import (
+    describe,
+    measure_undecided,
+    rank,
+    score_case,
+)
 
 
 def run_uncertainty(arguments: Namespace) -> None:
@@ -60,7 +71,10 @@ def open_model(arguments: Namespace) -> tuple[nnUNetPredictor, dict[str, Any]]:
     # version 0.1, which does not say so, always trained with dropout
     has_dropout = mapo.get("warmup_dropout", bool(mapo))
     largest = max(mapo[f"rates_{num_dimensions}d"]) if has_dropout else 0.0
-    if arguments.rate > largest:
+    if arguments.rate is None:
+        arguments.rate = min(USUAL_RATE, largest)
+        print(f"Rate {arguments.rate}: this network was trained with dropout up to {largest}.")
+    elif arguments.rate > largest:
         print(
             f"NOTE: by its checkpoint this network was trained with dropout at rates up to "
             f"{largest}. At rate {arguments.rate} the maps show how fragile it is, not which "
@@ -124,6 +138,7 @@ def map_cases(
     )  # fmt: skip
     rates = torch.full((arguments.samples if arguments.rate else 1,), arguments.rate)
     sampler = make_sampler(predictor, labels, mapo, rates)
+    white = measure_undecided(labels)
     rows = {}
     for name, item in zip(cases, preprocessed, strict=True):
         print(f"\nMaps of {name}:", flush=True)
@@ -134,6 +149,10 @@ def map_cases(
         for kind in ("entropy", "variance"):
             path = output / FOLDER / f"{name}_{kind}.nii.gz"
             write_map(getattr(maps, kind), item["data_properties"], reader, path)
+            if reader is NaturalImage2DIO:  # whose images a viewer of NIfTI is not made for
+                write_picture(
+                    getattr(maps, kind), path.with_name(f"{name}_{kind}.png"), white[kind]
+                )
         segmentation, truth = (
             folder and reader().read_seg(f"{folder}/{name}{ending}")[0][0].astype(np.int16)
             for folder in (output, arguments.labels)

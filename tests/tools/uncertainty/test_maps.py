@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -18,8 +20,9 @@ from nnunetv2_mapo.tools.uncertainty.maps import (
     DropoutStatistics,
     sum_samples,
     write_map,
+    write_picture,
 )
-from nnunetv2_mapo.tools.uncertainty.measures import vote_variance
+from nnunetv2_mapo.tools.uncertainty.measures import measure_undecided, vote_variance
 
 CLASSES, REGIONS = Labels(3), Labels(3, regions=((1, 2, 3), (2,), (3,)))
 # Axes of the file: to the head, to the left, to the front.
@@ -192,3 +195,14 @@ def test_the_map_of_a_tiff_stack_has_the_spacing_of_the_file_beside_it(tmp_path)
     volume, properties = Tiff3DIO().read_seg(str(tmp_path / "image.tif"))
     write_map(volume[0], properties, Tiff3DIO, tmp_path / "map.nii.gz")
     assert sitk.ReadImage(tmp_path / "map.nii.gz").GetSpacing() == (1, 2, 3)
+
+
+def test_a_picture_is_black_where_all_is_certain_and_white_where_nothing_is(tmp_path):
+    white = measure_undecided(Labels(3))
+    assert white == {"entropy": pytest.approx(math.log(3)), "variance": pytest.approx(1 / 3)}
+    regions = measure_undecided(Labels(2, regions=((1, 2), (2,))))
+    assert regions == {"entropy": pytest.approx(2 * math.log(2)), "variance": 0.5}
+    volume = np.array([[[0.0, math.log(3) / 2, math.log(3)]]], np.float32)
+    write_picture(volume, tmp_path / "map.png", white["entropy"])
+    pixels = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "map.png"))
+    assert pixels.tolist() == [[0, 128, 255]]

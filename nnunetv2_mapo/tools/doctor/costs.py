@@ -1,0 +1,84 @@
+"""What a training will cost here: time of mining, memory, threads that slow it down."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from nnunetv2_mapo.method.cases import load_case
+from nnunetv2_mapo.method.mining import Miner, make_miner, mine_within_memory
+from nnunetv2_mapo.support.device import untouched
+from nnunetv2_mapo.support.table import format_duration
+from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, Finding
+
+# Measured: a step with pairs / the stock trainer's, see docs/reference/benchmarks.md.
+_STEP_FACTOR = 1.3
+_NUM_TIMED = 3  # forward passes of which the median counts
+
+
+def estimate_costs(trainer: Any, training: Any) -> Iterator[Finding]:
+    """Mine one case, as a round would, and say what that means for all rounds.
+
+    Args:
+        trainer: With MAPO, initialised.
+        training: nnU-Net's dataset of its training cases.
+    """
+    num_rounds = len(trainer.schedule.stages) - 1
+    if num_rounds == 0 or trainer.mapo.learns_unlabelled:
+        return
+    cases = sorted(map(str, training.identifiers))
+    case = cases[len(cases) // 2]
+    image, truth = load_case(training, trainer.label_manager, case)
+    with untouched(trainer.device), trainer._single_output() as network:
+        plan = trainer.configuration_manager
+        miner = make_miner(
+            trainer.mapo, network, trainer.sampler, trainer.labels, plan, trainer.device
+        )
+        mine = partial(Miner.mine, image=image, segmentation=torch.from_numpy(truth[0]))
+        started = time.monotonic()
+        mine_within_memory(miner, mine, case, print)
+        seconds = time.monotonic() - started
+    total = format_duration(seconds * len(cases) * num_rounds)
+    what = (
+        f"mining takes about {seconds:.2g} s a case ({case}, untrained), {total} for {num_rounds} "
+        f"rounds; a step of a round about {_STEP_FACTOR} times the stock trainer's"
+    )
+    if trainer.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(trainer.device) / 1e9
+        what += f"; {peak:.1f} GB of the device were needed so far"
+    yield Finding(OK, what)
+
+
+def check_threads(trainer: Any) -> Iterator[Finding]:
+    """Say where the threads with which nnU-Net trains on a CPU are slower than a single one."""
+    num_threads, before = multiprocessing.cpu_count(), torch.get_num_threads()
+    shape = (1, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+    network, images = trainer.network, torch.zeros(shape)
+    try:
+        many, one = (_time(network, images, number) for number in (num_threads, 1))
+    finally:
+        torch.set_num_threads(before)
+    if num_threads > 1 and many > one:
+        what = (
+            f"nnU-Net computes with {num_threads} threads here, which takes {many / one:.1f} times "
+            "as long as with one: the network is small, or the cores are busy"
+        )
+        yield Finding(NOTE, what, "OMP_THREAD_LIMIT=1 nnUNetv2_train …")
+
+
+def _time(network: torch.nn.Module, images: torch.Tensor, num_threads: int) -> float:
+    """Median seconds of a forward pass; the first one is not timed."""
+    torch.set_num_threads(num_threads)
+    durations = []
+    with torch.inference_mode():
+        for _ in range(_NUM_TIMED + 1):
+            started = time.perf_counter()
+            network(images)
+            durations.append(time.perf_counter() - started)
+    return median(durations[1:])
