@@ -61,7 +61,7 @@ class Ranking:
         self, prediction: LabelMap, target: LabelMap, spacing_mm: Spacing, valid: Mask | None = None
     ) -> float:
         """Value of one prediction, arguments as of `look_at`."""
-        return self.look_at(prediction, target, spacing_mm, valid).value
+        return self.look_at(prediction, target, spacing_mm, valid, others=()).value
 
     def look_at(
         self,
@@ -69,7 +69,8 @@ class Ranking:
         target: LabelMap,
         spacing_mm: Spacing,
         valid: Mask | None = None,
-        others: Iterable[LabelMap] = (),
+        *,
+        others: Iterable[LabelMap],
     ) -> RankedSample:
         """Measure the plain prediction of a sample, so that parts can be ranked against it.
 
@@ -78,7 +79,7 @@ class Ranking:
             target: Ground truth as a label map, the same shape.
             spacing_mm: Distance of neighbouring voxels along each axis.
             valid: Mask of the voxels that count, the same shape; None: all do.
-            others: Label maps that parts will be of.
+            others: Label maps that parts will be of; a class is looked at where any map has it.
         """
         boxes = _find_boxes([plain, target, *others], self.labels)
         if any(term.score.needs_all for term in self.terms):

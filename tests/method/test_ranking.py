@@ -63,7 +63,7 @@ def test_the_effect_of_each_part_is_that_on_the_whole_sample(num_dimensions, lab
         truth, plain, candidate = draw(num_dimensions, labels, seed)
         valid = blobs(truth.shape, 3, -1.5, seed) if seed else None
         parts = find_parts(plain, candidate, valid)
-        found = ranking.look_at(plain, truth, spacing, valid, [candidate])
+        found = ranking.look_at(plain, truth, spacing, valid, others=[candidate])
         effects = found.find_effects(candidate, parts, int(parts.max()))
         expected = whole_effects(ranking, plain, candidate, parts, truth, spacing, valid)
         assert len(effects) > 5
