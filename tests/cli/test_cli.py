@@ -171,9 +171,9 @@ def test_preview_refuses_what_it_does_not_know(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_preview_refuses_rates_that_mapo_would_refuse(capsys):
+def test_preview_refuses_rates_that_mapo_would_refuse(tmp_path, capsys):
     for rates in (["0"], ["0", "1"], ["0.1", "0.2"], ["0", "0.2", "0.1"]):
-        assert main(["preview", "model", "--rates", *rates]) == 1
+        assert main(["preview", str(tmp_path), "--rates", *rates]) == 1
         assert "increasing rates from 0 to below 1 are needed" in capsys.readouterr().err
 
 

@@ -214,7 +214,8 @@ def test_known_images_and_doublets_are_left_out_by_name(
 def test_what_does_not_go_together_is_refused(
     tmp_path: Path, capsys: Any, options: list[Any], said: str
 ) -> None:
-    (tmp_path / "images").mkdir()
+    for name in ("images", "model"):
+        (tmp_path / name).mkdir()
     assert choose(tmp_path / "model", tmp_path, *options) == 1
     assert said in capsys.readouterr().err
 

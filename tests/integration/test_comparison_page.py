@@ -7,6 +7,7 @@ from browser import SIZES, find_faults, needs_chromium, opened
 from metric_files import HIGHER, RISING, write_metrics
 
 from nnunetv2_mapo.cli import main
+from nnunetv2_mapo.tools.metrics import METRICS
 
 
 @needs_chromium
@@ -20,7 +21,7 @@ def test_the_page_of_three_methods_fits_phone_and_desktop(tmp_path: Path, size: 
     assert main(["compare", *names, "-o", str(tmp_path)]) == 0
     with opened(tmp_path / "comparison.html", size) as page:
         assert find_faults(page) == []
-        assert page.locator("svg").count() == 7 * 2
+        assert page.locator("svg").count() == 2 * len(METRICS)
         for summary in page.locator("details:not([open]) > summary").element_handles():
             summary.click()
         assert find_faults(page) == []

@@ -148,8 +148,8 @@ def test_what_is_missing_or_damaged_is_named_before_anything_is_computed(
     assert f"There is: {folder.name}." in explain("-d", DATASET, *configuration)
     assert f"There is: {folder.name}." in explain(str(folder.parent / "A__B__C"))
     assert "-d 123 is not one data set in" in explain("-d", "123", *configuration)
-    assert "did not start with 'Dataset'" in explain("-d", "Boxes", *configuration)
-    assert "There is none at all." in explain("-d", "Dataset989_None", *configuration)
+    assert f"There is: {DATASET}." in explain("-d", "Boxes", *configuration)
+    assert f"There is: {DATASET}." in explain("-d", "Dataset989_None", *configuration)
     assert re.search(r"Fold 3 is not in .*\. There is: fold_0\.", explain(*model, "-f", "3"))
     best = explain(*model, "-chk", "checkpoint_worst.pth")
     assert "checkpoint_worst.pth is missing. There is: checkpoint_best.pth" in best

@@ -21,7 +21,7 @@ from nnunetv2_mapo.method.sampling import DropoutSampler
 
 
 class Plan:
-    patch_size, batch_size = (8, 8, 8), 2
+    patch_size, batch_size, spacing = (8, 8, 8), 2, (1.0, 1.0, 1.0)
 
 
 @pytest.fixture

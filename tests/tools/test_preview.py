@@ -30,7 +30,7 @@ def make_model(granularity: str = "element", **dataset_json: object) -> TrainedM
         trainer_name="nnUNetTrainer_MAPO",
         configuration="2d",
         plans_manager=None,
-        configuration_manager=SimpleNamespace(patch_size=(8, 8), batch_size=1),
+        configuration_manager=SimpleNamespace(patch_size=(8, 8), batch_size=1, spacing=(1.0, 1.0)),
         label_manager=None,
         dataset_json=dataset_json or {"channel_names": {"0": "MRI"}},
         folder=Path("Dataset001_One/nnUNetTrainer_MAPO__nnUNetPlans__2d"),
