@@ -301,14 +301,14 @@ def press(page: Any, *keys: str) -> None:
         page.keyboard.press(key)
     # while the next image is being segmented there is no question
     asking = f"body[data-screen=asking]:not([data-question='{before}'])"
-    page.wait_for_selector(f"{asking}, body[data-screen=finished]", timeout=30_000)
+    page.wait_for_selector(f"{asking}, body[data-screen=finished]", timeout=120_000)
 
 
 def enter(page: Any, name: str = "") -> None:
     if name:
         page.keyboard.type(name)
     page.keyboard.press("Enter")
-    page.wait_for_selector("body[data-question][data-screen=asking]", timeout=30_000)
+    page.wait_for_selector("body[data-question][data-screen=asking]", timeout=120_000)
 
 
 @needs_chromium

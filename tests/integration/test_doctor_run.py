@@ -210,7 +210,7 @@ def test_a_fine_tuning_is_ready_as_soon_as_its_base_is_there(
     base = get_trainer_from_args("990", "3d_fullres", 0, "nnUNetTrainerTiny", device=CPU)
     base.initialize()
     base.save_checkpoint(str(Path(base.output_folder, "checkpoint_final.pth")))
-    _, fine_tunes, fold, disk = look(asked)
+    _, fine_tunes, fold, disk, *_ = look(asked)
     assert fine_tunes.what.endswith(f"{MODEL}/fold_0/checkpoint_final.pth")
     assert (fine_tunes.level, fold.level, disk.level) == (OK, OK, OK)
 

@@ -127,7 +127,7 @@ def test_a_training_without_pairs_is_a_control_in_its_log_and_its_page(
     assert "so this training is a CONTROL" in log.read_text().splitlines()[-1]
     preview = "nnUNetv2_mapo preview -d Dataset990_Boxes -c 3d_fullres -f 0 -tr nnUNetTrainerTiny_M"
     assert preview in log.read_text().splitlines()[-1]
-    assert '<p class="alarm">No round had a pair' in report(folder)
+    assert '<p class="alarm">Fold 0: No round had a pair' in report(folder)
     other = train(make_trainer, MAPO)
     [log] = (other / "fold_0").glob("training_log*.txt")
     assert "CONTROL" not in log.read_text()
