@@ -57,6 +57,12 @@ CHOICES = (
 )
 CHOSEN = ("control", "mapo", "pseudo_label", "chosen_label", "regions")
 WORTH = ("mapo_10", "regions_10", "outlines_10", "outlines_30")
+RANKED = {  # data set -> trainer by its metric, and the plain loss that claims the same
+    "Nuclei": ("mapo_lesion_f1", "loss_blob"),
+    "Vessels": ("mapo_cldice", "loss_cldice"),
+    "PolypGen": ("mapo_lesion_f1", "mapo_false_volume", "loss_blob"),
+    "Hippocampus": ("mapo_nsd",),
+}
 DROPOUT = ("dropout_control", "dropout")
 STRONG = ("control_strong", "strong_dropout")
 
@@ -67,6 +73,7 @@ BLOCKS = [
     Block("finetune", FINE_TUNED, (3, 4, 5), ("Hippocampus", "Kvasir")),
     Block("short", MAIN, (5, 6, 7)),
     Block("finetune", FINE_TUNED, (6,), ("Hippocampus", "Kvasir")),
+    *(Block("short", arms, CLAIMING_SEEDS, (name,)) for name, arms in RANKED.items()),
     Block("short", ("channel",), CHOOSING_SEEDS),
     Block("short", DROPOUT, (3, 4, 5)),
     Block("short", ("kappa_2", "kappa_1", "wrong_too"), CHOOSING_SEEDS),
