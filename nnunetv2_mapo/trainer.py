@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
@@ -190,9 +191,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def finish_loaders(self) -> None:
         """Stop the worker processes of the loaders, if they have some."""
-        for loader in (self.dataloader_train, self.dataloader_val, self._unlabelled_loader):
-            if hasattr(loader, "_finish"):  # of batchgenerators' loaders with processes
-                loader._finish()
+        _finish(self.dataloader_train, self.dataloader_val, self._unlabelled_loader)
 
     def _mine(self, number: int) -> Round:
         """Mine the cases of a round that are not mined yet, shared among the ranks."""
@@ -351,11 +350,11 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         # What is asked of the trainer from here on is asked after `initialize`, as nnU-Net does.
         if base is not None:
             self._origin = start_from_base(self, self._plain_network(), base)
-        start.check_foreground(super().get_tr_and_val_datasets()[0])
+        training, validation = super().get_tr_and_val_datasets()
+        start.check_foreground(training)
         self._check_earlier_training()
-        self._check_metric()
+        self._check_metric(training, validation)
         if self.mapo.learns_unlabelled:
-            validation = super().get_tr_and_val_datasets()[1]
             self._unlabelled = learn_from_choices(self, validation, self._folder / PREFERENCES)
         register_keys(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
         self.logger.update_config({"mapo": self.mapo.to_dict()})  # for W&B
@@ -396,11 +395,8 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if self.local_rank == 0:
             start.clear_folder(self._folder, is_new=not (self.current_epoch or self._begun.round))
 
-    def _check_metric(self) -> None:
+    def _check_metric(self, training: Any, validation: Any) -> None:
         """Hold the metric against its contract; fix the patches that it is to be measured on."""
-        if self.mapo.metric == "dice" and self.mapo.best_by != "metric":
-            return
-        training, validation = super().get_tr_and_val_datasets()
         plan = self.configuration_manager
         for note in check_metric(self.mapo, self.labels, plan.spacing, training):
             self._log(note)
@@ -448,16 +444,15 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if self._learns_unlabelled:
             num_unlabelled = self.mapo.num_unlabelled(self.batch_size)
             self._unlabelled_loader = self._load_unlabelled(num_unlabelled)
-        with _changed(self, batch_size=max(1, self.batch_size - num_unlabelled)):
+        with patch.object(self, "batch_size", max(1, self.batch_size - num_unlabelled)):
             loaders: tuple[Any, Any] = super().get_dataloaders()
         return loaders
 
     def _load_unlabelled(self, num_patches: int) -> Any:
         """Loader of unlabelled images, which the base trainer makes like its own one."""
-        with _changed(self, batch_size=num_patches, _loads_unlabelled=True):
+        with patch.multiple(self, batch_size=num_patches, _loads_unlabelled=True):
             loader, validation = super().get_dataloaders()
-        if hasattr(validation, "_finish"):
-            validation._finish()
+        _finish(validation)
         return loader
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
@@ -472,8 +467,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     def on_train_end(self) -> None:
         """The base trainer's end; our own loader stops as well."""
         super().on_train_end()
-        if hasattr(self._unlabelled_loader, "_finish"):
-            self._unlabelled_loader._finish()
+        _finish(self._unlabelled_loader)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the means of MAPO's values besides the base trainer's."""
@@ -700,15 +694,10 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
 
-@contextmanager
-def _changed(trainer: Any, **attributes: Any) -> Iterator[None]:
-    """Let attributes have other values inside a `with` block."""
-    before = {name: getattr(trainer, name) for name in attributes}
-    vars(trainer).update(attributes)
-    try:
-        yield
-    finally:
-        vars(trainer).update(before)
+def _finish(*loaders: Any) -> None:
+    for loader in loaders:
+        if hasattr(loader, "_finish"):  # of batchgenerators' loaders with processes
+            loader._finish()
 
 
 def _listed(target: Any) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nnunetv2_mapo.method.dropout_sites import Layer, find_dropout_sites
 from nnunetv2_mapo.method.output_heads import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+from nnunetv2_mapo.support.errors import InputError
 
 
 class Switch:
@@ -49,7 +50,7 @@ class StochasticDropout:
     `"channel"` (`nn.Dropout3d`); the other arguments are those of `find_dropout_sites`.
 
     Raises:
-        ValueError: The network has no layer to drop out, or a pattern fits no module.
+        InputError: The network has no layer to drop out, or a pattern fits no module.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class StochasticDropout:
                 "heads, or none is left by dropout_exclude: MAPO finds its candidates through "
                 "dropout and needs at least one. dropout_include takes modules of any type."
             )
-            raise ValueError(message)
+            raise InputError(message)
         self.switch = Switch(granularity)
         self.at = self.switch.at  # `with dropout.at(rates)`
         self._handles = [

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from nnunetv2_mapo.method.output_heads import find_heads, layer_kind
+from nnunetv2_mapo.support.errors import InputError
 from nnunetv2_mapo.support.table import format_table
 
 _TRANSFORMERS = (
@@ -76,7 +77,7 @@ def find_dropout_sites(
     module the first one counts, another one where a pattern fits no first name.
 
     Raises:
-        ValueError: A pattern fits no module.
+        InputError: A pattern fits no module.
     """
     names: dict[nn.Module, list[str]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
@@ -153,7 +154,7 @@ def _find_matches(
                 f"dropout pattern {pattern!r} fits no module of the network.{advice} "
                 "print(find_dropout_sites(network, num_outputs)) shows the names of its layers."
             )
-            raise ValueError(message)
+            raise InputError(message)
         for module in fitting:
             found.setdefault(module, pattern)
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from torch._dynamo import OptimizedModule
 
 from nnunetv2_mapo.guards.checkpoint import read_checkpoint
 from nnunetv2_mapo.method.cases import channels_of, labels_of
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.mining import Miner, make_miner
+from nnunetv2_mapo.method.sampling import make_sampler
 from nnunetv2_mapo.support.errors import CommandError
 
 
@@ -100,6 +105,30 @@ def open_model(
         fold=fold,
         mapo=content.get("mapo", {}).get("config"),
     )
+
+
+@contextmanager
+def open_miner(model: TrainedModel, config: MAPOConfig, device: torch.device) -> Iterator[Miner]:
+    """Miner of a model of any trainer, with dropout where the model had it; it goes at the end.
+
+    Raises:
+        InputError: The network has no layer to drop out.
+    """
+    plan, num_channels = model.configuration_manager, len(model.channel_names)
+    trained = MAPOConfig.from_dict(model.mapo or {})
+    dropout = StochasticDropout(
+        model.network,
+        model.labels.num_heads,
+        config.granularity,
+        include=trained.dropout_include,
+        exclude=trained.dropout_exclude,
+        images=torch.zeros(1, num_channels, *plan.patch_size, device=device),
+    )
+    try:
+        sampler = make_sampler(config, len(plan.patch_size), dropout, num_channels)
+        yield make_miner(config, model.network, sampler, model.labels, plan, device)
+    finally:
+        dropout.remove()
 
 
 def read_model(checkpoint: Path) -> dict[str, Any]:

@@ -14,15 +14,13 @@ from tqdm import tqdm
 
 from nnunetv2_mapo.method.cases import load_case
 from nnunetv2_mapo.method.config import RATES_2D, RATES_3D, MAPOConfig
-from nnunetv2_mapo.method.dropout import StochasticDropout
-from nnunetv2_mapo.method.mining import Miner, make_miner, mine_within_memory
+from nnunetv2_mapo.method.mining import Miner, mine_within_memory
 from nnunetv2_mapo.method.rounds import HARDLY_LEARNT
-from nnunetv2_mapo.method.sampling import make_sampler
 from nnunetv2_mapo.method.store import SampleRecord, StoreError
 from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.table import format_table
-from nnunetv2_mapo.tools.models import TrainedModel, open_model
+from nnunetv2_mapo.tools.models import TrainedModel, open_miner, open_model
 from nnunetv2_mapo.tools.nnunet import say_train
 from nnunetv2_mapo.tools.recommendation import (
     ENOUGH_PAIRS,
@@ -104,7 +102,7 @@ def look_at(
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
     """
-    trained, plan = MAPOConfig.from_dict(model.mapo or {}), model.configuration_manager
+    trained = MAPOConfig.from_dict(model.mapo or {})
     config = MAPOConfig(  # samples are those of the default, whatever the model was trained with
         pair="case",
         rates_2d=tuple(rates),
@@ -112,29 +110,15 @@ def look_at(
         rates="fixed",
         granularity=trained.granularity,
         seed=trained.seed,
-        dropout_include=trained.dropout_include,
-        dropout_exclude=trained.dropout_exclude,
-    )
-    dropout = StochasticDropout(
-        model.network,
-        model.labels.num_heads,
-        config.granularity,
-        include=config.dropout_include,
-        exclude=config.dropout_exclude,
-        images=torch.zeros(1, len(model.channel_names), *plan.patch_size, device=device),
     )
     samples = {}
-    try:
-        sampler = make_sampler(config, len(plan.patch_size), dropout, len(model.channel_names))
-        miner = make_miner(config, model.network, sampler, model.labels, plan, device)
+    with open_miner(model, config, device) as miner:
         for case in tqdm(identifiers, desc="preview", unit="case"):
             image, truth = load_case(cases, model.label_manager, case)
             mine = partial(Miner.mine, image=image, segmentation=torch.from_numpy(truth[0]))
             seed = f"{config.seed}/1/{case}"  # of the first round
             miner, mined = mine_within_memory(miner, mine, seed, tqdm.write)
             samples[case] = mined.records
-    finally:
-        dropout.remove()
     return samples
 
 

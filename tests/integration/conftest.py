@@ -11,13 +11,12 @@ import nnunetv2
 import numpy as np
 import pytest
 import torch
+from boxes import DATASET
 from prepare import draw_boxes, prepare, write_dataset
 
 from nnunetv2_mapo import trainer as mapo
-from nnunetv2_mapo.guards.rehearsal import PlantedRound
 from nnunetv2_mapo.method.progress import plot_progress
 
-DATASET = "Dataset990_Boxes"
 HERE = Path(__file__).parent
 
 
@@ -65,11 +64,6 @@ def boxes(nnunet_folder: Path) -> Path:
     patch_sizes = {"2d": (16, 16), "3d_fullres": (8, 16, 16)}
     prepare(nnunet_folder, DATASET, patch_sizes, num_training=4)
     return nnunet_folder
-
-
-def is_rehearsal(trainer: Any) -> bool:
-    """Whether a step is the one that is rehearsed before the first epoch."""
-    return isinstance(trainer._mined, PlantedRound)
 
 
 def plot_last_progress(folder: Path, logged: Any, stages: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DATASET
+from boxes import DATASET
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from prepare import draw_boxes, prepare, write_dataset
 from test_training import stop_in_epoch

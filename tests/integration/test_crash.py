@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATASET
+from boxes import DATASET
 
 from nnunetv2_mapo.method.store import Round
 from nnunetv2_mapo.support.files import hash_file, read_sealed

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATASET
+from boxes import DATASET
 from test_distributed import run_ranks
 from test_training import read_log, stop_in_epoch
 

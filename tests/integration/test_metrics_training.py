@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATASET
+from boxes import DATASET
 from test_training import read_log, read_manifests, stop_in_epoch
 from test_variants import MakeVariant, make_variant
 

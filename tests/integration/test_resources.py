@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import is_rehearsal
+from boxes import is_rehearsal
 from disk import full_disk
 from test_training import read_log, read_manifests, stop_in_epoch
 

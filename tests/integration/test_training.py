@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import is_rehearsal
+from boxes import is_rehearsal
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunetv2_mapo.method.loss import STEP_KEYS

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import is_rehearsal
+from boxes import is_rehearsal
 from test_training import StopHereError, read_log, read_manifests, stop_in_epoch
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.

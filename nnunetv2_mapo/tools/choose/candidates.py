@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunetv2_mapo.method.choices import disputed_regions
-from nnunetv2_mapo.method.config import MAPOConfig
-from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.mining import Log, Miner, make_miner, mine_within_memory
+from nnunetv2_mapo.method.mining import Log, Miner, mine_within_memory
 from nnunetv2_mapo.method.rates import bisect_rate, spread_rates, with_rates
-from nnunetv2_mapo.method.sampling import make_sampler
 from nnunetv2_mapo.method.selection import Overlap, candidate_dice, count_overlap, mean_dice
-from nnunetv2_mapo.tools.models import ModelError, TrainedModel
+from nnunetv2_mapo.tools.models import TrainedModel
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-MOST = 6  # candidates of an image that are shown
 LEAST_DISTANCE = 0.005  # 1 - Dice below which two candidates are the same to an expert
 
 
@@ -40,36 +32,6 @@ class Differing:
     widest: tuple[int, int]  # the two that differ in most voxels
     disagreement: float  # voxels in which these two differ, over those of their foreground
     num_regions: int  # of these two that can be asked about
-
-
-@contextmanager
-def open_miner(model: TrainedModel, seed: int, device: torch.device) -> Iterator[Miner]:
-    """Miner of a model of any trainer, whose candidates are dropout's; its hooks go at the end."""
-    trained, plan = MAPOConfig.from_dict(model.mapo or {}), model.configuration_manager
-    # Whole channels: single elements give specks, which no expert takes for a segmentation.
-    config = MAPOConfig(
-        granularity="channel",
-        seed=seed,
-        dropout_include=trained.dropout_include,
-        dropout_exclude=trained.dropout_exclude,
-    )
-    num_channels = len(model.channel_names)
-    try:
-        dropout = StochasticDropout(
-            model.network,
-            model.labels.num_heads,
-            config.granularity,
-            include=config.dropout_include,
-            exclude=config.dropout_exclude,
-            images=torch.zeros(1, num_channels, *plan.patch_size, device=device),
-        )
-    except ValueError as error:  # no layer to drop out
-        raise ModelError(str(error)) from error
-    try:
-        sampler = make_sampler(config, len(plan.patch_size), dropout, num_channels)
-        yield make_miner(config, model.network, sampler, model.labels, plan, device)
-    finally:
-        dropout.remove()
 
 
 def find_rates(miner: Miner, images: Sequence[NDArray[np.float32]], log: Log) -> tuple[float, ...]:

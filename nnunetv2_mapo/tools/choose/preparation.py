@@ -14,12 +14,13 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.guards.known_cases import KnownCases
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.support.files import hash_array
-from nnunetv2_mapo.tools.choose.candidates import find_rates, make_candidates, open_miner
+from nnunetv2_mapo.tools.choose.candidates import find_rates, make_candidates
 from nnunetv2_mapo.tools.choose.folder import ChoicesFolder, Kept
 from nnunetv2_mapo.tools.choose.images import ImageError, Preprocessed, preprocess
-from nnunetv2_mapo.tools.models import TrainedModel
+from nnunetv2_mapo.tools.models import TrainedModel, open_miner
 
 NUM_FOR_RATES = 4  # images on which the dropout rates are found
 
@@ -92,7 +93,10 @@ class Preparation:
         try:
             waiting = [name for name in self.files if name not in self.ready]
             if waiting:
-                with open_miner(self.model, self.seed, self.device) as miner:
+                # Whole channels: single elements give specks, which no expert takes for a
+                # segmentation.
+                config = MAPOConfig(granularity="channel", seed=self.seed)
+                with open_miner(self.model, config, self.device) as miner:
                     self._prepare(waiting, miner)
         except Exception as error:  # the page and the command say it
             self.failure = error

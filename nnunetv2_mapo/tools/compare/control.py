@@ -78,6 +78,7 @@ def list_mixed(method: Method, other: Method) -> list[str]:
             "the start": a.fine_tune != b.fine_tune,
             "the number of epochs": mine.num_epochs != theirs.num_epochs,
             "the learning rate": _learning_rate(a) != _learning_rate(b),
+            "labels of unlabelled images": _labels(mine) != _labels(theirs),
             "the base trainer": base[0] != base[1],
             "plans or configuration": plan[0] != plan[1],
         }.items()
@@ -116,6 +117,12 @@ def _dropout(config: MAPOConfig) -> tuple[object, ...]:
 
 def _learning_rate(config: MAPOConfig) -> tuple[object, ...]:
     return config.adam_learning_rate, config.learning_rate_factor
+
+
+def _labels(history: History) -> str:
+    """What is a label of images without outlines; empty if nothing."""
+    config = MAPOConfig.from_dict(history.config) if history.config else MAPOConfig()
+    return "" if config.needs_reference or not config.learns_unlabelled else config.unlabelled
 
 
 def _split_name(method: Method) -> tuple[str, list[str]]:

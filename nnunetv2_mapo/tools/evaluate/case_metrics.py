@@ -20,6 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
 from nnunetv2_mapo import __version__
+from nnunetv2_mapo.metrics.lesions import ML_PER_MM3
 from nnunetv2_mapo.tools.metrics import (
     BASIC,
     EMPTY_MASKS,
@@ -29,7 +30,6 @@ from nnunetv2_mapo.tools.metrics import (
     compute_metrics,
 )
 
-ML_PER_MM3 = 1e-3
 SPACING_OF_2D_FILES = 999  # times the largest other one: nnU-Net's spacing of the axis they lack
 
 

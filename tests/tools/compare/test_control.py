@@ -16,7 +16,7 @@ from nnunetv2_mapo.tools.history import read_history
 PLAIN = MAPOConfig(num_rounds=2, warmup_epochs=2)
 DROPOUT = replace(PLAIN, warmup_dropout=True, preference_dropout="without pair")
 STOCK, MAPO, TUNED = "nnUNetTrainer", "nnUNetTrainer_MAPO", "nnUNetTrainer_MAPO_Tuned"
-CONTROL = f"{TUNED}_NoPreference"
+CONTROL, CHOICES = f"{TUNED}_NoPreference", f"{MAPO}_Choices"
 TRAININGS = {
     STOCK: None,
     MAPO: PLAIN,
@@ -24,6 +24,11 @@ TRAININGS = {
     TUNED: DROPOUT,
     CONTROL: replace(DROPOUT, num_rounds=0),
     "nnUNetTrainerDA5": None,
+    CHOICES: replace(PLAIN, unlabelled="preferences", fine_tune=True),
+    f"{CHOICES}_NoPreference": replace(
+        PLAIN, unlabelled="preferences", fine_tune=True, num_rounds=0
+    ),
+    f"{CHOICES}_PseudoLabels": replace(PLAIN, unlabelled="pseudo-label", fine_tune=True),
     f"{MAPO}_Pseudo": replace(PLAIN, unlabelled="pseudo-label"),
 }
 
@@ -45,6 +50,10 @@ def make_methods(tmp_path: Path, *trainers: str) -> list[Method]:
         ((TUNED, CONTROL, STOCK), [(TUNED, CONTROL), (CONTROL, TUNED), (STOCK, TUNED)]),
         ((STOCK, MAPO, CONTROL, TUNED), [(TUNED, CONTROL), (MAPO, STOCK), (CONTROL, STOCK)]),
         ((STOCK, "nnUNetTrainerDA5"), [("nnUNetTrainerDA5", STOCK)]),
+        (
+            (f"{CHOICES}_PseudoLabels", f"{CHOICES}_NoPreference", CHOICES),
+            [(CHOICES, f"{CHOICES}_NoPreference"), (CHOICES, f"{CHOICES}_PseudoLabels")],
+        ),
         ((MAPO, f"{MAPO}_Pseudo"), [(MAPO, f"{MAPO}_Pseudo")]),
     ],
 )
