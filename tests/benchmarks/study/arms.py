@@ -113,6 +113,9 @@ ARMS: dict[str, Arm | None] = {
     # of choices: what else can be made of them, and an expert who is wrong in 10 % of the answers
     "pseudo_label": Arm({"unlabelled": "pseudo-label"}),
     "chosen_label": Arm({"unlabelled": "chosen"}),
+    "rate_03": Arm({"learning_rate_factor": 0.3}),
+    "rate_01": Arm({"learning_rate_factor": 0.1}),
+    "kappa_half": Arm({"kappa": 0.5}),
     "regions": Arm(asked=("--regions",)),
     "mapo_10": Arm(asked=WRONG),
     "outlines_10": Arm({"unlabelled": "chosen"}, num_outlines=10),

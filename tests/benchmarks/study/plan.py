@@ -69,6 +69,7 @@ STRONG = ("control_strong", "strong_dropout")
 BLOCKS = [
     Block("choices", CHOSEN, (0, 1, 2), FEW_LABELLED),
     Block("choices", WORTH, (0, 1, 2), FEW_LABELLED),
+    Block("choices", ("control", "mapo", "rate_03", "rate_01", "kappa_half"), (3,), FEW_LABELLED),
     Block("short", MAIN, (4,)),
     Block("finetune", FINE_TUNED, (3, 4, 5), ("Hippocampus", "Kvasir")),
     Block("short", MAIN, (5, 6, 7)),
