@@ -54,13 +54,7 @@ from nnunetv2_mapo.method.dataset import (
 from nnunetv2_mapo.method.dropout import StochasticDropout, preference_rates, sample_rates
 from nnunetv2_mapo.method.fixed_patches import FixedPatches, fix_patches
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.loss import (
-    STEP_KEYS,
-    Disagreement,
-    MAPOLoss,
-    Pairs,
-    find_disagreement,
-)
+from nnunetv2_mapo.method.loss import STEP_KEYS, MAPOLoss, Pairs
 from nnunetv2_mapo.method.mining import make_miner
 from nnunetv2_mapo.method.progress import (
     are_none,
@@ -78,7 +72,7 @@ from nnunetv2_mapo.method.reference import (
     REFERENCE,
     build_reference,
     read_reference,
-    reference_logits,
+    reference_margins,
     update_average,
     write_reference,
 )
@@ -181,7 +175,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def _open_round(self, number: int) -> None:
         self.finish_loaders()
-        if self._reference is None and self.mapo.needs_reference:
+        if self._reference is None and self.mapo.needs_network:
             self._reference = self._load_reference()
         if self._unlabelled is None:
             self._mined = self._mine(number)
@@ -198,10 +192,14 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         started = time.monotonic()
         dataset, _ = super().get_tr_and_val_datasets()
         read = partial(load_case, dataset, self.label_manager)
+        reference = None  # the policy itself
+        if self.mapo.reference == "cached" and self._begun.reference != self._begun.policy:
+            reference = self._read_reference()
         self._log(f"mining round {number}")
         with self._single_output() as network:
             plan = self.configuration_manager
             miner = make_miner(self.mapo, network, self.sampler, self.labels, plan, self.device)
+            miner = replace(miner, reference=reference)
             mined = self._round(number)
             if self.mapo.finds_rates:
                 find = partial(find_rates, miner, read, dataset.identifiers, number, self._log)
@@ -237,26 +235,32 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         self, batch: dict[str, Any], rates: Tensor
     ) -> tuple[dict[str, Any], Pairs | None, Tensor]:
         """Batch as nnU-Net makes it, its pairs, and its rates; in the warm-up without pairs."""
-        if self._mined is None or self._reference is None or self._unlabelled is not None:
+        if self._mined is None or self._unlabelled is not None:
             return batch, None, rates
-        batch, disagreement = self._find_disagreement(batch)
-        data = batch["data"]
-        rates = preference_rates(rates, disagreement.has_pair, self.mapo.preference_dropout)
-        same_rates = rates if self.mapo.preference_dropout == "same masks" else None
-        logits = reference_logits(self._reference, data, disagreement, same_rates)
-        return batch, Pairs(disagreement, logits), rates
+        batch, pairs = self._find_pairs(batch)
+        dropout = self.mapo.preference_dropout
+        rates = preference_rates(rates, pairs.disagreement.has_pair, dropout)
+        same_rates = rates if dropout == "same masks" else None
+        return batch, self._ask_reference(batch["data"], pairs, same_rates), rates
 
-    def _find_disagreement(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Disagreement]:
-        """Batch as nnU-Net makes it, its images on the device, and where its pairs differ."""
+    def _find_pairs(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Pairs]:
+        """Batch as nnU-Net makes it, its images on the device, and its pairs as they are stored."""
         scales = self._get_deep_supervision_scales()
         split = split_preferences(batch["target"], num_scales=scales and len(scales))
-        channels = require_preferences(split.preferences).to(self.device, non_blocking=True)
-        chosen, rejected, weights = Preferences.of(channels)
-        disagreement = find_disagreement(
-            chosen, rejected, self.labels, self.mapo.likelihood, weights
-        )
+        preferences = Preferences.of(require_preferences(split.preferences))
+        # before they are on the device, which would have to be waited for
+        disagreement, margins = preferences.find_disagreement(self.labels, self.mapo.likelihood)
         data = batch["data"].to(self.device, non_blocking=True)
-        return {**batch, "data": data, "target": split.target}, disagreement
+        batch = {**batch, "data": data, "target": split.target}
+        margins = margins.to(self.device, non_blocking=True)
+        return batch, Pairs(disagreement.to(self.device), margins)
+
+    def _ask_reference(self, data: Tensor, pairs: Pairs, rates: Tensor | None = None) -> Pairs:
+        """Pairs with the margins of the reference network, if there is one."""
+        if self._reference is None:
+            return pairs
+        margins = reference_margins(self._reference, data, pairs.disagreement, rates)
+        return replace(pairs, reference_margins=margins)
 
     @property
     def _learns_unlabelled(self) -> bool:
@@ -267,18 +271,18 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         """Loss of a batch of images without outlines: of their pairs, or of what is their label."""
         batch = next(self._unlabelled_loader)
         no_dropout = torch.zeros(len(batch["data"]), device=self.device)
-        if self._reference is None:
+        if not self.mapo.has_preferences:
             data = batch["data"].to(self.device, non_blocking=True)
             target = [each.to(self.device, non_blocking=True) for each in _listed(batch["target"])]
             with self.dropout.at(no_dropout):
                 output = self.network(data)
             loss: Tensor = base(output, target if isinstance(batch["target"], list) else target[0])
             return loss
-        batch, disagreement = self._find_disagreement(batch)
-        logits = reference_logits(self._reference, batch["data"], disagreement)
+        batch, pairs = self._find_pairs(batch)
+        pairs = self._ask_reference(batch["data"], pairs)
         with self.dropout.at(no_dropout):
             output = self.network(batch["data"])
-        return self.objective.preference_loss(output, Pairs(disagreement, logits))
+        return self.objective.preference_loss(output, pairs)
 
     # Set-up ---------------------------------------------------------------------------------------
 
@@ -305,7 +309,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         self.rates = self.mapo.training_rates(self.num_dimensions)
         self.labels = labels_of(self.label_manager)
         self.guard = StepGuard()
-        self.objective = MAPOLoss(self.labels, self.mapo)
+        self.objective = MAPOLoss(self.mapo)
         _ = self.schedule  # refuses what cannot be planned
         super().initialize()
         self.loss = self.objective.attach(self.loss)
@@ -374,7 +378,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         with rehearsing(self):
             plain, patch_size = self._plain_network(), self.configuration_manager.patch_size
             self._mined = plant_round(dataset, self.mapo, patch_size)
-            if self.mapo.needs_reference:
+            if self.mapo.needs_network:
                 with self._single_output() as network:
                     self._reference = build_reference(network, plain.state_dict())
             plain.train()
@@ -459,10 +463,10 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         """The base trainer's transforms, which carry chosen and rejected in a round."""
         transforms = super().get_training_transforms(*args, **kwargs)
         if self._unlabelled is not None:
-            carries, num_channels = self._loads_unlabelled and self._unlabelled.has_pairs, 3
+            carries = self._loads_unlabelled and self._unlabelled.has_pairs
         else:
-            carries, num_channels = self._mined is not None, 3 if self.mapo.pair == "region" else 2
-        return carry_preferences(transforms, num_channels) if carries else transforms
+            carries = self._mined is not None
+        return carry_preferences(transforms, self.mapo.num_channels) if carries else transforms
 
     def on_train_end(self) -> None:
         """The base trainer's end; our own loader stops as well."""
@@ -606,7 +610,16 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         return f"{epochs}, in {f'round {number}' if number else 'the warm-up'}"
 
     def _load_reference(self) -> nn.Module:
-        """Reference network from its file; if that is missing or damaged, from what is left."""
+        """Network with the reference's weights."""
+        weights = self._read_reference()
+        with self._single_output() as network:
+            reference = build_reference(network, weights)
+        if self._do_i_compile():
+            reference.compile()
+        return reference
+
+    def _read_reference(self) -> dict[str, Tensor]:
+        """The reference's weights from their file; if it is missing or damaged, what is left."""
         self._barrier()  # the first rank may still be writing it
         path = self._folder / REFERENCE
         weights = self._loaded.reference
@@ -618,11 +631,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             self._barrier()  # every rank has looked before the first one writes
             if self.local_rank == 0:
                 write_reference(path, weights)
-        with self._single_output() as network:
-            reference = build_reference(network, weights)
-        if self._do_i_compile():
-            reference.compile()
-        return reference
+        return weights
 
     def _recover_reference(self, path: Path) -> dict[str, Tensor]:
         policy = self._plain_network().state_dict()

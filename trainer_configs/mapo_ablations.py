@@ -55,4 +55,4 @@ class nnUNetTrainer_MAPO_RoundReference(nnUNetTrainer_MAPO):
 class nnUNetTrainer_MAPO_AverageReference(nnUNetTrainer_MAPO):
     """The reference is the policy's moving average."""
 
-    mapo = MAPOConfig(reference_update="average")
+    mapo = MAPOConfig(reference="network", reference_update="average")

@@ -12,6 +12,7 @@ class nnUNetTrainer_MAPO_Choices(nnUNetTrainer_MAPO):
     # Measured on seed 3 of the study: a smaller learning rate or κ gains less.
     mapo = MAPOConfig(
         unlabelled="preferences",
+        reference="network",
         kappa=2.0,
         fine_tune=True,
         num_epochs_factor=0.2,

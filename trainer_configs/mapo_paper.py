@@ -17,6 +17,7 @@ class nnUNetTrainer_MAPO_Paper(nnUNetTrainer_MAPO):
         beta=0.1,
         lambda_supervised=0.5,
         likelihood="image",
+        reference="network",
         warmup_dropout=True,
         preference_dropout="off",
         num_epochs_2d=300,

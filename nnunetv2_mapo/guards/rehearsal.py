@@ -25,6 +25,7 @@ from nnunetv2_mapo.method.store import WEIGHT_ONE, Round, stack_preferences
 from nnunetv2_mapo.support.device import is_out_of_memory, untouched
 from nnunetv2_mapo.support.errors import MAPOError
 
+_REFERENCE = ", in which the reference network is there besides the trained one"
 _ONE_OUTPUT = """derive the trainer from nnunetv2_mapo's SingleOutputTrainer, or add to it
 
     def initialize(self):
@@ -47,26 +48,27 @@ class PlantedRound(Round):
     Attributes:
         dataset: nnU-Net's, of the training cases.
         period: Distance of the stripes along the last axis in voxels; a quarter is their width.
-        has_weights: Whether a pair has a weight of each voxel.
+        has_margins: Whether the margins of a cached reference are with a pair.
     """
 
     dataset: Any
     period: int
-    has_weights: bool
+    has_margins: bool
 
     def open_stack(self, identifier: str) -> NDArray[np.int16]:
         """Channels of a case, see `stack_preferences`."""
         segmentation = self.dataset.load_case(identifier)[1][:]
         chosen = np.zeros(segmentation.shape[1:], np.int16)
         chosen[..., np.arange(chosen.shape[-1]) % self.period < max(1, self.period // 4)] = 1
-        weights = [np.full_like(chosen, WEIGHT_ONE)] if self.has_weights else []
-        return stack_preferences(segmentation, chosen, np.zeros_like(chosen), *weights)
+        none, weights = np.zeros_like(chosen), np.full_like(chosen, WEIGHT_ONE)
+        margins = [none] if self.has_margins else []
+        return stack_preferences(segmentation, chosen, none, weights, *margins)
 
 
 def plant_round(dataset: Any, config: MAPOConfig, patch_size: Sequence[int]) -> PlantedRound:
     """Make a round for a dataset of nnU-Net's, of which every patch has a pair."""
     period = max(2, patch_size[-1] // 2)
-    return PlantedRound(Path(), {}, dataset, period, config.pair == "region")
+    return PlantedRound(Path(), {}, dataset, period, config.reference == "cached")
 
 
 @contextmanager
@@ -145,9 +147,9 @@ def check_deep_supervision(trainer: Any) -> None:
 def _explain(trainer: Any, error: Exception) -> str:
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         return (
-            f"{trainer.device} has too little memory for a step with preferences, in which the "
-            "reference network is there besides the trained one. Make batch_size smaller in a copy "
-            "of the plans, and name that with -p."
+            f"{trainer.device} has too little memory for a step with preferences"
+            f"{_REFERENCE if trainer.mapo.needs_network else ''}. Make batch_size smaller in a "
+            "copy of the plans, and name that with -p."
         )
     frames = traceback.extract_tb(error.__traceback__)
     own = [each for each in frames if not Path(each.filename).is_relative_to(torch.__path__[0])]

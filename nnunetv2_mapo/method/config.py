@@ -28,11 +28,20 @@ _BEFORE: dict[str, Any] = {
     "warmup_dropout": True,
     "preference_dropout": "asymmetric",  # of the policy only: not to be had any more
     "tile_step_size": 1.0,
+    "reference": "network",
 }
 # What candidates and parts can be ranked by, besides a user's own function.
 METRICS = ("dice", "nsd", "hd95", "asd", "lesion_f1", "lesion_dice", "cldice", "false_volume")
 # What is made of images that nobody has segmented, besides nothing.
 UNLABELLED = ("preferences", "chosen", "pseudo-label")
+
+
+# What compares the policy with a second network in each step.
+_OF_A_NETWORK = (
+    ("reference_update", "average"),
+    ("preference_dropout", "same masks"),
+    ("unlabelled", "preferences"),
+)
 
 
 class Valid(NamedTuple):
@@ -192,6 +201,9 @@ class MAPOConfig:
         kappa: Pull of a voxel where policy and reference agree, see `loss.voxel_loss`.
         loss_type: Loss of a pair by TRL's name, see `loss.preference_loss`. Paper: `"sigmoid"`.
         label_smoothing: Probability ε that a pair is the wrong way round.
+        reference: Where the reference's margins come from: `"cached"`, measured when a round is
+            mined and carried through the augmentation; the `"network"`, once more in each step
+            (paper); or `"none"`, margins of 0, as if it preferred nothing. Default measured.
         reference_update: When the reference follows the policy: `"never"` (paper), at the start of
             each `"round"`, or as its moving `"average"` (TR-DPO, arXiv:2404.09656).
         reference_decay: Share of the moving average that a step keeps, TR-DPO's 1 - α. Not tuned.
@@ -247,6 +259,7 @@ class MAPOConfig:
     kappa: float = _setting(0.5, ABOVE_0, ("likelihood", "voxel"))
     loss_type: str = _setting("sigmoid", _choice("sigmoid", "ipo", "hinge", "robust"))
     label_smoothing: float = _setting(0.0, _number("in [0, 0.5)", lambda value: 0 <= value < 0.5))
+    reference: str = _setting("cached", _choice("cached", "network", "none"))
     reference_update: str = _setting("never", _choice("never", "round", "average"))
     reference_decay: float = _setting(0.999, BETWEEN_0_AND_1, ("reference_update", "average"))
     warmup_dropout: bool = _setting(False, BOOL)
@@ -304,6 +317,13 @@ class MAPOConfig:
                 f"metric={self.metric!r} is not valid with selection_unit_2d='case': preprocessed "
                 "slices have no common distance. Choose 'slice' or 'window'."
             )
+        if self.reference != "network":
+            needing = [
+                f"{name}={getattr(self, name)!r} is not valid: it needs reference='network'."
+                for name, value in _OF_A_NETWORK
+                if getattr(self, name) == value
+            ]
+            problems += needing
         if self.adam_learning_rate is not None and self.learning_rate_factor != 1:
             problems.append(
                 f"learning_rate_factor={self.learning_rate_factor!r} is not valid: it is of the "
@@ -341,9 +361,19 @@ class MAPOConfig:
         return self.unlabelled != "off" and self.num_rounds > 0
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether the preference stage compares the policy with the reference."""
+    def has_preferences(self) -> bool:
+        """Whether the preference stage is about preferences, not about other labels."""
         return self.unlabelled in ("off", "preferences")
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether the reference is a second network in the preference stage."""
+        return self.has_preferences and self.reference == "network"
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a mined case besides the segmentation, see `store.stack_preferences`."""
+        return 4 if self.reference == "cached" else 3
 
     def num_unlabelled(self, batch_size: int) -> int:
         """Patches of unlabelled images in a batch; at least one, and one labelled besides."""

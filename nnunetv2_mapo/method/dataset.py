@@ -1,7 +1,8 @@
 """How chosen and rejected travel with a case through nnU-Net's cropping and augmentation.
 
-They are two more channels of the segmentation, or three with the weight of region pairs, so
-whatever moves the segmentation moves them; the weight, which is no label, by nearest point. Right
+They are more channels of the segmentation, with the weight of each voxel and, if the reference is
+cached, its margin there, so whatever moves the segmentation moves them; weight and margin, which
+are no labels, by nearest point. Right
 before the first transform that is about the segmentation alone (labels to regions, downsampling for
 deep supervision …) they are taken off, and put back behind the finished target.
 """
@@ -21,7 +22,9 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from nnunetv2_mapo.method.store import WEIGHT_ONE, Round
+from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.loss import Disagreement, find_disagreement
+from nnunetv2_mapo.method.store import MARGIN_ONE, WEIGHT_ONE, Round
 
 CHOSEN, REJECTED, WEIGHT = 1, 2, 3  # channels of the segmentation; 0 is nnU-Net's
 _SEGMENTATION_ONLY = (SegOnlyTransform, MoveSegAsOneHotToDataTransform)
@@ -52,8 +55,8 @@ def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> Comp
     """Make a trainer's training transforms, applied as they are, carry chosen and rejected.
 
     Their segmentation becomes a list: nnU-Net's target (one entry, or one for each deep supervision
-    scale), then the preferences, shape `(num_channels, *patch)`, int16; 3 channels with the weight
-    of region pairs, else 2.
+    scale), then the preferences, shape `(num_channels, *patch)`, int16: chosen and rejected, and
+    what else of `stack_preferences` is behind them.
     """
     end = CHOSEN + num_channels
     steps = list(getattr(transforms, "transforms", [transforms]))
@@ -85,7 +88,7 @@ def take_off(end: int, **data_dict: Any) -> dict[str, Any]:
         segmentation = data_dict["segmentation"]
         preferences = segmentation[CHOSEN:end]
         # Interpolation may push the padding (-1) further into one than into the other.
-        data_dict[_KEY] = preferences * (preferences.amin(0) >= 0)
+        data_dict[_KEY] = preferences * (preferences[:2].amin(0) >= 0)
         data_dict["segmentation"] = _without_preferences(segmentation, end)
     return data_dict
 
@@ -146,12 +149,11 @@ class MoveDisagreement:
         segmentation: Tensor = data_dict["segmentation"]
         if "nchannels_seg" in data_dict:  # the slices of a volume are channels (dummy 2D)
             num_slices = len(segmentation) // data_dict["nchannels_seg"]
-            place = slice(WEIGHT * num_slices, self.end * num_slices)  # empty without weight
-            weight = segmentation[place].clone()  # is no label
+            place = slice(WEIGHT * num_slices, self.end * num_slices)
+            values = segmentation[place].clone()  # are no labels
             segmentation[place] = 0
             moved = self.transform.apply(data_dict, **params)
-            if len(weight):
-                moved["segmentation"][place] = self._move_nearest(weight, grid)
+            moved["segmentation"][place] = self._move_nearest(values, grid)
             return moved
         data_dict["segmentation"] = _without_preferences(segmentation, self.end)
         moved = self.transform.apply(data_dict, **params)
@@ -200,13 +202,22 @@ class Preferences(NamedTuple):
 
     chosen: Tensor  # label maps, int16
     rejected: Tensor
-    weights: Tensor | None  # of each voxel in [0, 1], float32; None: 1 everywhere
+    weights: Tensor  # of each voxel in [0, 1], float32
+    margins: Tensor | None  # of a cached reference, in 1 / `MARGIN_ONE` logits, int16
 
     @classmethod
     def of(cls, channels: Tensor) -> Preferences:
-        """Those of the channels that `carry_preferences` carries, shape `(B, 2 or 3, *patch)`."""
-        chosen, rejected, *weights = channels.unbind(1)
-        return cls(chosen, rejected, weights[0].float() / WEIGHT_ONE if weights else None)
+        """Those of the channels that `carry_preferences` carries, shape `(B, 3 or 4, *patch)`."""
+        chosen, rejected, weights, *margins = channels.unbind(1)
+        return cls(chosen, rejected, weights / WEIGHT_ONE, margins[0] if margins else None)
+
+    def find_disagreement(self, labels: Labels, likelihood: str) -> tuple[Disagreement, Tensor]:
+        """Where they differ, and the cached reference's margin there, `(B, n)`; 0 if it is not."""
+        found = find_disagreement(self.chosen, self.rejected, labels, likelihood, self.weights)
+        if self.margins is None:
+            return found, torch.zeros_like(found.weights)
+        margins = self.margins.flatten(1).gather(1, found.voxels) / MARGIN_ONE
+        return found, margins * (found.weights > 0)
 
 
 class Split(NamedTuple):
@@ -219,7 +230,7 @@ class Split(NamedTuple):
 def split_preferences(target: Any, *, num_scales: int | None) -> Split:
     """Undo `put_back` on a batch's target as nnU-Net's loader gives it.
 
-    The preferences have the shape `(B, 2 or 3, *patch)`; there are none if the batch comes from
+    The preferences have the shape `(B, 3 or 4, *patch)`; there are none if the batch comes from
     elsewhere (a benchmark's dummy batch). `num_scales` is None without deep supervision.
     """
     num_targets = num_scales or 1

@@ -62,7 +62,14 @@ class Disagreement:
 
     def of(self, samples: Tensor) -> Disagreement:
         """The same of some samples of the batch, by mask, shape `(B,)`."""
-        parts: Any = {n: v[samples] for n, v in vars(self).items() if isinstance(v, Tensor)}
+        return self._each(lambda tensor: tensor[samples])
+
+    def to(self, device: torch.device) -> Disagreement:
+        """The same on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Disagreement:
+        parts: Any = {n: function(v) for n, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **parts)
 
 
@@ -108,8 +115,8 @@ def find_disagreement(
 def voxel_margins(logits: Tensor, disagreement: Disagreement) -> Tensor:
     """Log-likelihood of chosen minus that of rejected at each disagreement voxel.
 
-    From logits at these voxels, see `Disagreement.gather`, `(B, C, n)`, to `(B, n)`, float32; 0 in
-    the padding.
+    Their `average` is log π(ŷ₊|x) - log π(ŷ₋|x) (eq. 6). From logits at these voxels, see
+    `Disagreement.gather`, `(B, C, n)`, to `(B, n)`, float32; 0 in the padding.
     """
     return (disagreement.heads * logits).sum(1)
 
@@ -117,14 +124,6 @@ def voxel_margins(logits: Tensor, disagreement: Disagreement) -> Tensor:
 def average(values: Tensor, disagreement: Disagreement) -> Tensor:
     """Weighted sum over the disagreement voxels divided by N: from `(B, n)` to `(B,)`."""
     return (disagreement.weights * values).sum(1) / disagreement.num_voxels
-
-
-def margin(logits: Tensor, disagreement: Disagreement) -> Tensor:
-    """Mean log-likelihood of chosen minus that of rejected, log π(ŷ₊|x) - log π(ŷ₋|x) (eq. 6).
-
-    Arguments as of `voxel_margins`; shape `(B,)`, float32.
-    """
-    return average(voxel_margins(logits, disagreement), disagreement)
 
 
 def preference_loss(
@@ -166,17 +165,13 @@ def voxel_loss(losses: Tensor, disagreement: Disagreement, *, beta: float, kappa
     return scale * (disagreement.weights * losses).sum(1)
 
 
-def chosen_log_likelihood(logits: Tensor, disagreement: Disagreement, labels: Labels) -> Tensor:
-    """Mean log-likelihood of the chosen labels over the disagreement voxels, for the log only.
+def chosen_log_likelihood(margins: Tensor) -> Tensor:
+    """Log-likelihood of the chosen label of each voxel, given that it is chosen's or rejected's.
 
-    Arguments as of `voxel_margins`, and the meaning of the heads; shape `(B,)`, float32.
+    log p_a / (p_a + p_b) = log σ(m) of margins m of any shape; with two classes it is log p_a. That
+    of rejected is log σ(-m), and the difference of the two is m. For the log only.
     """
-    heads = disagreement.heads
-    if labels.regions is None:
-        log_probabilities = logits.log_softmax(1) * (heads > 0)
-    else:
-        log_probabilities = logsigmoid(heads * logits) * (heads != 0)
-    return average(log_probabilities.sum(1), disagreement)
+    return logsigmoid(margins)
 
 
 @dataclass(frozen=True)
@@ -184,7 +179,7 @@ class Pairs:
     """The preference pairs of a batch, and what the reference says of them."""
 
     disagreement: Disagreement
-    reference_logits: Tensor  # at the disagreement voxels, shape `(B, C, n)`
+    reference_margins: Tensor  # of each disagreement voxel in logits, `(B, n)`; 0: no reference
 
 
 MoreLoss: TypeAlias = Callable[[nn.Module], Tensor]  # of other images, by the base loss
@@ -198,8 +193,7 @@ class MAPOLoss:
     `label_smoothing`, `likelihood` and `kappa` count.
     """
 
-    def __init__(self, labels: Labels, config: MAPOConfig) -> None:
-        self.labels = labels
+    def __init__(self, config: MAPOConfig) -> None:
         self.config = config
         self.num_calls = 0  # of the base, for the latest batch
         self.supervised = torch.tensor(math.nan)  # latest base loss, without λ
@@ -230,8 +224,9 @@ class MAPOLoss:
         """Values of the latest loss under `STEP_KEYS`.
 
         The rewards β (log π_θ - log π_ref) are means over the patches with a pair, of which only
-        disagreement voxels enter: the others contribute the same to chosen and rejected. All but
-        the first value are NaN where no patch of the batch has a disagreement voxel.
+        disagreement voxels enter, see `chosen_log_likelihood`: the others contribute the same to
+        chosen and rejected. All but the first value are NaN where no patch of the batch has a
+        disagreement voxel.
         """
         # Read only here, after the step: reading waits for the device.
         values = [math.nan] * 5 if self._pair_values is None else self._pair_values.tolist()
@@ -263,7 +258,7 @@ class MAPOLoss:
         The other patches have a constant loss and a gradient of exactly 0; the constant is left
         out, so that the training loss stays comparable.
         """
-        with torch.autocast(known.reference_logits.device.type, enabled=False):
+        with torch.autocast(known.reference_margins.device.type, enabled=False):
             return self._preference_loss(output, known)
 
     def _preference_loss(self, output: Any, known: Pairs) -> Tensor:
@@ -276,8 +271,8 @@ class MAPOLoss:
                 f"batch has {expected[0]} patches of {expected[2]} voxels and {expected[1]} heads"
             )
             raise ValueError(message)
-        logits = pairs.gather(logits)
-        deltas = voxel_margins(logits, pairs) - voxel_margins(known.reference_logits, pairs)
+        margins = voxel_margins(pairs.gather(logits), pairs)
+        deltas = margins - known.reference_margins
         config, is_voxelwise = self.config, self.config.likelihood == "voxel"
         losses = preference_loss(
             deltas if is_voxelwise else average(deltas, pairs),
@@ -285,17 +280,17 @@ class MAPOLoss:
         )  # fmt: skip
         if is_voxelwise:
             losses = voxel_loss(losses, pairs, beta=config.beta, kappa=config.kappa)
-        self._pair_values = self._describe_pairs(logits.detach(), losses.detach(), known)
+        self._pair_values = self._describe_pairs(margins.detach(), losses.detach(), known)
         return (losses * pairs.has_pair).mean()
 
-    def _describe_pairs(self, logits: Tensor, losses: Tensor, known: Pairs) -> Tensor:
+    def _describe_pairs(self, margins: Tensor, losses: Tensor, known: Pairs) -> Tensor:
         """Mean over the patches with a pair of what `step_values` says of them, shape `(5,)`."""
-        pairs = known.disagreement
-        margins = margin(logits, pairs) - margin(known.reference_logits, pairs)
-        chosen = chosen_log_likelihood(logits, pairs, self.labels)
-        chosen -= chosen_log_likelihood(known.reference_logits, pairs, self.labels)
-        rewards = self.config.beta * torch.stack([chosen, chosen - margins, margins])
-        values = torch.cat([losses[None], rewards, (margins > 0).float()[None]])
+        pairs, reference = known.disagreement, known.reference_margins
+        chosen = chosen_log_likelihood(margins) - chosen_log_likelihood(reference)
+        delta = average(margins - reference, pairs)
+        chosen = average(chosen, pairs)
+        rewards = self.config.beta * torch.stack([chosen, chosen - delta, delta])
+        values = torch.cat([losses[None], rewards, (delta > 0).float()[None]])
         return (values * pairs.has_pair).sum(1) / pairs.has_pair.sum()
 
 

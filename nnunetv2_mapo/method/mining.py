@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.ranking import Ranking
+from nnunetv2_mapo.method.reference import bind_reference, measure_margins
 from nnunetv2_mapo.method.region_pairs import even_out, pair_regions
 from nnunetv2_mapo.method.sampling import CandidateSampler, fit_windows_per_forward
 from nnunetv2_mapo.method.selection import candidate_dice, select_pair
@@ -40,9 +41,9 @@ class TrainingSample(NamedTuple):
 
 
 class MinedCase(NamedTuple):
-    """Preference pairs of a case: channels [chosen, rejected] or [chosen, rejected, weight].
+    """Preference pairs of a case: channels [chosen, rejected, weight], the margin behind them.
 
-    They are those of `store.stack_preferences`, `(2 or 3, *spatial)`; 0 in samples without a pair.
+    They are those of `store.stack_preferences`, `(3 or 4, *spatial)`; 0 in samples without a pair.
     """
 
     preferences: NDArray[np.int16]
@@ -63,20 +64,34 @@ class Miner:
     ranking: Ranking | None = None  # by what candidates and parts are ranked; None: by their Dice
     # distance of neighbouring voxels along the three axes; in 2D the first is that of slices
     spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
+    # of the reference whose margins are cached, by name; None: it is the policy
+    reference: Mapping[str, Tensor] | None = None
 
     def mine(self, image: Tensor, segmentation: Tensor) -> MinedCase:
         """Pairs of a case, whose network input has three spatial axes, `(channels, *spatial)`.
 
         The ground truth `(*spatial)` is in nnU-Net's labels, < 0 outside the image.
         """
-        has_parts = self.config.pair == "region"
-        preferences = np.zeros((3 if has_parts else 2, *image.shape[1:]), np.int16)
+        preferences = np.zeros((self.config.num_channels, *image.shape[1:]), np.int16)
         records = []
-        select = self._select_regions if has_parts else self._select_candidates
+        is_parts = self.config.pair == "region"
+        select = self._select_regions if is_parts else self._select_candidates
         for sample in self.find_samples(image, segmentation):
-            preferences[(slice(None), *sample.place)], record = select(sample)
+            preferences[(slice(3), *sample.place)], record = select(sample)
             records.append(record)
+        if self.config.reference == "cached":
+            preferences[3] = self._measure_margins(image, *torch.from_numpy(preferences[:2]))
         return MinedCase(preferences, records)
+
+    def _measure_margins(
+        self, image: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> NDArray[np.int16]:
+        return measure_margins(
+            bind_reference(self.network, self.reference), image, chosen, rejected, self.labels,
+            self.patch_size, tile_step_size=self.config.tile_step_size,
+            windows_per_forward=self.windows_per_forward * self.sampler.num_passes,
+            device=self.device,
+        )  # fmt: skip
 
     def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[TrainingSample]:
         """Training samples of a case with their candidates, arguments as of `mine`."""
@@ -120,7 +135,7 @@ class Miner:
         return candidates[every + inside[1:]]
 
     def _select_candidates(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
-        """Channels [chosen, rejected] and record of a sample whose pair is two candidates."""
+        """Channels of a sample whose pair is two candidates, see `MinedCase`, and its record."""
         scores = self._score(sample, sample.candidates)
         # every gap is stored where τ is only known when the round is complete
         tau = self.config.tau if self.config.tau_quantile is None else 0.0
@@ -136,7 +151,9 @@ class Miner:
             rejected = torch.where(is_unused, chosen, sample.candidates[pair.rejected])
         num_disagreeing = int((chosen != rejected).sum())
         record = _record(sample, pair.chosen, pair.rejected, num_disagreeing)
-        return torch.stack((chosen, rejected)).short().numpy(), replace(record, scores=scores)
+        weight = WEIGHT_ONE * (chosen != rejected)
+        channels = torch.stack((chosen, rejected, weight)).short()
+        return channels.numpy(), replace(record, scores=scores)
 
     def _score(self, sample: TrainingSample, label_maps: Tensor) -> list[float] | None:
         """Value of label maps `(n, *spatial)` by the metric that ranks; None if that is Dice."""
@@ -151,7 +168,7 @@ class Miner:
         return tuple(spacing for spacing, index in axes if isinstance(index, slice))
 
     def _select_regions(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
-        """Channels [chosen, rejected, weight] and record of a sample with a region pair."""
+        """Channels of a sample with a region pair, see `MinedCase`, and its record."""
         target, ignored = sample.target.numpy(), sample.ignored.numpy()
         candidates = sample.candidates.numpy()
         ranked = None

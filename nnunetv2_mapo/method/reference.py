@@ -1,20 +1,35 @@
-"""The frozen reference π_ref: its weights on disk, and the network that holds them."""
+"""The frozen reference π_ref: its weights on disk, and its margins, of a network or stored.
+
+DPO compares the policy's margins with the reference's. The reference never changes while a round
+lasts, so its margins can be measured when the round is mined (`measure_margins`), stored and
+carried through the augmentation; or a second network gives them in each step, for the very images
+that the policy sees (`reference_margins`).
+"""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nnunetv2_mapo.method.dropout import find_switch
-from nnunetv2_mapo.method.loss import Disagreement
+from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.loss import Disagreement, find_disagreement, voxel_margins
 from nnunetv2_mapo.method.sampling import full_resolution
+from nnunetv2_mapo.method.store import MARGIN_ONE
+from nnunetv2_mapo.method.windows import find_windows
 from nnunetv2_mapo.support.device import untouched
 from nnunetv2_mapo.support.files import hash_weights, write_atomically
 
@@ -64,30 +79,109 @@ def build_reference(policy: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
 
 
 @torch.no_grad()
-def reference_logits(
+def reference_margins(
     reference: nn.Module,
     images: Tensor,
     disagreement: Disagreement,
     rates: Tensor | None = None,
 ) -> Tensor:
-    """The reference's logits at the disagreement voxels, under the conditions of the policy.
+    """The reference's margin at each disagreement voxel, under the conditions of the policy.
 
     Of images of shape `(B, channels, *patch)`, those without a disagreement are not computed. At
     the dropout rate of each, shape `(B,)`, the policy, which comes next, draws the same masks; None
-    is no dropout.
+    is no dropout. The shape is `(B, n)`, see `Disagreement`.
     """
-    logits = torch.zeros(disagreement.heads.shape, device=images.device)
+    margins = torch.zeros_like(disagreement.weights)
     if disagreement.voxels.shape[1] == 0:
-        return logits
+        return margins
     device = images.device
     with torch.autocast(device.type, enabled=device.type == "cuda"):
         if rates is not None:
             with untouched(device), find_switch(reference).at(rates):
-                return disagreement.gather(full_resolution(reference(images)))
+                return _margins_of(reference(images), disagreement)
         has_pair = disagreement.has_pair
-        outputs = full_resolution(reference(images[has_pair]))
-    logits[has_pair] = disagreement.of(has_pair).gather(outputs)
-    return logits
+        outputs = reference(images[has_pair])
+    margins[has_pair] = _margins_of(outputs, disagreement.of(has_pair))
+    return margins
+
+
+@torch.inference_mode()
+def measure_margins(
+    reference: Callable[[Tensor], Any],
+    image: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    labels: Labels,
+    patch_size: Sequence[int],
+    *,
+    tile_step_size: float,
+    windows_per_forward: int,
+    device: torch.device,
+) -> NDArray[np.int16]:
+    """The reference's margin at each disagreement voxel of a case, in 1 / `MARGIN_ONE` logits.
+
+    Only windows with such a voxel are computed. Where windows overlap, the one with the nearest
+    centre counts.
+
+    Args:
+        reference: The network without dropout and deep supervision, see `bind_reference`.
+        image: Network input, shape `(channels, *spatial)`, three spatial axes.
+        chosen: Label map, shape `(*spatial)`.
+        rejected: The same.
+        labels: Meaning of the label maps.
+        patch_size: Of the configuration in voxels, 2 or 3 entries.
+        tile_step_size: Distance of windows as a share of the patch, in (0, 1].
+        windows_per_forward: Windows in one forward pass.
+        device: Where the network lies.
+
+    Returns:
+        Margins, shape `(*spatial)`; 0 where chosen and rejected agree.
+    """
+    padded, inside = pad_nd_image(image, patch_size, "constant", {"value": 0}, return_slicer=True)
+    pair = torch.zeros(2, *padded.shape[1:], dtype=chosen.dtype)
+    pair[(slice(None), *inside[1:])] = torch.stack((chosen, rejected))
+    margins = torch.zeros(padded.shape[1:], dtype=torch.int16)
+    windows = [
+        window
+        for window in find_windows(padded.shape[1:], patch_size, tile_step_size)
+        if not torch.equal(*(each[window.cell] for each in pair))
+    ]
+    every = (slice(None),)
+    for start in range(0, len(windows), windows_per_forward):
+        batch = windows[start : start + windows_per_forward]
+        images = torch.stack([padded[every + window.place] for window in batch])
+        maps = torch.stack([pair[every + window.place] for window in batch], 1).to(device)
+        disagreement = find_disagreement(maps[0], maps[1], labels, "image")
+        with torch.autocast(device.type, enabled=device.type == "cuda"):
+            outputs = reference(images.to(device))
+        found = torch.zeros(maps[0].flatten(1).shape, device=device)
+        found.scatter_add_(1, disagreement.voxels, _margins_of(outputs, disagreement))
+        limits = torch.iinfo(torch.int16)
+        found = (found * MARGIN_ONE).round().clamp(limits.min, limits.max).short()
+        for window, each in zip(batch, found.view_as(maps[0]).cpu(), strict=True):
+            own = tuple(_relative(*axes) for axes in zip(window.cell, window.place, strict=True))
+            margins[window.cell] = each[own[-each.ndim :]]
+    return margins[inside[1:]].numpy()
+
+
+def bind_reference(
+    network: nn.Module, weights: Mapping[str, Tensor] | None
+) -> Callable[[Tensor], Any]:
+    """A network with the reference's weights in place of its own, which stay where they are.
+
+    None: the reference is the policy itself, as in the first round.
+    """
+    if weights is None:
+        return network
+    # Each module once, which nnU-Net's networks hold under several names: a weight that is replaced
+    # twice would not be put back.
+    names = (
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in network.named_modules()
+        for name in chain(module._parameters, module._buffers)
+    )
+    own = {name: weights[name] for name in names if name in weights}
+    return partial(functional_call, network, own, tie_weights=False)
 
 
 @torch.no_grad()
@@ -101,6 +195,17 @@ def update_average(reference: nn.Module, policy: nn.Module, decay: float) -> Non
         average.lerp_(latest, 1 - decay)
     for mine, theirs in zip(reference.buffers(), policy.buffers(), strict=True):
         mine.copy_(theirs)  # such as counts, or masks of -inf, which have no average
+
+
+def _margins_of(outputs: Any, disagreement: Disagreement) -> Tensor:
+    return voxel_margins(disagreement.gather(full_resolution(outputs)), disagreement)
+
+
+def _relative(cell: int | slice, place: int | slice) -> slice:
+    """A window's cell along one axis, in the window."""
+    if isinstance(cell, int) or isinstance(place, int):
+        return slice(None)
+    return slice(cell.start - place.start, cell.stop - place.start)
 
 
 def _copy(network: nn.Module) -> nn.Module:

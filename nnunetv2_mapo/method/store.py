@@ -26,6 +26,7 @@ PREFERENCES = "preferences"  # folder of the rounds in nnU-Net's fold folder
 MANIFEST = "manifest.json"
 CANDIDATES = "candidates.json"  # what the candidates differ in, found before the first case
 WEIGHT_ONE = 100  # how a weight of 1 is stored; a small one is at least 1
+MARGIN_ONE = 256  # how a margin of 1 logit is stored, up to 128
 LONGEST_STEM = 200  # bytes; file systems take 255 for a name, with what we put behind it
 
 
@@ -246,10 +247,11 @@ def _file_stem(identifier: str) -> str:
 
 
 def stack_preferences(segmentation: NDArray[Any], *preferences: NDArray[Any]) -> NDArray[np.int16]:
-    """Channels [segmentation, chosen, rejected] or [segmentation, chosen, rejected, weight], int16.
+    """Channels [segmentation, chosen, rejected, weight], and the margin with them, int16.
 
     The segmentation is in nnU-Net's labels, `(1, *spatial)`; chosen and rejected are label maps,
-    the weight of region pairs is in hundredths, `(*spatial)`.
+    the weight is in 1 / `WEIGHT_ONE`, the margin of a reference that is `"cached"` in 1 /
+    `MARGIN_ONE`, `(*spatial)`.
     """
     stack: NDArray[np.int16] = np.concatenate(
         (segmentation, np.stack(preferences)), dtype=np.int16, casting="unsafe"

@@ -109,6 +109,7 @@ def look_at(
         rates_3d=tuple(rates),
         rates="fixed",
         granularity=trained.granularity,
+        reference="none",
         seed=trained.seed,
     )
     samples = {}

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.loss import find_disagreement, margin, preference_loss
+from nnunetv2_mapo.method.loss import average, find_disagreement, preference_loss, voxel_margins
 
 BATCH_SIZE, PATCH, BETA = 2, (64, 64, 64), 0.1
 SHARES = (0.01, 0.05, 0.20)
@@ -61,9 +61,9 @@ def margin_form(batch: Batch) -> Tensor:
     labels = Labels(batch.policy.shape[1])
     disagreement = find_disagreement(batch.chosen, batch.rejected, labels, "image")
     with torch.no_grad():
-        reference_margin = margin(disagreement.gather(batch.reference), disagreement)
-    policy_margin = margin(disagreement.gather(batch.policy), disagreement)
-    return preference_loss(policy_margin - reference_margin, beta=BETA).mean()
+        reference = voxel_margins(disagreement.gather(batch.reference), disagreement)
+    policy = voxel_margins(disagreement.gather(batch.policy), disagreement)
+    return preference_loss(average(policy - reference, disagreement), beta=BETA).mean()
 
 
 def log_form(batch: Batch) -> Tensor:

@@ -32,8 +32,8 @@ from nnunetv2_mapo import MAPOConfig
 from nnunetv2_mapo.guards.network import check_network
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.loss import MAPOLoss, PreferenceTarget, find_disagreement
-from nnunetv2_mapo.method.reference import build_reference, reference_logits
+from nnunetv2_mapo.method.loss import MAPOLoss, Pairs, find_disagreement
+from nnunetv2_mapo.method.reference import build_reference, reference_margins
 from nnunetv2_mapo.method.sampling import full_resolution
 from nnunetv2_mapo.zoo.networks import network_builder
 
@@ -190,11 +190,11 @@ def take_preference_step(network: nn.Module, images: Tensor) -> bool:
     rejected = torch.where(torch.rand(truth.shape) < 0.1, (truth + 1) % NUM_OUTPUTS, truth)
     config, labels = MAPOConfig(), Labels(NUM_OUTPUTS)
     disagreement = find_disagreement(truth, rejected, labels, config.likelihood)
-    with torch.no_grad():
-        logits = reference_logits(reference, images, disagreement)
-    target = PreferenceTarget(truth, disagreement, logits)
-    loss = MAPOLoss(Supervised(), labels, config)(network.train()(images), target)
-    loss.backward()
+    pairs = Pairs(disagreement, reference_margins(reference, images, disagreement))
+    objective = MAPOLoss(config)
+    supervised = objective.attach(Supervised())
+    with objective.of(pairs):
+        supervised(network.train()(images), truth).backward()
     gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
     is_finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
     return is_finite and any(bool(gradient.any()) for gradient in gradients)

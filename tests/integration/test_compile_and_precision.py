@@ -67,10 +67,10 @@ def test_margins_and_preference_loss_stay_float32_in_mixed_precision(
     # where nnU-Net takes autocast on CUDA, it takes this on the CPU
     monkeypatch.setattr(stock, "dummy_context", cpu_autocast)
     seen: dict[str, set[torch.dtype]] = {"logits": set(), "margin": set(), "loss": set()}
-    margin, preference_loss = loss.margin, loss.preference_loss
+    voxel_margins, preference_loss = loss.voxel_margins, loss.preference_loss
 
     def note_margin(logits: torch.Tensor, disagreement: Any) -> torch.Tensor:
-        result = margin(logits, disagreement)
+        result = voxel_margins(logits, disagreement)
         seen["margin"].add(result.dtype)
         return result
 
@@ -79,7 +79,7 @@ def test_margins_and_preference_loss_stay_float32_in_mixed_precision(
         seen["loss"].add(result.dtype)
         return result
 
-    monkeypatch.setattr(loss, "margin", note_margin)
+    monkeypatch.setattr(loss, "voxel_margins", note_margin)
     monkeypatch.setattr(loss, "preference_loss", note_loss)
     trainer = make_trainer()
     trainer.initialize()

@@ -51,6 +51,7 @@ INVALID = {
     "kappa": [0, -1, math.nan, math.inf, True, None],
     "loss_type": ["dpo", "Sigmoid", None],
     "label_smoothing": [0.5, 1, -0.1, math.nan, True, None],
+    "reference": ["copy", "", None, True],
     "reference_update": ["always", "", None, False],
     "reference_decay": [0, 1, 1.0, -0.1, math.nan, None],
     "warmup_dropout": [0, 1, "off", None],
@@ -106,6 +107,7 @@ VALID = {
     "kappa": [1e-6, 2, 100],
     "loss_type": ["sigmoid", "ipo", "hinge"],
     "label_smoothing": [0, 0.0, 0.49],
+    "reference": ["cached", "network", "none"],
     "reference_update": ["never", "round", "average"],
     "reference_decay": [1e-6, 0.999],
     "warmup_dropout": [True, False],
@@ -137,7 +139,13 @@ NEEDED = {
     "tau_quantile": {"pair": "case"},
     "thresholds": {"sampler": "threshold"},
     "noise_sigmas": {"sampler": "noise"},
-    "reference_decay": {"reference_update": "average"},
+    "reference_decay": {"reference": "network", "reference_update": "average"},
+}
+# Values that are.
+NEEDED_BY = {
+    ("reference_update", "average"): {"reference": "network"},
+    ("preference_dropout", "same masks"): {"reference": "network"},
+    ("unlabelled", "preferences"): {"reference": "network"},
 }
 VALID_CASES = [(name, value) for name, values in VALID.items() for value in values]
 
@@ -165,12 +173,21 @@ def test_an_invalid_value_is_named_with_its_field_and_only_when_validated(name, 
 
 @pytest.mark.parametrize(("name", "value"), VALID_CASES)
 def test_the_ends_of_a_valid_range_are_accepted(name, value):
-    MAPOConfig(**{name: value, **NEEDED.get(name, {})}).validate()
+    more = NEEDED_BY.get((name, value), {}) if isinstance(value, str) else {}
+    MAPOConfig(**{name: value, **NEEDED.get(name, {}), **more}).validate()
+
+
+@pytest.mark.parametrize("reference", ["cached", "none"])
+@pytest.mark.parametrize(("name", "value"), NEEDED_BY)
+def test_what_compares_with_a_second_network_is_refused_without_one(name, value, reference):
+    config = MAPOConfig(**{name: value, "reference": reference})
+    with pytest.raises(ValueError, match=f"{name}='{value}' is not valid: it needs reference='ne"):
+        config.validate()
 
 
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_setting_that_would_have_no_effect_is_refused(name):
-    [(switch, needed)] = NEEDED[name].items()
+    *_, (switch, needed) = NEEDED[name].items()
     other = next(value for value in VALID[switch] if value != needed)
     given = next(value for value in VALID[name] if value != getattr(MAPOConfig(), name))
     config = MAPOConfig(**{name: given, switch: other})

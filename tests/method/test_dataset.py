@@ -40,6 +40,7 @@ from nnunetv2_mapo.method.dataset import (
     take_off,
     with_preferences,
 )
+from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.store import Round, SampleRecord, stack_preferences
 
 PATCH = {2: (16, 16), 3: (12, 12, 12)}
@@ -293,11 +294,26 @@ def test_preferences_without_rotation_are_cropped_with_their_weight(num_dimensio
 
 
 def test_preferences_of_a_batch_have_weights_from_0_to_1():
-    channels = torch.tensor([[[1, 2], [3, 4], [50, 100]]], dtype=torch.int16)
-    chosen, rejected, weights = Preferences.of(channels)
+    channels = torch.tensor([[[1, 2], [3, 4], [50, 100], [-256, 64]]], dtype=torch.int16)
+    chosen, rejected, weights, margins = Preferences.of(channels)
     assert (chosen.tolist(), rejected.tolist()) == ([[1, 2]], [[3, 4]])
     assert weights.tolist() == [[0.5, 1.0]]
-    assert Preferences.of(channels[:, :2]).weights is None
+    assert margins.tolist() == [[-256, 64]]
+    assert Preferences.of(channels[:, :3]).margins is None
+
+
+def test_margins_of_a_cached_reference_are_in_logits_at_the_disagreement_voxels():
+    channels = torch.zeros(2, 4, 2, 2, dtype=torch.int16)
+    channels[0, 0, 0, 1] = 1  # chosen 1, rejected 0
+    channels[0, 2:, 0, 1] = torch.tensor([100, -384])  # -1.5 logits
+    channels[0, 3, 0, 0] = 512  # the padding of other patches points there
+    channels[1, :, 1] = torch.tensor([[1, 0], [0, 1], [50, 50], [128, 32]])
+    labels = Labels(2)
+    found, margins = Preferences.of(channels).find_disagreement(labels, "voxel")
+    assert found.num_disagreeing.tolist() == [1, 2]
+    assert margins.tolist() == [[-1.5, 0.0], [0.5, 0.125]]
+    _, none = Preferences.of(channels[:, :3]).find_disagreement(labels, "voxel")
+    assert none.tolist() == [[0, 0], [0, 0]]
 
 
 @in_2d_and_3d

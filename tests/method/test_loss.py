@@ -16,9 +16,9 @@ from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.loss import (
     MAPOLoss,
     Pairs,
+    average,
     chosen_log_likelihood,
     find_disagreement,
-    margin,
     preference_loss,
     voxel_loss,
     voxel_margins,
@@ -35,6 +35,11 @@ def log_likelihood_of_each_voxel(logits: Tensor, label_map: Tensor, labels: Labe
         return logits.log_softmax(1).gather(1, label_map.long().unsqueeze(1)).squeeze(1)
     is_on = torch.stack([label_map >> bit & 1 for bit in range(labels.num_heads)], 1).bool()
     return torch.where(is_on, functional.logsigmoid(logits), functional.logsigmoid(-logits)).sum(1)
+
+
+def margin(logits: Tensor, disagreement) -> Tensor:
+    """Mean log-likelihood of chosen minus that of rejected, of logits at these voxels."""
+    return average(voxel_margins(logits, disagreement), disagreement)
 
 
 def direct_loss(
@@ -149,14 +154,14 @@ def averaged(**settings) -> MAPOConfig:
 
 def preference_target(target, reference, chosen, rejected, labels, likelihood):
     disagreement = find_disagreement(chosen, rejected, labels, likelihood)
-    return target, Pairs(disagreement, disagreement.gather(reference))
+    return target, Pairs(disagreement, voxel_margins(disagreement.gather(reference), disagreement))
 
 
 class Total:
     """A base loss with MAPO's added, called with the pairs of the batch or without."""
 
-    def __init__(self, base, labels: Labels, config: MAPOConfig) -> None:
-        self.objective = MAPOLoss(labels, config)
+    def __init__(self, base, config: MAPOConfig) -> None:
+        self.objective = MAPOLoss(config)
         self.base = self.objective.attach(base)
 
     def __call__(self, output, target, pairs: Pairs | None = None) -> Tensor:
@@ -174,7 +179,7 @@ def supervised_loss(batch_dice: bool = False) -> nn.Module:
 def test_total_is_lambda_times_nnunets_loss_plus_the_mean_preference_loss(likelihood):
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     target = torch.randint(0, 5, (3, 1, 8, 8)).float()
-    loss = Total(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.5))
+    loss = Total(supervised_loss(), averaged(beta=0.8, lambda_supervised=0.5))
     with_pairs = preference_target(target, reference, chosen, rejected, FIVE, likelihood)
     supervised = supervised_loss()(policy, target)
     preference = direct_loss(policy, reference, chosen, rejected, FIVE, likelihood, 0.8).mean()
@@ -193,7 +198,7 @@ def test_patches_without_a_pair_add_neither_loss_nor_gradient():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     rejected[1] = chosen[1]
     policy.requires_grad_()
-    loss = Total(supervised_loss(), FIVE, averaged(beta=0.8, lambda_supervised=0.0))
+    loss = Total(supervised_loss(), averaged(beta=0.8, lambda_supervised=0.0))
     pairs = preference_target(
         torch.zeros(3, 1, 8, 8), reference, chosen, rejected, FIVE, "disagreement"
     )
@@ -209,7 +214,7 @@ def test_patches_without_a_pair_add_neither_loss_nor_gradient():
 def test_a_batch_without_any_disagreement_has_exactly_zero_preference_gradient():
     policy, reference, chosen, _ = random_batch(TWO, (4, 4, 4))
     policy.requires_grad_()
-    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
+    loss = Total(supervised_loss(), averaged(beta=1.0, lambda_supervised=0.0))
     target = torch.zeros(3, 1, 4, 4, 4)
     total = loss(policy, *preference_target(target, reference, chosen, chosen, TWO, "image"))
     total.backward()
@@ -221,7 +226,7 @@ def test_a_batch_without_any_disagreement_has_exactly_zero_preference_gradient()
 def test_a_plain_target_gives_nnunets_loss_and_no_rewards():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8))
     target = torch.randint(0, 5, (3, 1, 8, 8)).float()
-    loss = Total(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=0.5))
+    loss = Total(supervised_loss(), averaged(beta=1.0, lambda_supervised=0.5))
     loss(policy, *preference_target(target, reference, chosen, rejected, FIVE, "image"))
     assert loss(policy, target).item() == supervised_loss()(policy, target).item()
     assert loss.objective.supervised.item() == supervised_loss()(policy, target).item()
@@ -237,7 +242,7 @@ def test_deep_supervision_enters_the_base_loss_and_only_full_resolution_the_pref
         outputs[1], targets[1]
     )
     preference = direct_loss(policy, reference, chosen, rejected, FIVE, "image", 1.0).mean()
-    loss = Total(base, FIVE, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(base, averaged(beta=1.0, lambda_supervised=1.0))
     pairs = preference_target(targets, reference, chosen, rejected, FIVE, "image")
     expected = expected_base.item() + preference.item()
     assert loss(outputs, *pairs).item() == pytest.approx(expected, rel=1e-6)
@@ -253,7 +258,7 @@ def test_half_precision_outputs_give_a_finite_float32_loss(dtype):
     pairs = preference_target(
         torch.zeros(3, 1, 64, 64), reference, chosen, rejected, TWO, "disagreement"
     )
-    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=0.0))
+    loss = Total(supervised_loss(), averaged(beta=1.0, lambda_supervised=0.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(policy.requires_grad_(), *pairs)
     value.backward()
@@ -307,7 +312,7 @@ def test_half_precision_does_not_overflow_where_a_patch_of_512_cubed_voxels_disa
 def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan(bad):
     policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
     pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
-    loss = Total(lambda *_: torch.tensor(bad), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(lambda *_: torch.tensor(bad), averaged(beta=1.0, lambda_supervised=1.0))
     value = loss(policy.requires_grad_(), *pairs)
     value.backward()
     assert value.isnan()
@@ -321,7 +326,7 @@ def test_a_margin_that_is_not_finite_makes_every_gradient_nan(bad):
     reference[0, 0] = bad  # Δ is NaN or minus infinity
     pairs = preference_target(None, reference, chosen, rejected, TWO, "disagreement")
     weight = torch.ones(1, requires_grad=True)
-    loss = Total(lambda output, _: output.sum(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(lambda output, _: output.sum(), averaged(beta=1.0, lambda_supervised=1.0))
     value = loss(policy * weight, *pairs)
     value.backward()
     assert value.isnan()
@@ -331,7 +336,7 @@ def test_a_margin_that_is_not_finite_makes_every_gradient_nan(bad):
 def test_a_base_loss_that_is_not_finite_makes_every_gradient_nan_in_the_warmup_too():
     weight = torch.ones(3, requires_grad=True)
     loss = Total(
-        lambda output, _: output.sum() * 0 + math.inf, TWO, averaged(beta=1.0, lambda_supervised=1)
+        lambda output, _: output.sum() * 0 + math.inf, averaged(beta=1.0, lambda_supervised=1)
     )
     loss(weight * 2, None).backward()
     assert weight.grad.isnan().all()
@@ -351,7 +356,7 @@ def test_rewards_of_classes_by_hand():
     # softmax(0, ln 3) = (1/4, 3/4); the reference has (1/2, 1/2); β = 2
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 1, 0, 1] = math.log(3)
-    loss = Total(supervised_loss(), TWO, averaged(beta=2.0, lambda_supervised=1.0))
+    loss = Total(supervised_loss(), averaged(beta=2.0, lambda_supervised=1.0))
     loss(policy, *one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
     rewards = loss.objective.step_values()
     assert rewards["rewards/chosen"] == pytest.approx(2 * math.log(1.5), abs=1e-6)
@@ -367,7 +372,7 @@ def test_rewards_of_regions_by_hand():
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 0, 0, 1] = -math.log(3)
     policy[0, 1, 0, 1] = 5.0  # region 1 is off in both: it must not enter
-    loss = Total(nn.BCEWithLogitsLoss(), labels, averaged(beta=1.0, lambda_supervised=0.0))
+    loss = Total(nn.BCEWithLogitsLoss(), averaged(beta=1.0, lambda_supervised=0.0))
     _, pairs = one_voxel_target(labels, torch.zeros(2, 2, 2, 2))
     loss(policy, torch.zeros(2, 2, 2, 2), pairs)
     assert loss.objective.step_values()["rewards/chosen"] == pytest.approx(math.log(0.5), abs=1e-6)
@@ -381,7 +386,7 @@ def test_rewards_of_regions_by_hand():
 def test_accuracy_is_the_share_of_the_patches_with_a_pair():
     policy, reference, chosen, rejected = random_batch(FIVE, (8, 8), seed=3)
     rejected[2] = chosen[2]
-    loss = Total(supervised_loss(), FIVE, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(supervised_loss(), averaged(beta=1.0, lambda_supervised=1.0))
     # the policy has moved towards chosen in patch 0 and towards rejected in patch 1
     policy = reference.clone()
     policy[0].scatter_add_(0, chosen[:1].long(), torch.ones(1, 8, 8))
@@ -398,29 +403,23 @@ def test_accuracy_is_the_share_of_the_patches_with_a_pair():
 
 
 @pytest.mark.parametrize("labels", KINDS.values(), ids=KINDS)
-def test_chosen_reward_equals_the_direct_log_likelihood(labels):
-    policy, reference, chosen, rejected = random_batch(labels, (6, 5))
-    differs = chosen != rejected
+def test_chosen_reward_is_the_log_likelihood_of_chosen_between_the_two(labels):
+    policy, _, chosen, rejected = random_batch(labels, (6, 5))
     found = find_disagreement(chosen, rejected, labels, "disagreement")
-
-    def expected(logits: Tensor) -> Tensor:
-        voxels = log_likelihood_of_each_voxel(logits.double(), chosen, labels)
-        if labels.regions is not None:  # heads that agree cancel and are left out
-            heads = torch.stack([(chosen ^ rejected) >> bit for bit in range(labels.num_heads)], 1)
-            is_on = torch.stack([chosen >> bit & 1 for bit in range(labels.num_heads)], 1)
-            signed = torch.where(is_on.bool(), logits, -logits).double()
-            voxels = (functional.logsigmoid(signed) * (heads & 1)).sum(1)
-        return (voxels * differs).sum((1, 2)) / differs.sum((1, 2))
-
-    for logits in (policy, reference):
-        ours = chosen_log_likelihood(found.gather(logits), found, labels)
-        torch.testing.assert_close(ours.double(), expected(logits), atol=1e-5, rtol=1e-5)
+    both = [
+        log_likelihood_of_each_voxel(policy.double(), label_map, labels).exp()
+        for label_map in (chosen, rejected)
+    ]
+    expected = torch.log(both[0] / (both[0] + both[1])).flatten(1).gather(1, found.voxels)
+    ours = chosen_log_likelihood(voxel_margins(found.gather(policy), found)).double()
+    is_real = (found.heads != 0).any(1)
+    torch.testing.assert_close(ours[is_real], expected[is_real], atol=1e-5, rtol=1e-5)
 
 
 def test_logged_values_have_the_names_that_dpo_users_know():
     policy = torch.zeros(2, 2, 2, 2)
     policy[0, 1, 0, 1] = math.log(3)
-    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(supervised_loss(), averaged(beta=1.0, lambda_supervised=1.0))
     loss(policy, *one_voxel_target(TWO, torch.zeros(2, 2, 2, 2)))
     values = loss.objective.step_values()
     assert values == {
@@ -437,13 +436,13 @@ def test_logged_values_have_the_names_that_dpo_users_know():
 
 
 def test_nothing_is_logged_before_the_first_step():
-    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(supervised_loss(), averaged(beta=1.0, lambda_supervised=1.0))
     assert all(math.isnan(value) for value in loss.objective.step_values().values())
 
 
 def test_the_base_loss_stays_what_its_trainer_reads_and_sets():
     base = supervised_loss()
-    loss = Total(base, TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(base, averaged(beta=1.0, lambda_supervised=1.0))
     assert loss.base is base
     assert not base.state_dict()
     policy, reference, chosen, rejected = random_batch(TWO, (8, 8))
@@ -464,7 +463,7 @@ def test_the_base_loss_takes_further_arguments_in_any_way():
     target, pairs = preference_target(
         torch.zeros(()), reference, chosen, rejected, TWO, "disagreement"
     )
-    objective = MAPOLoss(TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    objective = MAPOLoss(averaged(beta=1.0, lambda_supervised=1.0))
     loss = objective.attach(base)
     preference = direct_loss(policy, reference, chosen, rejected, TWO, "disagreement", 1.0).mean()
     with objective.of(pairs):
@@ -479,7 +478,7 @@ def test_a_loss_that_is_attached_twice_counts_preferences_once():
     target, pairs = preference_target(
         torch.zeros(3, 1, 8, 8), reference, chosen, rejected, TWO, "disagreement"
     )
-    loss = Total(supervised_loss(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(supervised_loss(), averaged(beta=1.0, lambda_supervised=1.0))
     once = loss(policy, target, pairs)
     other = loss.objective.attach(supervised_loss())
     assert loss.objective.attach(loss.base) is loss.base
@@ -493,7 +492,7 @@ def test_an_output_of_other_patches_is_refused():
     target, pairs = preference_target(
         torch.zeros(()), reference, chosen, rejected, TWO, "disagreement"
     )
-    loss = Total(lambda output, _: output.mean(), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(lambda output, _: output.mean(), averaged(beta=1.0, lambda_supervised=1.0))
     for output in (policy[..., :4], policy[:2], torch.cat((policy, policy), 1)):
         with pytest.raises(ValueError, match=r"where the batch has 3 patches of 64 voxels and 2"):
             loss(output, target, pairs)
@@ -504,7 +503,7 @@ def test_a_loss_that_is_no_tensor_is_left_alone_until_there_are_preferences():
     target, pairs = preference_target(
         torch.zeros(()), reference, chosen, rejected, TWO, "disagreement"
     )
-    loss = Total(lambda *_: (1.0, {}), TWO, averaged(beta=1.0, lambda_supervised=1.0))
+    loss = Total(lambda *_: (1.0, {}), averaged(beta=1.0, lambda_supervised=1.0))
     assert loss(policy, target) == (1.0, {})
     with pytest.raises(TypeError, match="the loss returns tuple"):
         loss(policy, target, pairs)
@@ -543,10 +542,9 @@ def test_voxel_loss_by_hand():
 def test_a_voxel_pulls_kappa_times_as_much_as_cross_entropy_can_and_saturates():
     logits = torch.zeros(1, 2, 2, 2, requires_grad=True)
     pairs = two_voxels()
-    target = None, Pairs(pairs, torch.zeros(1, 2, 2))
+    target = None, Pairs(pairs, torch.zeros(1, 2))
     loss = Total(
         lambda output, _: 0 * output.sum(),
-        TWO,
         MAPOConfig(beta=1.0, lambda_supervised=1.0, kappa=2.0),
     )
     loss(logits, *target).backward()
@@ -567,7 +565,6 @@ def test_the_voxel_loss_skips_patches_without_a_pair():
     pairs = preference_target(None, reference, chosen, rejected, FIVE, "voxel")
     loss = Total(
         lambda output, _: 0 * output.sum(),
-        FIVE,
         MAPOConfig(beta=1.0, lambda_supervised=1.0, kappa=1.0),
     )
     loss(policy, *pairs).backward()

@@ -24,7 +24,7 @@ from nnunetv2_mapo.method.ranking import Ranking
 from nnunetv2_mapo.method.rounds import Ranks, mine_round
 from nnunetv2_mapo.method.sampling import DropoutSampler
 from nnunetv2_mapo.method.store import Round
-from nnunetv2_mapo.method.windows import find_units
+from nnunetv2_mapo.method.windows import find_units, find_windows
 from nnunetv2_mapo.support.device import OutOfMemoryError, seeded
 
 CPU = torch.device("cpu")
@@ -39,9 +39,8 @@ def make_miner(make_network):
         network = make_network(len(patch_size), num_heads=labels.num_heads)
         sampler = DropoutSampler(RATES, StochasticDropout(network, labels.num_heads))
         # what no test says otherwise: pairs of two candidates from windows side by side
-        config = MAPOConfig(
-            **{"pair": "case", "agree": False, "tau": 1e-6, "tile_step_size": 1.0, **given}
-        )
+        usual = {"pair": "case", "agree": False, "tau": 1e-6, "tile_step_size": 1.0}
+        config = MAPOConfig(**{**usual, "reference": "none", **given})
         return Miner(network, sampler, labels, config, patch_size, windows_per_forward, CPU)
 
     return make
@@ -216,7 +215,7 @@ def test_regions_are_mined_as_bit_masks(make_miner):
     ) / 2
     (record,) = mined.records
     assert record.dice[0] == pytest.approx(dice, abs=1e-6)
-    assert set(np.unique(mined.preferences)) == {0, 1, 2, 3}
+    assert set(np.unique(mined.preferences[:2])) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
@@ -267,6 +266,80 @@ def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, p
             expected = [class_dice(chosen, truth), class_dice(rejected, truth)]
             assert record.pair_dice == pytest.approx(expected, abs=1e-6)
         assert 0 <= record.num_preferred <= record.num_parts > 0
+
+
+def log_odds(logits: Tensor, chosen: Tensor, rejected: Tensor, labels: Labels) -> Tensor:
+    """Of chosen against rejected in each voxel of a patch, written out."""
+    if labels.regions is None:
+        own = [logits.gather(0, each[None].long())[0] for each in (chosen, rejected)]
+        return own[0] - own[1]
+    bits = torch.arange(labels.num_heads).view(-1, *[1] * chosen.ndim)
+    return (((chosen >> bits & 1) - (rejected >> bits & 1)) * logits).sum(0)
+
+
+@pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
+@pytest.mark.parametrize(("shape", "patch_size"), [((3, 12, 9), (8, 8)), ((9, 12, 8), (8, 8, 8))])
+@pytest.mark.parametrize("is_policy", [True, False])
+def test_a_cached_reference_s_margins_are_those_of_its_logits(
+    make_miner, make_network, shape, patch_size, labels, is_policy
+):
+    image, segmentation = some_case(shape)
+    miner = make_miner(patch_size, labels, 2, pair="region", tau=0.01, reference="cached")
+    policy = {name: tensor.clone() for name, tensor in miner.network.state_dict().items()}
+    network = make_network(len(patch_size), num_heads=labels.num_heads)
+    if not is_policy:
+        network.load_state_dict({name: 1.5 * tensor for name, tensor in policy.items()})
+        miner = replace(miner, reference=network.state_dict())
+    torch.manual_seed(0)
+    chosen, rejected, _, margins = torch.from_numpy(miner.mine(image, segmentation).preferences)
+    expected = torch.zeros(shape)
+    for place, cell in find_windows(shape, patch_size, 1.0):
+        with torch.no_grad():
+            logits = network(image[(slice(None), *place)][None])[0]
+        whole = torch.zeros(shape)
+        whole[place] = log_odds(logits, chosen[place], rejected[place], labels)
+        expected[cell] = whole[cell]
+    differs = chosen != rejected
+    assert margins[differs].any()
+    torch.testing.assert_close(margins / 256, expected, atol=1 / 512 + 1e-5, rtol=0)
+    for name, tensor in miner.network.state_dict().items():
+        assert torch.equal(tensor, policy[name])
+
+
+def test_margins_of_a_case_that_is_smaller_than_the_patch_are_inside_the_padding(make_miner):
+    image, segmentation = some_case((5, 8, 6))
+    miner = make_miner((8, 8, 8), pair="region", tau=0.01, reference="cached")
+    chosen, rejected = segmentation, (segmentation + 1) % 3
+    padded = torch.zeros(1, 8, 8, 8)
+    padded[:, 1:6, :, 1:7] = image  # half of it in front
+    with torch.no_grad():
+        logits = miner.network(padded[None])[0, :, 1:6, :, 1:7]
+    margins = torch.from_numpy(miner._measure_margins(image, chosen, rejected))
+    expected = log_odds(logits, chosen, rejected, CLASSES)
+    torch.testing.assert_close(margins / 256, expected, atol=1 / 512 + 1e-5, rtol=0)
+
+
+def test_margins_beyond_the_fixed_point_are_clamped(make_miner):
+    image, segmentation = some_case((8, 8, 8))
+    miner = make_miner((8, 8, 8), pair="region", tau=0.01, reference="cached")
+    weights = {n: 1000 * tensor for n, tensor in miner.network.state_dict().items()}
+    torch.manual_seed(0)
+    margins = replace(miner, reference=weights).mine(image, segmentation).preferences[3]
+    assert {margins.min(), margins.max()} == {-(2**15), 2**15 - 1}
+
+
+def test_only_windows_with_a_pair_are_asked_for_margins(make_miner):
+    image, _ = some_case((8, 16, 16))
+    miner = make_miner((8, 8, 8), reference="cached", windows_per_forward=1)
+    seen = []
+    miner.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    chosen = torch.zeros(8, 16, 16, dtype=torch.int16)
+    rejected = chosen.clone()
+    assert not miner._measure_margins(image, chosen, rejected).any()
+    assert seen == []
+    rejected[0, 3, 12] = 1
+    assert np.argwhere(miner._measure_margins(image, chosen, rejected)).tolist() == [[0, 3, 12]]
+    assert seen == [1]
 
 
 def test_with_agree_chosen_is_right_in_every_disagreement_voxel(make_miner):

@@ -55,7 +55,7 @@ def prefers(method: Method) -> bool:
     history = _any_history(method)
     if history is None or history.config is None:
         return False
-    return len(history.stages) > 1 and MAPOConfig.from_dict(history.config).needs_reference
+    return len(history.stages) > 1 and MAPOConfig.from_dict(history.config).has_preferences
 
 
 def is_control(other: Method, method: Method) -> bool:
@@ -122,7 +122,7 @@ def _learning_rate(config: MAPOConfig) -> tuple[object, ...]:
 def _labels(history: History) -> str:
     """What is a label of images without outlines; empty if nothing."""
     config = MAPOConfig.from_dict(history.config) if history.config else MAPOConfig()
-    return "" if config.needs_reference or not config.learns_unlabelled else config.unlabelled
+    return "" if config.has_preferences or not config.learns_unlabelled else config.unlabelled
 
 
 def _split_name(method: Method) -> tuple[str, list[str]]:

@@ -70,6 +70,7 @@ ARMS: dict[str, Arm | None] = {
             "beta": 0.1,
             "lambda_supervised": 0.5,
             "warmup_dropout": True,
+            "reference": "network",
         }
     ),
     # one choice at a time
@@ -82,7 +83,9 @@ ARMS: dict[str, Arm | None] = {
             "tau": 0.1,
         }
     ),
-    "same_masks": Arm({"preference_dropout": "same masks"}),
+    "same_masks": Arm({"preference_dropout": "same masks", "reference": "network"}),
+    "cached": Arm({"reference": "cached"}),
+    "no_reference": Arm({"reference": "none"}),
     "fixed_rates": Arm({"rates": "fixed"}),
     "fall_005": Arm({"rates_dice_fall": 0.05}),
     "fall_02": Arm({"rates_dice_fall": 0.2}),
