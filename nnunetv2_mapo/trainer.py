@@ -192,9 +192,9 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         started = time.monotonic()
         dataset, _ = super().get_tr_and_val_datasets()
         read = partial(load_case, dataset, self.label_manager)
-        reference = None  # the policy itself
-        if self.mapo.reference == "cached" and self._begun.reference != self._begun.policy:
-            reference = self._read_reference()
+        reference = self._read_reference() if self.mapo.reference == "cached" else None
+        if self._begun.reference == self._begun.policy:
+            reference = None  # the network has these weights
         self._log(f"mining round {number}")
         with self._single_output() as network:
             plan = self.configuration_manager

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 DIMENSIONS = ("2D", "3D")
-BAR = 1.25
+BAR = 1.10
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,12 @@ def test_the_preference_stage_starts_from_the_best_warmup_weights(
     assert not trainer.optimizer.state
 
 
-def test_only_patches_with_disagreement_reach_the_reference(make_trainer: MakeTrainer) -> None:
+def test_only_patches_with_disagreement_reach_the_reference(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make_trainer()
+    settings = replace(type(trainer).mapo, reference="network")
+    monkeypatch.setattr(type(trainer), "mapo", settings)
     stop_in_epoch(trainer, epoch=2)
     seen = []
     trainer._reference.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))

@@ -33,8 +33,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ipo": {"loss_type": "ipo"},
     "hinge": {"loss_type": "hinge"},
     "robust": {"loss_type": "robust", "label_smoothing": 0.1},
-    "reference of each round": {"reference_update": "round"},
-    "moving average": {"reference_update": "average", "reference_decay": 0.5},
+    "reference of each round": {"reference": "network", "reference_update": "round"},
+    "cached reference of each round": {"reference_update": "round"},
+    "moving average": {
+        "reference": "network",
+        "reference_update": "average",
+        "reference_decay": 0.5,
+    },  # fmt: skip
+    "no reference": {"reference": "none"},
     "surfaces": {"metric": {"nsd": 0.5, "hd95": 0.25, "asd": 0.25}, "tolerance_mm": 2.0},
     "lesions": {"metric": {"lesion_f1": 1, "lesion_dice": 1, "false_volume": 1, "dice": 1}},
     "each part alike": {"metric": "lesion_dice", "part_weight": "part"},
@@ -99,6 +105,7 @@ def test_policy_and_reference_are_compared_under_the_same_conditions(
     make_variant: MakeVariant, settings: dict[str, Any], configuration: str
 ) -> None:
     # At the first step of round 1 they are the same network.
+    settings = {"reference": "network", **settings}
     first, *others = first_preference_steps(make_variant(settings, configuration=configuration))
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
     assert abs(others[-1]["rewards/margins"]) > 1e-4
@@ -116,7 +123,8 @@ def test_policy_and_reference_are_compared_under_the_same_conditions(
 def test_a_round_begins_with_the_loss_of_policy_and_reference_that_agree(
     make_variant: MakeVariant, name: str, loss: float
 ) -> None:
-    trainer = make_variant({**VARIANTS[name], "likelihood": "disagreement"})
+    settings = {"likelihood": "disagreement", "reference": "network"}
+    trainer = make_variant({**VARIANTS[name], **settings})
     losses = [step["loss/dpo"] for step in first_preference_steps(trainer)]
     assert losses[0] == pytest.approx(loss, rel=1e-4)
     assert losses[0] != pytest.approx(losses[-1], rel=1e-4)
@@ -200,13 +208,29 @@ def test_the_reference_of_each_round_is_the_policy_that_mines_it(
 
 
 def test_the_reference_never_moves_by_default(make_variant: MakeVariant) -> None:
-    trainer = make_variant({})
+    settings = {"reference": "network"}
+    trainer = make_variant(settings)
     stop_in_epoch(trainer, epoch=2)
     before = read_reference(trainer)
-    again = make_variant({}, continue_training=True)
+    again = make_variant(settings, continue_training=True)
     again.run_training()
     assert are_equal(before, read_reference(again))
     assert are_equal(before, again._reference.state_dict())
+
+
+def test_a_cached_reference_needs_no_second_network_and_is_near_the_network_s(
+    make_variant: MakeVariant,
+) -> None:
+    # Without augmentation the network sees what was seen when the round was mined.
+    def steps_of(reference: str) -> list[dict[str, float]]:
+        trainer = make_variant({"reference": reference, "preference_dropout": "off"})
+        steps = first_preference_steps(trainer)
+        assert (trainer._reference is None) == (reference != "network")
+        return steps
+
+    cached, network, none = map(steps_of, ("cached", "network", "none"))
+    margins = [[step["rewards/margins"] for step in steps] for steps in (cached, network, none)]
+    assert abs(margins[0][0] - margins[1][0]) < abs(margins[2][0] - margins[1][0]) / 4
 
 
 def test_a_moving_average_follows_the_policy_in_every_step(make_variant: MakeVariant) -> None:
@@ -220,7 +244,10 @@ def test_a_moving_average_follows_the_policy_in_every_step(make_variant: MakeVar
         torch.testing.assert_close(trainer._reference.get_parameter(name), expected)
 
 
-@pytest.mark.parametrize("name", ["moving average", "reference of each round", "quantile"])
+CONTINUED = ("moving average", "reference of each round", "cached reference of each round")
+
+
+@pytest.mark.parametrize("name", [*CONTINUED, "quantile"])
 @pytest.mark.parametrize("epoch", [3, 4, 5])
 def test_a_variant_continued_ends_like_one_that_was_not_stopped(
     make_variant: MakeVariant, name: str, epoch: int
@@ -234,9 +261,10 @@ def test_a_variant_continued_ends_like_one_that_was_not_stopped(
     whole = make_variant(VARIANTS[name])
     whole.run_training()
     ends = [
-        (end.network.state_dict(), end._reference.state_dict(), end.optimizer.state_dict())
+        (end.network.state_dict(), end.optimizer.state_dict(),
+         end._reference.state_dict() if end._reference else read_reference(end))
         for end in (continued, whole)
-    ]
+    ]  # fmt: skip
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 

@@ -63,6 +63,7 @@ RANKED = {  # data set -> trainer by its metric, and the plain loss that claims 
     "PolypGen": ("mapo_lesion_f1", "mapo_false_volume", "loss_blob"),
     "Hippocampus": ("mapo_nsd",),
 }
+REFERENCES = ("cached", "no_reference")  # against `mapo` of the same seeds
 DROPOUT = ("dropout_control", "dropout")
 STRONG = ("control_strong", "strong_dropout")
 
@@ -75,6 +76,7 @@ BLOCKS = [
     Block("short", MAIN, (5, 6, 7)),
     Block("finetune", FINE_TUNED, (6,), ("Hippocampus", "Kvasir")),
     *(Block("short", arms, CLAIMING_SEEDS, (name,)) for name, arms in RANKED.items()),
+    Block("short", REFERENCES, CLAIMING_SEEDS),
     Block("short", ("channel",), CHOOSING_SEEDS),
     Block("short", DROPOUT, (3, 4, 5)),
     Block("short", ("kappa_2", "kappa_1", "wrong_too"), CHOOSING_SEEDS),
