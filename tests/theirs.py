@@ -1,4 +1,4 @@
-"""Networks of a repository that knows nothing of nnU-Net, as `docs/how-to/own-network.md` has them.
+"""Networks of a repository that knows nothing of nnU-Net, as `docs/how-to/your-own.md` has them.
 
 Each is 2D and as small as its kind gets.
 """

@@ -170,7 +170,7 @@ def _advise(trainer: Any) -> str:
     except Exception:  # the error that is explained says it better
         has_several = trainer.enable_deep_supervision
     if has_several == trainer.enable_deep_supervision:
-        return 'See "What MAPO expects of a trainer" in docs/how-to/own-trainer-or-network.md.'
+        return 'See "What MAPO expects of a trainer" in docs/how-to/your-own.md.'
     if has_several:
         return (
             "The network returns several outputs, but enable_deep_supervision is False: return the "

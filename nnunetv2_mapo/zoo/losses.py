@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from nnunetv2_mapo.support.errors import InputError
 
 FOCAL_GAMMA = 2.0  # the best one in table 1b of arXiv:1708.02002, and MONAI's default
-# Measured, see docs/reference/base-losses.md: with it the gradient is 1.4 times that of Dice + CE
-# before a training and 2.3 times after it.
+# Measured, see docs/reference/networks-and-losses.md: with it the gradient is 1.4 times that of
+# Dice + CE before a training and 2.3 times after it.
 HAUSDORFF_WEIGHT = 0.25
 
 

@@ -1,4 +1,4 @@
-"""The networks of `docs/how-to/own-network.md`, trained with MAPO as its reader would."""
+"""The networks of `docs/how-to/your-own.md`, trained with MAPO as its reader would."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/own-network.md"
+PAGE = Path(__file__).parents[2] / "docs/how-to/your-own.md"
 pytestmark = pytest.mark.filterwarnings(  # all from nnU-Net's own code
     "ignore:invalid value encountered:RuntimeWarning",
     "ignore:Mean of empty slice:RuntimeWarning",
@@ -23,22 +23,22 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "trainer_name", "sites"),
+    ("trainer_name", "sites"),
     [
-        (0, "nnUNetTrainerTheirs", ["body.0", "body.3"]),
-        (1, "nnUNetTrainerTheirsDeep", ["stages.0", "stages.1", "stages.2"]),
-        (2, "nnUNetTrainerTheirsSigmoid", ["network.stem", "network.body"]),
+        ("nnUNetTrainerTheirs", ["body.0", "body.3"]),
+        ("nnUNetTrainerTheirsDeep", ["stages.0", "stages.1", "stages.2"]),
+        ("nnUNetTrainerTheirsSigmoid", ["network.stem", "network.body"]),
     ],
 )
 def test_the_networks_of_the_page_are_trained_with_mapo(
     make_trainer: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    number: int,
     trainer_name: str,
     sites: list[str],
 ) -> None:
-    (tmp_path / "my_network.py").write_text(blocks("python")[number])
+    [block] = [each for each in blocks("python") if f"class {trainer_name}(" in each]
+    (tmp_path / "my_network.py").write_text(block)
     folders = [str(tmp_path), os.environ["nnUNet_extTrainer"]]
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(folders))
 

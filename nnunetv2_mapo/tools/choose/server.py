@@ -133,7 +133,7 @@ class ChooseServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request; see `docs/reference/choices.md` for what keeps others out."""
+    """One request; see `docs/how-to/choices.md` for what keeps others out."""
 
     server: ChooseServer
     protocol_version = "HTTP/1.1"

@@ -1,4 +1,4 @@
 """Evidence that grows by itself: many small trainings, each cell's result kept in the repository.
 
-See docs/reference/study.md.
+See "Protocol of the study" in docs/reference/benchmarks.md.
 """

@@ -105,7 +105,7 @@ def test_a_folder_is_read_without_this_package_as_documented(folder, monkeypatch
     answer = Answer("image_0", "sha", "sha", (1, 0, 2), "choice", "Ada", 1.0, "now", best=1)
     append_answer(folder.path, answer)
     append_undo(folder.path, append_answer(folder.path, answer))
-    page = Path(__file__).parents[3] / "docs/reference/choices.md"
+    page = Path(__file__).parents[3] / "docs/how-to/choices.md"
     [code] = re.findall(r"```py\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(folder.path.parent)
     exec(code, {})
@@ -113,7 +113,7 @@ def test_a_folder_is_read_without_this_package_as_documented(folder, monkeypatch
 
 
 def test_every_entry_of_a_folder_is_documented():
-    page = Path(__file__).parents[3] / "docs/reference/choices.md"
+    page = Path(__file__).parents[3] / "docs/how-to/choices.md"
     text = page.read_text(encoding="utf-8")
     names = [each.name for each in fields(Answer)] + list(ORIGIN)
     assert not [name for name in names if f"`{name}`" not in text]
