@@ -21,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "whole images": {"likelihood": "image"},
     "right voxels only": {"agree": True},
     "found rates": {"rates": "auto", "rates_dice_fall": 0.3},
-    "the same masks": {"preference_dropout": "same masks"},
+    "the same masks": {"reference": "network", "preference_dropout": "same masks"},
     "no dropout in training": {"warmup_dropout": False, "preference_dropout": "off"},
     "thresholds": {"sampler": "threshold", "thresholds": (0.5, 0.01, 0.99)},
     "noise": {"sampler": "noise", "noise_sigmas": (0.0, 0.5, 2.0)},
