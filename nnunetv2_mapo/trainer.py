@@ -43,7 +43,7 @@ from nnunetv2_mapo.guards.rehearsal import (
 )
 from nnunetv2_mapo.guards.signatures import check_signatures
 from nnunetv2_mapo.guards.steps import StepGuard
-from nnunetv2_mapo.method.cases import channels_of, labels_of, load_case
+from nnunetv2_mapo.method.cases import channels_of, labels_of, open_case
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.dataset import (
     Preferences,
@@ -197,7 +197,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         """Mine the cases of a round that are not mined yet, shared among the ranks."""
         started = time.monotonic()
         dataset, _ = super().get_tr_and_val_datasets()
-        read = partial(load_case, dataset, self.label_manager)
+        read = partial(open_case, dataset, self.label_manager)
         self._log(f"mining round {number}")
         with self._single_output() as network:
             plan = self.configuration_manager

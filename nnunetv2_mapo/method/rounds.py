@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -12,13 +13,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import distributed as dist
 from tqdm import tqdm
 
 from nnunetv2_mapo.method.config import Candidates, MAPOConfig
-from nnunetv2_mapo.method.mining import LoadCase, Log, Miner, mine_within_memory
-from nnunetv2_mapo.method.store import MANIFEST, MinedRound, Round, SampleRecord, stack_preferences
+from nnunetv2_mapo.method.mining import SLAB, LoadCase, Log, Miner, mine_within_memory
+from nnunetv2_mapo.method.store import MANIFEST, MinedRound, Round, SampleRecord
+from nnunetv2_mapo.method.volumes import Channel, Volume, make_compressed
+from nnunetv2_mapo.method.windows import split_planes
+from nnunetv2_mapo.support.threads import read_ahead
 
 Records = dict[str, list[SampleRecord]]  # of each case
 T = TypeVar("T")
@@ -122,24 +125,46 @@ def _merge(parts: Iterable[Records]) -> Records:
 def _mine_cases(
     miner: Miner, load_case: LoadCase, missing: Sequence[str], mined: Round, log: Log, ranks: Ranks
 ) -> Records:
-    """Mine and store this rank's share of the missing cases; arguments as of `mine_round`."""
-    found = {}
-    mine, num_pairs = ranks.share(missing), 0
-    with tqdm(mine, desc="mining", unit="case", disable=ranks.rank > 0) as progress:
-        for place, identifier in enumerate(progress):
+    """Mine and store this rank's share of the missing cases; arguments as of `mine_round`.
+
+    While the network is at a case, the next one is opened, and the pairs of the one before are
+    found and written.
+    """
+    found: Records = {}
+    mine, waiting = ranks.share(missing), None
+    cases = read_ahead((identifier, *load_case(identifier)) for identifier in mine)
+    with (
+        tqdm(
+            cases, desc="mining", unit="case", total=len(mine), disable=ranks.rank > 0
+        ) as progress,
+        ThreadPoolExecutor(1, thread_name_prefix="pairs") as writer,
+    ):
+        for place, (identifier, image, segmentation) in enumerate(progress):
             ranks.meet(place, len(missing))
-            image, segmentation = load_case(identifier)
-            truth = torch.from_numpy(segmentation[0])
-            miner, case = mine_within_memory(
-                miner, partial(Miner.mine, image=image, segmentation=truth),
+            miner, candidates = mine_within_memory(
+                miner, partial(Miner.find_candidates, image=image),
                 f"{miner.config.seed}/{mined.origin['round']}/{identifier}", log,
             )  # fmt: skip
-            stack = stack_preferences(segmentation, *case.preferences)
-            mined.write_case(identifier, stack, case.records, miner.patch_size)
-            found[identifier] = case.records
-            num_pairs += sum(record.has_pair for record in case.records)
-            progress.set_postfix(pairs=num_pairs)
-    return found
+            if waiting is not None:  # no more than one, for the memory
+                found |= waiting.result()
+                num_pairs = sum(each.has_pair for each in chain.from_iterable(found.values()))
+                progress.set_postfix(pairs=num_pairs)
+            waiting = writer.submit(
+                _store_pairs, miner, candidates, segmentation, identifier, mined
+            )
+            del candidates
+    return found | waiting.result() if waiting is not None else found
+
+
+def _store_pairs(
+    miner: Miner, candidates: Volume, segmentation: Volume, identifier: str, mined: Round
+) -> Records:
+    """Find the pairs of a case by its candidates and write them."""
+    truth = Channel(segmentation, 0)
+    preferences, records = miner.find_pairs(candidates, truth)
+    channels = [Channel(preferences, number) for number in range(preferences.shape[0])]
+    mined.write_case(identifier, [truth, *channels], records, miner.patch_size)
+    return {identifier: records}
 
 
 def _drop_small_gaps(
@@ -151,11 +176,18 @@ def _drop_small_gaps(
         for each in records
     ]
     if kept != records:
-        stack = mined.open_stack(identifier)[:]
-        for place, record in zip(miner.find_units(stack.shape[1:]), kept, strict=True):
-            if record.rejected is None:
-                stack[(slice(1, None), *place)] = 0  # chosen and rejected
-        mined.write_case(identifier, stack, kept, miner.patch_size)
+        old = mined.open_stack(identifier)
+        stack = make_compressed(old.shape, np.int16)
+        every = (slice(None),) * 3
+        for part in split_planes(every, old.shape[1:], SLAB):
+            stack[(slice(0, 1), *part)] = old[(slice(0, 1), *part)]
+        for place, record in zip(miner.find_units(old.shape[1:]), kept, strict=True):
+            if record.rejected is not None:
+                for part in split_planes(place, old.shape[1:], SLAB):
+                    stack[(slice(1, None), *part)] = old[(slice(1, None), *part)]
+        del old  # its file is about to be replaced
+        channels = [Channel(stack, number) for number in range(stack.shape[0])]
+        mined.write_case(identifier, channels, kept, miner.patch_size)
     return kept
 
 

@@ -247,14 +247,15 @@ def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, p
     miner = make_miner(patch_size, labels=labels, tau=0.01, pair="region")
     image, segmentation = some_case((4, 12, 12), num_labels=3)
     torch.manual_seed(0)
-    samples = list(miner.find_samples(image, segmentation))
+    samples = list(miner.find_samples(miner.find_candidates(image), segmentation))
     torch.manual_seed(0)
     mined = miner.mine(image, segmentation)
     assert mined.preferences.shape == (3, 4, 12, 12)
     assert len(mined.records) == len(samples) == (4 if len(patch_size) == 2 else 1)
     for sample, record in zip(samples, mined.records, strict=True):
         chosen, rejected, weight = mined.preferences[(slice(None), *sample.place)]
-        plain = sample.candidates[0].numpy()
+        (slab,) = sample.read_slabs()
+        plain = slab.candidates[0]
         differs = chosen != rejected
         assert record.num_disagreeing == differs.sum() > 0
         assert np.array_equal(weight > 0, differs)
@@ -263,7 +264,7 @@ def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, p
         assert ((chosen == plain) | (rejected == plain))[differs].all()
         assert record.has_pair
         if labels is CLASSES:
-            truth = sample.target.numpy()
+            truth = slab.target
             expected = [class_dice(chosen, truth), class_dice(rejected, truth)]
             assert record.pair_dice == pytest.approx(expected, abs=1e-6)
         assert 0 <= record.num_preferred <= record.num_parts > 0
