@@ -82,7 +82,13 @@ from nnunetv2_mapo.method.reference import (
     update_average,
     write_reference,
 )
-from nnunetv2_mapo.method.rounds import RoundSummary, mine_round, settle_values
+from nnunetv2_mapo.method.rounds import (
+    RoundSummary,
+    draw_cases,
+    mine_round,
+    settle_values,
+    thin_out_earlier,
+)
 from nnunetv2_mapo.method.sampling import CandidateSampler, make_sampler
 from nnunetv2_mapo.method.schedule import Schedule
 from nnunetv2_mapo.method.store import PREFERENCES, Round
@@ -130,6 +136,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     _begun = Begun()  # how far the method has come; in every checkpoint
     _mined: Round | None = None  # pairs that are trained on; None in the warm-up
     _summary: RoundSummary | None = None  # what mining found in them
+    _drawn: frozenset[str] | None = None  # cases that were mined; None: all
     _mining_s = 0.0  # how long that took
     _reference: nn.Module | None = None  # frozen network that the policy is compared with
     _unlabelled: UnlabelledImages | None = None  # that the rounds learn from instead
@@ -198,7 +205,8 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         started = time.monotonic()
         dataset, _ = super().get_tr_and_val_datasets()
         read = partial(open_case, dataset, self.label_manager)
-        self._log(f"mining round {number}")
+        drawn = draw_cases(dataset.identifiers, self.mapo, number)
+        self._log(f"mining round {number}: {len(drawn)} of {len(dataset.identifiers)} cases")
         with self._single_output() as network:
             plan = self.configuration_manager
             miner = make_miner(self.mapo, network, self.sampler, self.labels, plan, self.device)
@@ -206,7 +214,10 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             if self.mapo.finds_rates:
                 find = partial(find_rates, miner, read, dataset.identifiers, number, self._log)
                 miner = with_rates(miner, settle_values(mined, find))
-            self._summary = mine_round(miner, read, dataset.identifiers, mined, self._log)
+            self._summary = mine_round(miner, read, drawn, mined, self._log)
+        self._drawn = frozenset(drawn)
+        if self.local_rank == 0 and not self.mapo.keep_rounds:
+            thin_out_earlier(mined)
         self._mining_s = time.monotonic() - started
         return mined
 
@@ -435,7 +446,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
                 labels = self.label_manager.all_labels
                 training = self._unlabelled.as_training_cases(training, labels)
         elif self._mined is not None:
-            training = with_preferences(training, self._mined)
+            training = with_preferences(training, self._mined, self._drawn)
         return training, validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:

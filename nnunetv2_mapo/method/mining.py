@@ -303,9 +303,11 @@ def _store_planes(found: Any, votes: RollingVotes, padded: Padded, *, until: int
         slice(before, before + size)
         for before, size in zip(padded.front[1:], found.shape[2:], strict=True)
     )
-    done = votes.take_until(until)[:, start : start + last - first, rows, columns]
+    done = votes.before(until)[:, start : start + last - first, rows, columns]
     if first < last:
-        found[:, first:last] = done.contiguous().numpy()
+        for number, label_map in enumerate(done):
+            found[number, first:last] = label_map.contiguous().numpy()
+    votes.move_to(until)
 
 
 def _read_slab(candidates: Volume, segmentation: Volume, labels: Labels, place: Index) -> Slab:

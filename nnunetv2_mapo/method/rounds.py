@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,8 +18,9 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from nnunetv2_mapo.method.config import Candidates, MAPOConfig
+from nnunetv2_mapo.method.examples import choose_samples
 from nnunetv2_mapo.method.mining import SLAB, LoadCase, Log, Miner, mine_within_memory
-from nnunetv2_mapo.method.store import MANIFEST, MinedRound, Round, SampleRecord
+from nnunetv2_mapo.method.store import MANIFEST, MinedRound, Round, SampleRecord, read_round
 from nnunetv2_mapo.method.volumes import Channel, Volume, make_compressed
 from nnunetv2_mapo.method.windows import split_planes
 from nnunetv2_mapo.support.threads import read_ahead
@@ -67,6 +69,24 @@ def settle_values(mined: Round, find: Callable[[], Sequence[float]]) -> tuple[fl
     if ranks.rank == 0 and not mined.read_values():
         mined.write_values(find())
     return ranks.gather(mined.read_values() if ranks.rank == 0 else ())[0]
+
+
+def draw_cases(identifiers: Sequence[str], config: MAPOConfig, number: int) -> list[str]:
+    """Cases that the round of this number mines, in their order; the same at each call.
+
+    A case is drawn by its name, the seed and the round alone: in the order of hashes of these.
+    """
+    wanted = config.cases_per_round
+    if wanted is None:
+        return list(identifiers)
+    if not isinstance(wanted, int):
+        wanted = max(1, round(wanted * len(identifiers)))
+
+    def draw(identifier: str) -> bytes:
+        return hashlib.sha256(f"{config.seed}/{number}/draw/{identifier}".encode()).digest()
+
+    drawn = set(sorted(identifiers, key=draw)[:wanted])
+    return [identifier for identifier in identifiers if identifier in drawn]
 
 
 def mine_round(
@@ -189,6 +209,22 @@ def _drop_small_gaps(
         channels = [Channel(stack, number) for number in range(stack.shape[0])]
         mined.write_case(identifier, channels, kept, miner.patch_size)
     return kept
+
+
+def thin_out_earlier(mined: Round) -> None:
+    """Delete the pairs of the rounds before this one, but a few that a report shows.
+
+    What mining found out about their cases stays, in the manifest.
+    """
+    for manifest in sorted(mined.folder.parent.glob(f"round_*/{MANIFEST}")):
+        earlier = read_round(manifest)
+        if earlier is None or earlier.origin["round"] >= mined.origin["round"]:
+            continue
+        shown = {sample.identifier for sample in choose_samples(earlier.cases)}
+        for identifier in earlier.cases.keys() - shown:
+            # in this order: a record says that its case is there
+            earlier.record_path(identifier).unlink(missing_ok=True)
+            earlier.path(identifier).unlink(missing_ok=True)
 
 
 # What a round found -------------------------------------------------------------------------------

@@ -240,14 +240,21 @@ def read_rounds(fold: Path) -> list[MinedRound]:
     """
     rounds = []
     for path in sorted((fold / PREFERENCES).glob(f"round_*/{MANIFEST}")):
-        content = read_sealed(path)
-        if content is None:
+        mined = read_round(path)
+        if mined is None:
             message = f"{path} is damaged. Delete it: its round is then left out."
             raise StoreError(message)
-        cases = {case: _to_records(each["samples"]) for case, each in content["cases"].items()}
-        values = tuple(content.get("values", ()))
-        rounds.append(MinedRound(path.parent, content["origin"], cases, values))
+        rounds.append(mined)
     return rounds
+
+
+def read_round(manifest: Path) -> MinedRound | None:
+    """A mined round by its manifest; None if that is missing or damaged."""
+    content = read_sealed(manifest)
+    if content is None:
+        return None
+    cases = {case: _to_records(each["samples"]) for case, each in content["cases"].items()}
+    return MinedRound(manifest.parent, content["origin"], cases, tuple(content.get("values", ())))
 
 
 def _file_stem(identifier: str) -> str:

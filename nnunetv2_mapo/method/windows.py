@@ -122,16 +122,19 @@ class RollingVotes:
             index = (slice(None), moved, *others)
         vote(self._labels[index], self._lead[index], ballots, self._weight)
 
-    def take_until(self, plane: int) -> Tensor:
-        """Label maps of the planes before this one, which are done, `(K, planes, …)`."""
+    def before(self, plane: int) -> Tensor:
+        """Label maps `(K, planes, …)` of the planes before this one, no copy."""
+        return self._labels[:, : plane - self.first]
+
+    def move_to(self, plane: int) -> None:
+        """Drop the planes before this one, which are done."""
         num_done = plane - self.first
-        done = self._labels[:, :num_done].clone()
         for each in (self._labels, self._lead):
             num_left = each.shape[1] - num_done
-            each[:, :num_left] = each[:, num_done:].clone()
+            for place in range(num_left):  # one by one: no copy of a large slab
+                each[:, place] = each[:, place + num_done]
             each[:, num_left:] = 0
         self.first = plane
-        return done
 
 
 def vote(labels: Tensor, lead: Tensor, ballot: Tensor, weight: Tensor) -> None:
