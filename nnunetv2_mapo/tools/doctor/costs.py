@@ -50,7 +50,8 @@ def estimate_costs(trainer: Any, training: Any) -> Iterator[Finding]:
     total = format_duration(seconds * num_cases * num_rounds)
     what = (
         f"mining takes about {seconds:.2g} s a case ({case}, untrained), {total} for {num_rounds} "
-        f"rounds of {num_cases} cases; a step of a round about {_STEP_FACTOR} times the stock trainer's"
+        f"rounds of {num_cases} cases; a step of a round about {_STEP_FACTOR} times the stock "
+        "trainer's"
     )
     if trainer.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(trainer.device) / 1e9
