@@ -43,7 +43,7 @@ from nnunetv2_mapo.guards.rehearsal import (
 )
 from nnunetv2_mapo.guards.signatures import check_signatures
 from nnunetv2_mapo.guards.steps import StepGuard
-from nnunetv2_mapo.method.cases import channels_of, labels_of, load_case
+from nnunetv2_mapo.method.cases import channels_of, labels_of, open_case
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.dataset import (
     Preferences,
@@ -76,7 +76,13 @@ from nnunetv2_mapo.method.reference import (
     update_average,
     write_reference,
 )
-from nnunetv2_mapo.method.rounds import RoundSummary, mine_round, settle_values
+from nnunetv2_mapo.method.rounds import (
+    RoundSummary,
+    draw_cases,
+    mine_round,
+    settle_values,
+    thin_out_earlier,
+)
 from nnunetv2_mapo.method.sampling import CandidateSampler, make_sampler
 from nnunetv2_mapo.method.schedule import Schedule
 from nnunetv2_mapo.method.store import PREFERENCES, Round
@@ -124,6 +130,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     _begun = Begun()  # how far the method has come; in every checkpoint
     _mined: Round | None = None  # pairs that are trained on; None in the warm-up
     _summary: RoundSummary | None = None  # what mining found in them
+    _drawn: frozenset[str] | None = None  # cases that were mined; None: all
     _mining_s = 0.0  # how long that took
     _reference: nn.Module | None = None  # frozen network that the policy is compared with
     _unlabelled: UnlabelledImages | None = None  # that the rounds learn from instead
@@ -191,11 +198,12 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         """Mine the cases of a round that are not mined yet, shared among the ranks."""
         started = time.monotonic()
         dataset, _ = super().get_tr_and_val_datasets()
-        read = partial(load_case, dataset, self.label_manager)
         reference = self._read_reference() if self.mapo.reference == "cached" else None
         if self._begun.reference == self._begun.policy:
             reference = None  # the network has these weights
-        self._log(f"mining round {number}")
+        read = partial(open_case, dataset, self.label_manager)
+        drawn = draw_cases(dataset.identifiers, self.mapo, number)
+        self._log(f"mining round {number}: {len(drawn)} of {len(dataset.identifiers)} cases")
         with self._single_output() as network:
             plan = self.configuration_manager
             miner = make_miner(self.mapo, network, self.sampler, self.labels, plan, self.device)
@@ -204,7 +212,10 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             if self.mapo.finds_rates:
                 find = partial(find_rates, miner, read, dataset.identifiers, number, self._log)
                 miner = with_rates(miner, settle_values(mined, find))
-            self._summary = mine_round(miner, read, dataset.identifiers, mined, self._log)
+            self._summary = mine_round(miner, read, drawn, mined, self._log)
+        self._drawn = frozenset(drawn)
+        if self.local_rank == 0 and not self.mapo.keep_rounds:
+            thin_out_earlier(mined)
         self._mining_s = time.monotonic() - started
         return mined
 
@@ -439,7 +450,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
                 labels = self.label_manager.all_labels
                 training = self._unlabelled.as_training_cases(training, labels)
         elif self._mined is not None:
-            training = with_preferences(training, self._mined)
+            training = with_preferences(training, self._mined, self._drawn)
         return training, validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.volumes import Volume
+from nnunetv2_mapo.method.windows import read_window
 
 
 def labels_of(label_manager: Any) -> Labels:
@@ -32,27 +35,55 @@ def channels_of(dataset_json: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in names.values()]
 
 
+@dataclass(frozen=True)
+class CaseImage:
+    """Network input of a case, read from nnU-Net's files where it is asked for.
+
+    The image has the previous stage's one-hot segmentation behind it, if there is one.
+    """
+
+    image: Volume  # `(channels, *spatial)`
+    previous_stage: Volume | None  # `(*spatial)`
+    labels: Sequence[Any]  # foreground labels of nnU-Net's label manager
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """With the channels of the previous stage, `(channels, *spatial)`."""
+        num_more = 0 if self.previous_stage is None else len(self.labels)
+        return (self.image.shape[0] + num_more, *self.image.shape[1:])
+
+    def __getitem__(self, index: tuple[Any, ...]) -> Tensor:
+        """All channels of a place, float32; `index` has an entry for each axis."""
+        read = [np.asarray(self.image[index], np.float32)]
+        if self.previous_stage is not None:
+            previous = np.asarray(self.previous_stage[index[1:]])
+            read += [convert_labelmap_to_one_hot(previous, self.labels, np.float32)]
+        return torch.from_numpy(np.concatenate(read)[index[0]])
+
+
+def open_case(dataset: Any, label_manager: Any, identifier: str) -> tuple[CaseImage, Volume]:
+    """Network input and ground truth `(1, *spatial)` of a case, of which nothing is read yet.
+
+    They are as nnU-Net's validation makes them; `dataset` is nnU-Net's of any kind.
+    """
+    data, segmentation, previous_stage, _ = dataset.load_case(identifier)
+    labels = () if previous_stage is None else label_manager.foreground_labels
+    return CaseImage(data, previous_stage, labels), segmentation
+
+
 def load_case(
     dataset: Any,
     label_manager: Any,
     identifier: str,
     box: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, NDArray[Any]]:
-    """Network input and ground truth of a case, as nnU-Net's validation makes them.
+    """What `open_case` opens, read: the image `(channels, *spatial)`, float32, and ground truth.
 
-    The image has the previous stage's one-hot segmentation behind it, if there is one, shape
-    `(channels, *spatial)`, float32; the segmentation has the shape `(1, *spatial)`. `dataset` is
-    nnU-Net's of any kind. `box` holds first and end voxel along each axis, which may lie outside
-    the case, where the segmentation is -1; None: the whole case.
+    `box` holds first and end voxel along each axis, which may lie outside the case, where the
+    segmentation is -1; None: the whole case.
     """
-    data, segmentation, previous_stage, _ = dataset.load_case(identifier)
-
-    def read(array: Any, outside: int) -> Any:
-        return array[:] if box is None else crop_and_pad_nd(array, box, outside)
-
-    image = read(data, 0)
-    if previous_stage is not None:
-        labels = label_manager.foreground_labels
-        one_hot = convert_labelmap_to_one_hot(read(previous_stage, 0), labels, image.dtype)
-        image = np.vstack((image, one_hot))
-    return torch.from_numpy(np.array(image, dtype=np.float32)), read(segmentation, -1)
+    image, segmentation = open_case(dataset, label_manager, identifier)
+    if box is None:
+        return image[(slice(None),) * 4], segmentation[:]
+    place = tuple(slice(*axis) for axis in box)
+    return read_window(image, place, (0, 0, 0)), crop_and_pad_nd(segmentation, box, -1)

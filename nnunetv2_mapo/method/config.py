@@ -119,6 +119,19 @@ MODULES = Valid(
 )
 
 
+def _is_number_of_cases(value: Any) -> bool:
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value >= 1
+    return _is_number(value) and 0 < value < 1
+
+
+CASES = Valid(
+    _is_number_of_cases,
+    "a number of cases >= 1 as an integer, such as 500, or a share of them in (0, 1), such as 0.1, "
+    "is needed; None for all",
+)
+
+
 def _is_metric(value: object) -> bool:
     return isinstance(value, str) and (
         value in METRICS or re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", value) is not None
@@ -215,6 +228,10 @@ class MAPOConfig:
         warmup_fraction_2d, warmup_fraction_3d: Share of all epochs that is warm-up. Paper.
         warmup_epochs: Warm-up in epochs; takes the place of the fractions if given.
         num_rounds: Rounds of mining and preference optimisation; 0: warm-up alone. Paper: 4.
+        cases_per_round: Training cases that a round mines, as a number or a share of them, drawn
+            anew for each round; the others are trained on with nnU-Net's own loss. None: all
+            (paper).
+        keep_rounds: Keep the pairs of earlier rounds on the disk.
         start_from: Warm-up weights to go on from: the `"best"` by pseudo Dice (paper) or `"last"`.
         best_by: What nnU-Net's `checkpoint_best.pth`, and so the start of the preference stage, is
             the best by: nnU-Net's `"pseudo Dice"` (paper), or the `"metric"`.
@@ -268,6 +285,8 @@ class MAPOConfig:
     warmup_fraction_3d: float = _setting(5 / 13, BETWEEN_0_AND_1)
     warmup_epochs: int | None = _setting(None, _integer(1))
     num_rounds: int = _setting(4, _integer(0))
+    cases_per_round: int | float | None = _setting(None, CASES)
+    keep_rounds: bool = _setting(False, BOOL)
     start_from: str = _setting("best", _choice("best", "last"))
     best_by: str = _setting("pseudo Dice", _choice("pseudo Dice", "metric"))
     seed: int = _setting(0, _integer(0))

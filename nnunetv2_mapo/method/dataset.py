@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,22 +34,30 @@ _OF_SPATIAL_TRANSFORM = ("patch_size", "mode_seg", "border_mode_seg", "align_cor
 _KEY = "preferences"
 
 
-def with_preferences(dataset: Any, mined: Round) -> Any:
+def with_preferences(dataset: Any, mined: Round, cases: Collection[str] | None = None) -> Any:
     """Copy of a dataset of nnU-Net's whose segmentations are a mined round's stacks.
 
-    In all but `load_case` it is that dataset, of any class: loaders may read more of it.
+    In all but `load_case` it is that dataset, of any class: loaders may read more of it. Of cases
+    that were not mined the segmentation stays as it is; `cases` are those that were, None: all.
     """
     preferring = copy.copy(dataset)
-    preferring.load_case = partial(_load_stack, dataset, mined)
+    preferring.load_case = partial(_load_stack, dataset, mined, cases)
     return preferring
 
 
 def _load_stack(
-    dataset: Any, mined: Round, identifier: str, *args: Any, **kwargs: Any
+    dataset: Any,
+    mined: Round,
+    cases: Collection[str] | None,
+    identifier: str,
+    *args: Any,
+    **kwargs: Any,
 ) -> tuple[Any, ...]:
     """As nnU-Net's: image, segmentation stack, previous stage's segmentation, properties."""
-    data, _, *others = dataset.load_case(identifier, *args, **kwargs)
-    return (data, mined.open_stack(identifier), *others)
+    data, segmentation, *others = dataset.load_case(identifier, *args, **kwargs)
+    if cases is None or identifier in cases:
+        segmentation = mined.open_stack(identifier)
+    return (data, segmentation, *others)
 
 
 def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> ComposeTransforms:
@@ -74,9 +83,14 @@ def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> Comp
 
 
 def drop_equal(end: int, **data_dict: Any) -> dict[str, Any]:
-    """Take the channels up to `end` off at once where they agree: they need no augmentation."""
+    """Take the channels up to `end` off at once where they agree: they need no augmentation.
+
+    A case that was not mined has none of them.
+    """
     segmentation = data_dict["segmentation"]
-    if torch.equal(segmentation[CHOSEN], segmentation[REJECTED]):
+    if len(segmentation) < end:  # at most with the previous stage's behind
+        data_dict[_KEY] = None
+    elif torch.equal(segmentation[CHOSEN], segmentation[REJECTED]):
         data_dict["segmentation"] = _without_preferences(segmentation, end)
         data_dict[_KEY] = None
     return data_dict

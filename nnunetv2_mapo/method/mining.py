@@ -2,51 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.ranking import Ranking
+from nnunetv2_mapo.method.parts import Mask, Slab
+from nnunetv2_mapo.method.ranking import RankedSample, Ranking
 from nnunetv2_mapo.method.reference import bind_reference, measure_margins
-from nnunetv2_mapo.method.region_pairs import even_out, pair_regions
+from nnunetv2_mapo.method.region_pairs import (
+    RegionPair,
+    RegionPairs,
+    even_out,
+    pair_regions,
+    pair_regions_by,
+)
 from nnunetv2_mapo.method.sampling import CandidateSampler, fit_windows_per_forward
-from nnunetv2_mapo.method.selection import candidate_dice, select_pair
+from nnunetv2_mapo.method.selection import Overlap, count_candidates, mean_dice, select_pair
 from nnunetv2_mapo.method.store import WEIGHT_ONE, SampleRecord
-from nnunetv2_mapo.method.windows import Index, find_units, find_windows, vote
+from nnunetv2_mapo.method.volumes import Volume, make_compressed
+from nnunetv2_mapo.method.windows import (
+    Index,
+    Padded,
+    RollingVotes,
+    Window,
+    find_units,
+    find_windows,
+    read_window,
+    split_planes,
+)
 from nnunetv2_mapo.support.device import seeded, within_memory
+from nnunetv2_mapo.support.threads import read_ahead
 
 T = TypeVar("T")
 # Network input `(channels, *spatial)` and segmentation `(1, *spatial)` of a case by its identifier.
-LoadCase = Callable[[str], tuple[Tensor, NDArray[Any]]]
+LoadCase = Callable[[str], tuple[Volume, Volume]]
 Log = Callable[[str], None]  # takes what a user should know
+SLAB = 2**22  # voxels of a slab, so that what is done with one fits into a processor's cache
 
 
-class TrainingSample(NamedTuple):
+@dataclass(frozen=True)
+class TrainingSample:
     """A part of a case with a preference pair of its own: the case, a slice or a window's cell."""
 
     place: Index  # of the sample in the case
-    candidates: Tensor  # label maps, shape `(K, *spatial)`
-    target: Tensor  # ground truth as a label map, shape `(*spatial)`
-    ignored: Tensor  # mask of the voxels with the ignore label, same shape
-    dice: list[float]  # of each candidate
+    slabs: list[Index]  # places of its slabs in the case, in the order of their planes
+    read: Callable[[Index], Slab]  # what is at such a place
+    overlap: Overlap  # of each candidate, shape `(K, C)`
+    num_voxels: int
+    has_foreground: bool  # in the ground truth
+
+    @property
+    def dice(self) -> list[float]:
+        """Dice of each candidate."""
+        values: list[float] = mean_dice(self.overlap).tolist()
+        return values
+
+    def read_slabs(self) -> Iterator[Slab]:
+        """What is in its slabs, one after the other."""
+        return map(self.read, self.slabs)
 
 
 class MinedCase(NamedTuple):
     """Preference pairs of a case: channels [chosen, rejected, weight], the margin behind them.
 
-    They are those of `store.stack_preferences`, `(3 or 4, *spatial)`; 0 in samples without a pair.
+    They are those of `store.stack_preferences`, `(3 or 4, *spatial)`, int16, compressed in memory;
+    0 in samples without a pair.
     """
 
-    preferences: NDArray[np.int16]
+    preferences: Any  # as of `volumes.make_compressed`
     records: list[SampleRecord]  # one of each training sample, in the order of `find_units`
 
 
@@ -67,149 +100,268 @@ class Miner:
     # of the reference whose margins are cached, by name; None: it is the policy
     reference: Mapping[str, Tensor] | None = None
 
-    def mine(self, image: Tensor, segmentation: Tensor) -> MinedCase:
+    def mine(self, image: Volume, segmentation: Volume) -> MinedCase:
         """Pairs of a case, whose network input has three spatial axes, `(channels, *spatial)`.
 
         The ground truth `(*spatial)` is in nnU-Net's labels, < 0 outside the image.
         """
-        preferences = np.zeros((self.config.num_channels, *image.shape[1:]), np.int16)
-        records = []
-        is_parts = self.config.pair == "region"
-        select = self._select_regions if is_parts else self._select_candidates
-        for sample in self.find_samples(image, segmentation):
-            preferences[(slice(3), *sample.place)], record = select(sample)
-            records.append(record)
-        if self.config.reference == "cached":
-            preferences[3] = self._measure_margins(image, *torch.from_numpy(preferences[:2]))
-        return MinedCase(preferences, records)
+        mined = self.find_pairs(self.find_candidates(image), segmentation)
+        self.add_margins(image, mined)
+        return mined
 
-    def _measure_margins(
-        self, image: Tensor, chosen: Tensor, rejected: Tensor
-    ) -> NDArray[np.int16]:
-        return measure_margins(
-            bind_reference(self.network, self.reference), image, chosen, rejected, self.labels,
-            self.patch_size, tile_step_size=self.config.tile_step_size,
-            windows_per_forward=self.windows_per_forward * self.sampler.num_passes,
-            device=self.device,
-        )  # fmt: skip
+    @torch.inference_mode()
+    def find_candidates(self, image: Volume) -> Volume:
+        """Candidates `(K, *spatial)` of a case `(channels, *spatial)`, label maps, compressed.
 
-    def find_samples(self, image: Tensor, segmentation: Tensor) -> Iterator[TrainingSample]:
-        """Training samples of a case with their candidates, arguments as of `mine`."""
-        candidates = self.segment(image)
+        Sliding windows vote where they overlap, weighed by nnU-Net's Gaussian, because a network
+        is least sure at its patch's border. Logits are never accumulated, and votes only of the
+        planes that further windows reach.
+        """
+        num_candidates = len(self.sampler.values)
+        dtype = self.labels.dtype
+        found = make_compressed(
+            (num_candidates, *image.shape[1:]), str(dtype).removeprefix("torch.")
+        )
+        padded = Padded.around(image.shape[1:], self.patch_size)
+        weight = compute_gaussian(
+            tuple(self.patch_size), dtype=torch.float16, device=torch.device("cpu")
+        )
+        num_planes = self.patch_size[0] if len(self.patch_size) == 3 else 1
+        votes = RollingVotes((num_candidates, num_planes, *padded.shape[1:]), dtype, weight)
+        windows = find_windows(padded.shape, self.patch_size, self.config.tile_step_size)
+        for batch, images in self.read_batches(image, windows):
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                label_maps = self.sampler.segment(self.network, images, self.labels)
+            for window, label_map in zip(batch, label_maps.cpu(), strict=True):
+                _store_planes(found, votes, padded, until=window.first_plane)
+                votes.vote(window.place, label_map)
+        _store_planes(found, votes, padded, until=padded.shape[0])
+        candidates: Volume = found
+        return candidates
+
+    def read_batches(
+        self, image: Volume, windows: Sequence[Window]
+    ) -> Iterator[tuple[Sequence[Window], Tensor]]:
+        """Windows of a case in batches of `windows_per_forward`, with their images on the device.
+
+        Arguments as of `find_candidates` and `find_windows`. The next batch is read while one is
+        in use.
+        """
+        front = Padded.around(image.shape[1:], self.patch_size).front
+        starts = range(0, len(windows), self.windows_per_forward)
+        batches = (windows[start : start + self.windows_per_forward] for start in starts)
+        read = ((b, torch.stack([read_window(image, w.place, front) for w in b])) for b in batches)
+        for batch, images in read_ahead(read):
+            yield batch, images.to(self.device, non_blocking=True)
+
+    def segment(self, image: Volume) -> Tensor:
+        """Candidates as of `find_candidates`, as a tensor on the CPU."""
+        return torch.from_numpy(self.find_candidates(image)[:])
+
+    def find_pairs(self, candidates: Volume, segmentation: Volume) -> MinedCase:
+        """Pairs of a case by its candidates `(K, *spatial)`; the network has nothing to do.
+
+        The ground truth is as of `mine`; `add_margins` comes next.
+        """
+        shape = (self.config.num_channels, *segmentation.shape)
+        preferences = make_compressed(shape, np.int16)
+        has_parts = self.config.pair == "region"
+        select = self._select_regions if has_parts else self._select_candidates
+        samples = self.find_samples(candidates, segmentation)
+        return MinedCase(preferences, [select(sample, preferences) for sample in samples])
+
+    def add_margins(self, image: Volume, mined: MinedCase) -> None:
+        """Write the margins of a cached reference behind the other channels of a case's pairs.
+
+        Only windows with a disagreement voxel are computed. Where windows overlap, the one with
+        the nearest centre counts. The image is as of `find_candidates`.
+        """
+        if self.config.reference != "cached":
+            return
+        preferences, reference = mined.preferences, bind_reference(self.network, self.reference)
+        padded = Padded.around(image.shape[1:], self.patch_size)
+        windows = find_windows(padded.shape, self.patch_size, self.config.tile_step_size)
+        windows = [each for each in windows if _has_pair(preferences, padded.clip(each.cell))]
+        num_windows = self.windows_per_forward * self.sampler.num_passes
+        reader = replace(self, windows_per_forward=num_windows)
+        for batch, images in reader.read_batches(image, windows):
+            pairs = [read_window(preferences, each.place, padded.front) for each in batch]
+            chosen, rejected, *_ = torch.stack(pairs, 1).to(self.device)
+            margins = measure_margins(reference, images, chosen, rejected, self.labels)
+            for window, found in zip(batch, margins.cpu().numpy(), strict=True):
+                cell = padded.clip(window.cell)
+                preferences[(3, *cell)] = np.ascontiguousarray(found[padded.inside(cell, window)])
+
+    def find_samples(self, candidates: Volume, segmentation: Volume) -> Iterator[TrainingSample]:
+        """Training samples of a case, arguments as of `find_pairs`."""
+        read = partial(_read_slab, candidates, segmentation, self.labels)
+        # metrics but Dice are about all of a sample at once
+        most_voxels = SLAB if self.ranking is None else math.prod(segmentation.shape)
         for place in self.find_units(segmentation.shape):
-            truth, found = segmentation[place], candidates[(slice(None), *place)]
-            ignored, target = self.labels.is_ignored(truth), self.labels.target_map(truth)
-            valid = None if self.labels.ignore_label is None else ~ignored
-            dice = candidate_dice(found, target, self.labels, valid)
-            yield TrainingSample(place, found, target, ignored, dice.tolist())
+            slabs = split_planes(place, segmentation.shape, most_voxels)
+            overlap, num_voxels, has_foreground = None, 0, False
+            for slab in map(read, slabs):
+                counts = self._count(slab.candidates, slab)
+                overlap = counts if overlap is None else overlap.plus(counts)
+                num_voxels += slab.target.size
+                has_foreground |= bool(slab.target.any())
+            assert overlap is not None  # a case has voxels
+            yield TrainingSample(place, slabs, read, overlap, num_voxels, has_foreground)
 
     def find_units(self, shape: Sequence[int]) -> list[Index]:
         """Place of each training sample in a case of this shape."""
         unit = self.config.selection_unit(len(self.patch_size))
         return find_units(shape, self.patch_size, unit, self.config.tile_step_size)
 
-    @torch.inference_mode()
-    def segment(self, image: Tensor) -> Tensor:
-        """Candidates `(K, *spatial)` of a case `(channels, *spatial)`, label maps on the CPU.
+    def _count(self, label_maps: NDArray[np.integer], slab: Slab) -> Overlap:
+        """Overlap of label maps `(n, *spatial)` with the ground truth of a slab, `(n, C)`."""
+        valid = None if slab.valid is None else torch.from_numpy(slab.valid)
+        target = torch.from_numpy(slab.target)
+        return count_candidates(torch.from_numpy(label_maps), target, self.labels, valid)
 
-        Sliding windows vote where they overlap, weighed by nnU-Net's Gaussian, because a network
-        is least sure at its patch's border. Logits are never accumulated.
-        """
-        padded, inside = pad_nd_image(
-            image, self.patch_size, "constant", {"value": 0}, return_slicer=True
-        )
-        shape = (len(self.sampler.values), *padded.shape[1:])
-        candidates = torch.zeros(shape, dtype=self.labels.dtype)  # a large case fills a GPU
-        lead = torch.zeros(shape, dtype=torch.float16)
-        weight = compute_gaussian(tuple(self.patch_size), dtype=lead.dtype, device=lead.device)
-        windows = find_windows(padded.shape[1:], self.patch_size, self.config.tile_step_size)
-        every = (slice(None),)  # channel, or candidate
-        for start in range(0, len(windows), self.windows_per_forward):
-            batch = windows[start : start + self.windows_per_forward]
-            images = torch.stack([padded[every + window.place] for window in batch])
-            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                label_maps = self.sampler.segment(self.network, images.to(self.device), self.labels)
-            for window, label_map in zip(batch, label_maps, strict=True):
-                place = every + window.place
-                vote(candidates[place], lead[place], label_map.cpu(), weight)
-        return candidates[every + inside[1:]]
-
-    def _select_candidates(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
-        """Channels of a sample whose pair is two candidates, see `MinedCase`, and its record."""
-        scores = self._score(sample, sample.candidates)
+    def _select_candidates(self, sample: TrainingSample, preferences: Any) -> SampleRecord:
+        """Write the channels of a sample whose pair is two candidates, see `MinedCase`."""
+        scores = self._score(sample)
         # every gap is stored where τ is only known when the round is complete
         tau = self.config.tau if self.config.tau_quantile is None else 0.0
         pair = select_pair(scores or sample.dice, tau, self.config.tau_max)
-        if pair.rejected is None:
-            # Any two equal maps do; constant ones cost the augmentation nothing.
-            chosen = rejected = torch.zeros_like(sample.target)
-        else:
-            chosen = sample.candidates[pair.chosen]
-            is_unused = sample.ignored
-            if self.config.agree:
-                is_unused = is_unused | (chosen != sample.target)
-            rejected = torch.where(is_unused, chosen, sample.candidates[pair.rejected])
-        num_disagreeing = int((chosen != rejected).sum())
+        num_disagreeing = 0
+        if pair.rejected is not None:  # else any two equal maps do; zeros cost augmentation nothing
+            for place, slab in zip(sample.slabs, sample.read_slabs(), strict=True):
+                chosen = slab.candidates[pair.chosen]
+                is_unused = np.zeros(chosen.shape, bool) if slab.valid is None else ~slab.valid
+                if self.config.agree:
+                    is_unused |= chosen != slab.target
+                rejected = np.where(is_unused, chosen, slab.candidates[pair.rejected])
+                differs = chosen != rejected
+                _write(preferences, place, chosen, rejected, WEIGHT_ONE * differs)
+                num_disagreeing += int(differs.sum())
         record = _record(sample, pair.chosen, pair.rejected, num_disagreeing)
-        weight = WEIGHT_ONE * (chosen != rejected)
-        channels = torch.stack((chosen, rejected, weight)).short()
-        return channels.numpy(), replace(record, scores=scores)
+        return replace(record, scores=scores)
 
-    def _score(self, sample: TrainingSample, label_maps: Tensor) -> list[float] | None:
-        """Value of label maps `(n, *spatial)` by the metric that ranks; None if that is Dice."""
+    def _score(self, sample: TrainingSample) -> list[float] | None:
+        """Value of each candidate by the metric that ranks; None if that is Dice."""
         if self.ranking is None:
             return None
-        others = (sample.target.numpy(), self._spacing(sample), ~sample.ignored.numpy())
-        return [round(self.ranking.value(each.numpy(), *others), 6) for each in label_maps]
+        (slab,) = sample.read_slabs()
+        return self._score_maps(self.ranking, sample, slab, slab.candidates)
+
+    def _score_maps(
+        self, ranking: Ranking, sample: TrainingSample, slab: Slab, maps: Iterable[NDArray[Any]]
+    ) -> list[float]:
+        others = (slab.target, self._spacing(sample), slab.valid)
+        return [round(ranking.value(each, *others), 6) for each in maps]
 
     def _spacing(self, sample: TrainingSample) -> tuple[float, ...]:
         """Distance of neighbouring voxels along the axes of a sample, in mm."""
         axes = zip(self.spacing_mm, sample.place, strict=True)
         return tuple(spacing for spacing, index in axes if isinstance(index, slice))
 
-    def _select_regions(self, sample: TrainingSample) -> tuple[NDArray[np.int16], SampleRecord]:
-        """Channels of a sample with a region pair, see `MinedCase`, and its record."""
-        target, ignored = sample.target.numpy(), sample.ignored.numpy()
-        candidates = sample.candidates.numpy()
-        ranked = None
-        if self.ranking is not None:
-            ranked = self.ranking.look_at(
-                candidates[0], target, self._spacing(sample), ~ignored, others=candidates[1:]
-            )
-        pair = pair_regions(
-            candidates, target, self.labels, self.config.tau, ~ignored,
-            effects_of=None if ranked is None else ranked.find_effects,
-        )  # fmt: skip
-        is_used = pair.weight > 0
-        if self.config.agree:
-            is_used &= pair.chosen == target
-        weight = pair.weight
-        if self.config.part_weight == "part":
-            weight = even_out(weight, pair.part, is_used)
-        weight = np.maximum(1, np.rint(weight * WEIGHT_ONE)) * is_used
-        rejected = np.where(is_used, pair.rejected, pair.chosen)
-        channels = np.stack((pair.chosen, rejected, weight)).astype(np.int16) * is_used.any()
-        ends = torch.from_numpy(np.stack((pair.chosen, pair.rejected)))
-        valid = None if self.labels.ignore_label is None else torch.from_numpy(~ignored)
-        dice = candidate_dice(ends, torch.from_numpy(target), self.labels, valid).tolist()
-        scores = None if ranked is None else [round(ranked.value, 6)]
-        record = replace(
-            _record(sample, 0, None, int(is_used.sum())),
-            num_parts=pair.num_parts,
-            num_preferred=pair.num_preferred,
-            pair_dice=[round(value, 6) for value in dice],
-            scores=scores and [*scores, *(self._score(sample, ends) or ())],
+    def _select_regions(self, sample: TrainingSample, preferences: Any) -> SampleRecord:
+        """Write the channels of a sample with a region pair, see `MinedCase`."""
+        ranked, pairs = self._find_regions(sample)
+        sizes = self._count_used(sample, pairs) if self.config.part_weight == "part" else None
+        num_used, overlap, scores = 0, None, None
+        for number, (place, slab) in enumerate(zip(sample.slabs, sample.read_slabs(), strict=True)):
+            pair = pairs.put_together(number, slab)
+            is_used = self._find_used(pair, slab)
+            weight = pair.weight
+            if sizes is not None:
+                weight = even_out(weight, pair.part, is_used, sizes)
+            weight = np.maximum(1, np.rint(weight * WEIGHT_ONE)) * is_used
+            rejected = np.where(is_used, pair.rejected, pair.chosen)
+            _write(preferences, place, pair.chosen, rejected, weight)
+            num_used += int(is_used.sum())
+            ends = np.stack((pair.chosen, pair.rejected))
+            counts = self._count(ends, slab)
+            overlap = counts if overlap is None else overlap.plus(counts)
+            if ranked is not None and self.ranking is not None:
+                ends_scores = self._score_maps(self.ranking, sample, slab, ends)
+                scores = [round(ranked.value, 6), *ends_scores]
+        assert overlap is not None  # a sample has voxels
+        if num_used == 0:
+            for place in sample.slabs:
+                _write(preferences, place, *np.zeros((3, *sample.read(place).target.shape)))
+        return replace(
+            _record(sample, 0, None, num_used),
+            num_parts=pairs.num_parts,
+            num_preferred=pairs.num_preferred,
+            pair_dice=[round(value, 6) for value in mean_dice(overlap).tolist()],
+            scores=scores,
         )
-        return channels, record
+
+    def _find_regions(self, sample: TrainingSample) -> tuple[RankedSample | None, RegionPairs]:
+        """The parts of a sample's candidates; by another metric than Dice with what it measured."""
+        if self.ranking is None:
+            plain = Overlap(*(counts[0] for counts in sample.overlap))
+            pairs = pair_regions(sample.read_slabs(), self.labels, self.config.tau, plain)
+            return None, pairs
+        (slab,) = sample.read_slabs()
+        plain_map, *others = slab.candidates
+        ranked = self.ranking.look_at(
+            plain_map, slab.target, self._spacing(sample), slab.valid, others=others
+        )
+        return ranked, pair_regions_by(slab, self.config.tau, ranked.find_effects)
+
+    def _find_used(self, pair: RegionPair, slab: Slab) -> Mask:
+        """Voxels that are learnt from."""
+        is_used: Mask = pair.weight > 0
+        return is_used & (pair.chosen == slab.target) if self.config.agree else is_used
+
+    def _count_used(self, sample: TrainingSample, pairs: RegionPairs) -> NDArray[np.int64]:
+        """Voxels of each part that are learnt from, by its number in the sample."""
+        sizes = np.zeros(1, np.int64)
+        for number, slab in enumerate(sample.read_slabs()):
+            pair = pairs.put_together(number, slab)
+            more = np.bincount(pair.part[self._find_used(pair, slab)], minlength=len(sizes))
+            more[: len(sizes)] += sizes
+            sizes = more
+        return sizes
+
+
+def _store_planes(found: Any, votes: RollingVotes, padded: Padded, *, until: int) -> None:
+    """Keep the planes that no further window reaches, without the voxels around the case."""
+    if until == votes.first:
+        return
+    first, last = (
+        min(max(plane - padded.front[0], 0), found.shape[1]) for plane in (votes.first, until)
+    )
+    start = first + padded.front[0] - votes.first  # of the case in what is done
+    rows, columns = (
+        slice(before, before + size)
+        for before, size in zip(padded.front[1:], found.shape[2:], strict=True)
+    )
+    done = votes.before(until)[:, start : start + last - first, rows, columns]
+    if first < last:
+        for number, label_map in enumerate(done):
+            found[number, first:last] = label_map.contiguous().numpy()
+    votes.move_to(until)
+
+
+def _read_slab(candidates: Volume, segmentation: Volume, labels: Labels, place: Index) -> Slab:
+    truth = torch.from_numpy(np.asarray(segmentation[place]))
+    valid = None if labels.ignore_label is None else ~labels.is_ignored(truth).numpy()
+    label_maps = np.asarray(candidates[(slice(None), *place)])
+    return Slab(label_maps, labels.target_map(truth).numpy(), valid)
+
+
+def _write(preferences: Any, place: Index, *channels: NDArray[Any]) -> None:
+    preferences[(slice(3), *place)] = np.stack(channels).astype(np.int16)
+
+
+def _has_pair(preferences: Volume, place: Index) -> bool:
+    chosen, rejected = (np.asarray(preferences[(channel, *place)]) for channel in range(2))
+    return not np.array_equal(chosen, rejected)
 
 
 def _record(
     sample: TrainingSample, chosen: int, rejected: int | None, num_disagreeing: int
 ) -> SampleRecord:
     """Record of a sample without parts."""
-    dice = [round(value, 6) for value in sample.dice]
-    num_voxels, has_foreground = sample.target.numel(), bool(sample.target.any())
-    return SampleRecord(dice, chosen, rejected, num_disagreeing, num_voxels, has_foreground)
+    return SampleRecord(
+        [round(value, 6) for value in sample.dice], chosen, rejected, num_disagreeing,
+        sample.num_voxels, sample.has_foreground,
+    )  # fmt: skip
 
 
 def make_miner(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.region_pairs import (
+from nnunetv2_mapo.method.parts import (
     LabelMap,
     Mask,
     foreground_heads,

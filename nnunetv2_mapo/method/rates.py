@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from nnunetv2_mapo.method.mining import LoadCase, Log, Miner, mine_within_memory
+from nnunetv2_mapo.method.volumes import Channel, Volume
 
 LARGEST_RATE = 0.5
 NUM_HALVINGS = 6  # the rate is found to within 0.5 / 2^6 = 0.008
@@ -68,7 +65,7 @@ def find_rates(
         at_rate, dice = with_rates(miner, (rate,)), []
         for identifier in used:
             image, segmentation = load_case(identifier)
-            work = partial(_dice_of_samples, image=image, segmentation=segmentation)
+            work = partial(_dice_of_samples, image=image, truth=Channel(segmentation, 0))
             seed = f"{miner.config.seed}/{number}/rates/{identifier}"
             dice += mine_within_memory(at_rate, work, seed, log)[1]
         return float(np.median(dice)) if dice else 1.0
@@ -86,7 +83,7 @@ def find_rates(
     return spread_rates(largest, num_rates)
 
 
-def _dice_of_samples(miner: Miner, image: Tensor, segmentation: NDArray[Any]) -> list[float]:
-    """Dice of the only candidate of each sample with foreground."""
-    samples = miner.find_samples(image, torch.from_numpy(segmentation[0]))
-    return [sample.dice[0] for sample in samples if sample.target.any()]
+def _dice_of_samples(miner: Miner, image: Volume, truth: Volume) -> list[float]:
+    """Dice of the only candidate of each sample with foreground; arguments as of `Miner.mine`."""
+    samples = miner.find_samples(miner.find_candidates(image), truth)
+    return [sample.dice[0] for sample in samples if sample.has_foreground]

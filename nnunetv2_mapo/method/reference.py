@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -29,7 +26,6 @@ from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.loss import Disagreement, find_disagreement, voxel_margins
 from nnunetv2_mapo.method.sampling import full_resolution
 from nnunetv2_mapo.method.store import MARGIN_ONE
-from nnunetv2_mapo.method.windows import find_windows
 from nnunetv2_mapo.support.device import untouched
 from nnunetv2_mapo.support.files import hash_weights, write_atomically
 
@@ -108,60 +104,34 @@ def reference_margins(
 @torch.inference_mode()
 def measure_margins(
     reference: Callable[[Tensor], Any],
-    image: Tensor,
+    images: Tensor,
     chosen: Tensor,
     rejected: Tensor,
     labels: Labels,
-    patch_size: Sequence[int],
-    *,
-    tile_step_size: float,
-    windows_per_forward: int,
-    device: torch.device,
-) -> NDArray[np.int16]:
-    """The reference's margin at each disagreement voxel of a case, in 1 / `MARGIN_ONE` logits.
-
-    Only windows with such a voxel are computed. Where windows overlap, the one with the nearest
-    centre counts.
+) -> Tensor:
+    """The reference's margin at each disagreement voxel of some windows, in 1 / `MARGIN_ONE`.
 
     Args:
         reference: The network without dropout and deep supervision, see `bind_reference`.
-        image: Network input, shape `(channels, *spatial)`, three spatial axes.
-        chosen: Label map, shape `(*spatial)`.
+        images: Network input, shape `(W, channels, *patch)`.
+        chosen: Label maps, shape `(W, *patch)`, on the same device.
         rejected: The same.
         labels: Meaning of the label maps.
-        patch_size: Of the configuration in voxels, 2 or 3 entries.
-        tile_step_size: Distance of windows as a share of the patch, in (0, 1].
-        windows_per_forward: Windows in one forward pass.
-        device: Where the network lies.
 
     Returns:
-        Margins, shape `(*spatial)`; 0 where chosen and rejected agree.
+        Margins in logits times `MARGIN_ONE`, clamped, int16, shape `(W, *patch)`; 0 where chosen
+        and rejected agree.
     """
-    padded, inside = pad_nd_image(image, patch_size, "constant", {"value": 0}, return_slicer=True)
-    pair = torch.zeros(2, *padded.shape[1:], dtype=chosen.dtype)
-    pair[(slice(None), *inside[1:])] = torch.stack((chosen, rejected))
-    margins = torch.zeros(padded.shape[1:], dtype=torch.int16)
-    windows = [
-        window
-        for window in find_windows(padded.shape[1:], patch_size, tile_step_size)
-        if not torch.equal(*(each[window.cell] for each in pair))
-    ]
-    every = (slice(None),)
-    for start in range(0, len(windows), windows_per_forward):
-        batch = windows[start : start + windows_per_forward]
-        images = torch.stack([padded[every + window.place] for window in batch])
-        maps = torch.stack([pair[every + window.place] for window in batch], 1).to(device)
-        disagreement = find_disagreement(maps[0], maps[1], labels, "image")
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
-            outputs = reference(images.to(device))
-        found = torch.zeros(maps[0].flatten(1).shape, device=device)
-        found.scatter_add_(1, disagreement.voxels, _margins_of(outputs, disagreement))
-        limits = torch.iinfo(torch.int16)
-        found = (found * MARGIN_ONE).round().clamp(limits.min, limits.max).short()
-        for window, each in zip(batch, found.view_as(maps[0]).cpu(), strict=True):
-            own = tuple(_relative(*axes) for axes in zip(window.cell, window.place, strict=True))
-            margins[window.cell] = each[own[-each.ndim :]]
-    return margins[inside[1:]].numpy()
+    disagreement = find_disagreement(chosen, rejected, labels, "image")
+    device = images.device
+    with torch.autocast(device.type, enabled=device.type == "cuda"):
+        margins = _margins_of(reference(images), disagreement)
+    # the padding adds 0 to voxel 0
+    placed = torch.zeros(chosen.flatten(1).shape, device=device)
+    placed.scatter_add_(1, disagreement.voxels, margins)
+    limits = torch.iinfo(torch.int16)
+    fixed = (placed * MARGIN_ONE).round().clamp(limits.min, limits.max).short()
+    return fixed.view_as(chosen)
 
 
 def bind_reference(
@@ -199,13 +169,6 @@ def update_average(reference: nn.Module, policy: nn.Module, decay: float) -> Non
 
 def _margins_of(outputs: Any, disagreement: Disagreement) -> Tensor:
     return voxel_margins(disagreement.gather(full_resolution(outputs)), disagreement)
-
-
-def _relative(cell: int | slice, place: int | slice) -> slice:
-    """A window's cell along one axis, in the window."""
-    if isinstance(cell, int) or isinstance(place, int):
-        return slice(None)
-    return slice(cell.start - place.start, cell.stop - place.start)
 
 
 def _copy(network: nn.Module) -> nn.Module:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import distributed as dist
 from tqdm import tqdm
 
 from nnunetv2_mapo.method.config import Candidates, MAPOConfig
-from nnunetv2_mapo.method.mining import LoadCase, Log, Miner, mine_within_memory
-from nnunetv2_mapo.method.store import MANIFEST, MinedRound, Round, SampleRecord, stack_preferences
+from nnunetv2_mapo.method.examples import choose_samples
+from nnunetv2_mapo.method.mining import SLAB, LoadCase, Log, MinedCase, Miner, mine_within_memory
+from nnunetv2_mapo.method.store import MANIFEST, MinedRound, Round, SampleRecord, read_round
+from nnunetv2_mapo.method.volumes import Channel, Volume, make_compressed
+from nnunetv2_mapo.method.windows import split_planes
+from nnunetv2_mapo.support.threads import read_ahead
 
 Records = dict[str, list[SampleRecord]]  # of each case
 T = TypeVar("T")
@@ -64,6 +69,24 @@ def settle_values(mined: Round, find: Callable[[], Sequence[float]]) -> tuple[fl
     if ranks.rank == 0 and not mined.read_values():
         mined.write_values(find())
     return ranks.gather(mined.read_values() if ranks.rank == 0 else ())[0]
+
+
+def draw_cases(identifiers: Sequence[str], config: MAPOConfig, number: int) -> list[str]:
+    """Cases that the round of this number mines, in their order; the same at each call.
+
+    A case is drawn by its name, the seed and the round alone: in the order of hashes of these.
+    """
+    wanted = config.cases_per_round
+    if wanted is None:
+        return list(identifiers)
+    if not isinstance(wanted, int):
+        wanted = max(1, round(wanted * len(identifiers)))
+
+    def draw(identifier: str) -> bytes:
+        return hashlib.sha256(f"{config.seed}/{number}/draw/{identifier}".encode()).digest()
+
+    drawn = set(sorted(identifiers, key=draw)[:wanted])
+    return [identifier for identifier in identifiers if identifier in drawn]
 
 
 def mine_round(
@@ -122,24 +145,67 @@ def _merge(parts: Iterable[Records]) -> Records:
 def _mine_cases(
     miner: Miner, load_case: LoadCase, missing: Sequence[str], mined: Round, log: Log, ranks: Ranks
 ) -> Records:
-    """Mine and store this rank's share of the missing cases; arguments as of `mine_round`."""
-    found = {}
-    mine, num_pairs = ranks.share(missing), 0
-    with tqdm(mine, desc="mining", unit="case", disable=ranks.rank > 0) as progress:
-        for place, identifier in enumerate(progress):
-            ranks.meet(place, len(missing))
-            image, segmentation = load_case(identifier)
-            truth = torch.from_numpy(segmentation[0])
-            miner, case = mine_within_memory(
-                miner, partial(Miner.mine, image=image, segmentation=truth),
-                f"{miner.config.seed}/{mined.origin['round']}/{identifier}", log,
-            )  # fmt: skip
-            stack = stack_preferences(segmentation, *case.preferences)
-            mined.write_case(identifier, stack, case.records, miner.patch_size)
-            found[identifier] = case.records
-            num_pairs += sum(record.has_pair for record in case.records)
-            progress.set_postfix(pairs=num_pairs)
-    return found
+    """Mine and store this rank's share of the missing cases; arguments as of `mine_round`.
+
+    While the network is at a case, the next one is opened, and the pairs of the one before are
+    found; then the network measures their margins, and they are written.
+    """
+    mine, writes = ranks.share(missing), list[Future[Records]]()
+    cases = read_ahead((identifier, *load_case(identifier)) for identifier in mine)
+    with (
+        tqdm(
+            cases, desc="mining", unit="case", total=len(mine), disable=ranks.rank > 0
+        ) as progress,
+        ThreadPoolExecutor(1, thread_name_prefix="pairs") as worker,
+    ):
+        opened, num_pairs = None, 0  # no more than one case, for the memory
+        try:
+            for place, (identifier, image, segmentation) in enumerate(progress):
+                ranks.meet(place, len(missing))
+                miner, candidates = mine_within_memory(
+                    miner, partial(Miner.find_candidates, image=image),
+                    f"{miner.config.seed}/{mined.origin['round']}/{identifier}", log,
+                )  # fmt: skip
+                if opened is not None:
+                    writes.append(_close(opened, miner, mined, worker))
+                    num_pairs += sum(record.has_pair for record in opened.pairs.result().records)
+                    progress.set_postfix(pairs=num_pairs)
+                    opened = None
+                for write in writes[-2:-1]:
+                    write.result()  # an error ends the round now
+                truth = Channel(segmentation, 0)
+                pairs = worker.submit(miner.find_pairs, candidates, truth)
+                opened = _Opened(identifier, image, truth, pairs)
+                del candidates
+        finally:  # also where the next one fails
+            if opened is not None:
+                writes.append(_close(opened, miner, mined, worker))
+        return _merge(write.result() for write in writes)
+
+
+class _Opened(NamedTuple):
+    """A case whose pairs are being found."""
+
+    identifier: str
+    image: Volume
+    truth: Volume
+    pairs: Future[MinedCase]
+
+
+def _close(
+    case: _Opened, miner: Miner, mined: Round, worker: ThreadPoolExecutor
+) -> Future[Records]:
+    """Measure the margins of a case's pairs and let them be written."""
+    pairs = case.pairs.result()
+    miner.add_margins(case.image, pairs)
+
+    def write() -> Records:
+        preferences, records = pairs
+        channels = [Channel(preferences, number) for number in range(preferences.shape[0])]
+        mined.write_case(case.identifier, [case.truth, *channels], records, miner.patch_size)
+        return {case.identifier: records}
+
+    return worker.submit(write)
 
 
 def _drop_small_gaps(
@@ -151,12 +217,35 @@ def _drop_small_gaps(
         for each in records
     ]
     if kept != records:
-        stack = mined.open_stack(identifier)[:]
-        for place, record in zip(miner.find_units(stack.shape[1:]), kept, strict=True):
-            if record.rejected is None:
-                stack[(slice(1, None), *place)] = 0  # chosen and rejected
-        mined.write_case(identifier, stack, kept, miner.patch_size)
+        old = mined.open_stack(identifier)
+        stack = make_compressed(old.shape, np.int16)
+        every = (slice(None),) * 3
+        for part in split_planes(every, old.shape[1:], SLAB):
+            stack[(slice(0, 1), *part)] = old[(slice(0, 1), *part)]
+        for place, record in zip(miner.find_units(old.shape[1:]), kept, strict=True):
+            if record.rejected is not None:
+                for part in split_planes(place, old.shape[1:], SLAB):
+                    stack[(slice(1, None), *part)] = old[(slice(1, None), *part)]
+        del old  # its file is about to be replaced
+        channels = [Channel(stack, number) for number in range(stack.shape[0])]
+        mined.write_case(identifier, channels, kept, miner.patch_size)
     return kept
+
+
+def thin_out_earlier(mined: Round) -> None:
+    """Delete the pairs of the rounds before this one, but a few that a report shows.
+
+    What mining found out about their cases stays, in the manifest.
+    """
+    for manifest in sorted(mined.folder.parent.glob(f"round_*/{MANIFEST}")):
+        earlier = read_round(manifest)
+        if earlier is None or earlier.origin["round"] >= mined.origin["round"]:
+            continue
+        shown = {sample.identifier for sample in choose_samples(earlier.cases)}
+        for identifier in earlier.cases.keys() - shown:
+            # in this order: a record says that its case is there
+            earlier.record_path(identifier).unlink(missing_ok=True)
+            earlier.path(identifier).unlink(missing_ok=True)
 
 
 # What a round found -------------------------------------------------------------------------------

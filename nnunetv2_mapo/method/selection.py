@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunetv2_mapo.method.labels import Labels
 
-_CHUNK = 2**24  # voxels that are counted at a time, in 64-bit integers
+_CHUNK = 2**20  # voxels that are counted at a time, in 64-bit integers
 
 
 class Pair(NamedTuple):
@@ -42,11 +42,7 @@ def candidate_dice(
     Label maps `(K, *spatial)` of candidates and `(*spatial)` of the ground truth give `(K,)`,
     float64; `valid`, `(*spatial)`, masks the voxels that count, None: all do.
     """
-    if valid is not None:
-        candidates, target = candidates[:, valid], target[valid]
-    candidates, target = candidates.flatten(1), target.flatten()
-    overlaps = [count_overlap(candidate, target, labels) for candidate in candidates]
-    return mean_dice(Overlap(*(torch.stack(counts) for counts in zip(*overlaps, strict=True))))
+    return mean_dice(count_candidates(candidates, target, labels, valid))
 
 
 class Overlap(NamedTuple):
@@ -57,6 +53,21 @@ class Overlap(NamedTuple):
 
     intersection: Tensor
     total: Tensor
+
+    def plus(self, other: Overlap) -> Overlap:
+        """Overlap of two parts of a sample together."""
+        return Overlap(self.intersection + other.intersection, self.total + other.total)
+
+
+def count_candidates(
+    candidates: Tensor, target: Tensor, labels: Labels, valid: Tensor | None = None
+) -> Overlap:
+    """Overlap of every candidate, shape `(K, C)`; arguments as of `candidate_dice`."""
+    if valid is not None:
+        candidates, target = candidates[:, valid], target[valid]
+    candidates, target = candidates.flatten(1), target.flatten()
+    overlaps = [count_overlap(candidate, target, labels) for candidate in candidates]
+    return Overlap(*(torch.stack(counts) for counts in zip(*overlaps, strict=True)))
 
 
 def count_overlap(segmentation: Tensor, target: Tensor, labels: Labels) -> Overlap:

@@ -20,6 +20,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.config import Candidates, MAPOConfig
+from nnunetv2_mapo.method.volumes import Volume
 from nnunetv2_mapo.support.files import hash_file, read_sealed, write_atomically, write_sealed
 
 PREFERENCES = "preferences"  # folder of the rounds in nnU-Net's fold folder
@@ -117,11 +118,11 @@ class Round:
     def write_case(
         self,
         identifier: str,
-        stack: NDArray[np.int16],
+        stack: Sequence[Volume] | NDArray[np.int16],
         records: Sequence[SampleRecord],
         patch_size: Sequence[int],
     ) -> None:
-        """Write a case, see `stack_preferences`, then the records of its training samples.
+        """Write a case, its channels as of `stack_preferences`, then its samples' records.
 
         The patch size of the configuration decides the file's blocks and chunks.
 
@@ -129,10 +130,7 @@ class Round:
             WriteError: The disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        blocks, chunks = comp_blosc2_params(stack.shape, patch_size, stack.itemsize)
-        array = np.ascontiguousarray(stack)
-        cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4}
-        content = blosc2.asarray(array, blocks=blocks, chunks=chunks, cparams=cparams).to_cframe()
+        content = _compress(stack, patch_size)
         write_atomically(self.path(identifier), content)
         record = {
             "origin": self.origin,
@@ -196,6 +194,21 @@ class Round:
         ]
 
 
+def _compress(stack: Sequence[Volume] | NDArray[np.int16], patch_size: Sequence[int]) -> bytes:
+    """Content of a case's file; the channels are read in parts."""
+    shape = (len(stack), *stack[0].shape)
+    blocks, chunks = comp_blosc2_params(shape, patch_size, np.dtype(np.int16).itemsize)
+    cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4}
+    compressed = blosc2.empty(shape, np.int16, blocks=blocks, chunks=chunks, cparams=cparams)
+    for number, channel in enumerate(stack):
+        for start in range(0, shape[1], chunks[1]):
+            planes = slice(start, start + chunks[1])
+            part = np.asarray(channel[planes]).astype(np.int16)
+            compressed[number, start : start + len(part)] = np.ascontiguousarray(part)
+    content: bytes = compressed.to_cframe()
+    return content
+
+
 def _to_records(samples: Iterable[dict[str, Any]]) -> list[SampleRecord]:
     return [SampleRecord(**each) for each in samples]
 
@@ -228,14 +241,21 @@ def read_rounds(fold: Path) -> list[MinedRound]:
     """
     rounds = []
     for path in sorted((fold / PREFERENCES).glob(f"round_*/{MANIFEST}")):
-        content = read_sealed(path)
-        if content is None:
+        mined = read_round(path)
+        if mined is None:
             message = f"{path} is damaged. Delete it: its round is then left out."
             raise StoreError(message)
-        cases = {case: _to_records(each["samples"]) for case, each in content["cases"].items()}
-        values = tuple(content.get("values", ()))
-        rounds.append(MinedRound(path.parent, content["origin"], cases, values))
+        rounds.append(mined)
     return rounds
+
+
+def read_round(manifest: Path) -> MinedRound | None:
+    """A mined round by its manifest; None if that is missing or damaged."""
+    content = read_sealed(manifest)
+    if content is None:
+        return None
+    cases = {case: _to_records(each["samples"]) for case, each in content["cases"].items()}
+    return MinedRound(manifest.parent, content["origin"], cases, tuple(content.get("values", ())))
 
 
 def _file_stem(identifier: str) -> str:

@@ -13,6 +13,7 @@ from skimage.transform import resize
 
 from nnunetv2_mapo.method.cases import load_case
 from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.examples import Sample, choose_samples
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.store import MinedRound, Round, SampleRecord, StoreError
 from nnunetv2_mapo.method.windows import find_units
@@ -26,19 +27,6 @@ _OPACITY = 0.35  # of the inside of a segmentation; its border is opaque
 _RGB = NDArray[np.uint8]
 
 
-class Sample(NamedTuple):
-    """A training sample with a pair: its case, its place in that, what mining found out."""
-
-    identifier: str
-    number: int
-    record: SampleRecord
-
-    @property
-    def gap(self) -> float:
-        """Dice of chosen minus Dice of rejected."""
-        return self.record.dice_chosen - self.record.dice_rejected
-
-
 class PairPictures(NamedTuple):
     """Pictures of one pair.
 
@@ -49,21 +37,6 @@ class PairPictures(NamedTuple):
 
     title: str
     pictures: list[tuple[str, _RGB]]
-
-
-def choose_samples(cases: dict[str, list[SampleRecord]]) -> list[Sample]:
-    """Of each case the pair with the largest gap; of these the largest, median and smallest gap.
-
-    There are fewer with fewer cases; the median is the larger middle where their number is even.
-    """
-    samples = []
-    for identifier, records in sorted(cases.items()):
-        each = [Sample(identifier, n, record) for n, record in enumerate(records)]
-        if pairs := [sample for sample in each if sample.record.has_pair]:
-            samples.append(max(pairs, key=lambda sample: sample.gap))
-    samples.sort(key=lambda sample: sample.gap, reverse=True)
-    places = {0, (len(samples) - 1) // 2, len(samples) - 1}
-    return [sample for place, sample in enumerate(samples) if place in places]
 
 
 def paint_pairs(model: TrainedModel, dataset: Any, mined: MinedRound) -> list[PairPictures]:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nnunetv2_mapo.method.cases import load_case
+from nnunetv2_mapo.method.cases import open_case
 from nnunetv2_mapo.method.config import RATES_2D, RATES_3D, MAPOConfig
 from nnunetv2_mapo.method.mining import Miner, mine_within_memory
 from nnunetv2_mapo.method.rounds import HARDLY_LEARNT
 from nnunetv2_mapo.method.store import SampleRecord, StoreError
+from nnunetv2_mapo.method.volumes import Channel
 from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.table import format_table
@@ -115,8 +116,8 @@ def look_at(
     samples = {}
     with open_miner(model, config, device) as miner:
         for case in tqdm(identifiers, desc="preview", unit="case"):
-            image, truth = load_case(cases, model.label_manager, case)
-            mine = partial(Miner.mine, image=image, segmentation=torch.from_numpy(truth[0]))
+            image, truth = open_case(cases, model.label_manager, case)
+            mine = partial(Miner.mine, image=image, segmentation=Channel(truth, 0))
             seed = f"{config.seed}/1/{case}"  # of the first round
             miner, mined = mine_within_memory(miner, mine, seed, tqdm.write)
             samples[case] = mined.records

@@ -21,7 +21,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_mapo.guards.base_checkpoint import read_validated
 from nnunetv2_mapo.guards.start import check_preprocessed, check_split
-from nnunetv2_mapo.method.store import MANIFEST, read_rounds
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.rounds import draw_cases
+from nnunetv2_mapo.method.store import MANIFEST, MinedRound, read_rounds
 from nnunetv2_mapo.support.errors import MAPOError
 from nnunetv2_mapo.tools.models import ModelError, TrainedModel
 
@@ -142,7 +144,8 @@ def _check_witnesses(model: TrainedModel, training: set[str], validation: set[st
     """Hold a split against what the training left: its newest pairs, and its validation."""
     fold = model.folder / f"fold_{model.fold}"
     witnesses = {
-        mined.folder / MANIFEST: training ^ {*mined.cases} for mined in read_rounds(fold)[-1:]
+        mined.folder / MANIFEST: {*_draw_again(mined, training)} ^ {*mined.cases}
+        for mined in read_rounds(fold)[-1:]
     }
     validated = read_validated(fold, model.dataset_json["file_ending"]) or set()
     witnesses[fold / "validation/summary.json"] = validated & (training - validation)
@@ -156,3 +159,9 @@ def _check_witnesses(model: TrainedModel, training: set[str], validation: set[st
                 "that file is of an earlier training, delete it."
             )
             raise ModelError(message)
+
+
+def _draw_again(mined: MinedRound, training: set[str]) -> list[str]:
+    """Cases that a round would mine of these training cases."""
+    config = MAPOConfig.from_dict(mined.origin["settings"])
+    return draw_cases(sorted(training), config, mined.origin["round"])

@@ -93,7 +93,8 @@ def dice_of(predictor: Any, miner: Miner, image: torch.Tensor, segmentation: Any
 
 def mined_dice(miner: Miner, image: torch.Tensor, segmentation: Any) -> float:
     """Dice of the plain candidate of a case."""
-    (sample,) = miner.find_samples(image, torch.from_numpy(segmentation[0]))
+    truth = torch.from_numpy(segmentation[0])
+    (sample,) = miner.find_samples(miner.find_candidates(image), truth)
     return sample.dice[0]
 
 

@@ -41,7 +41,7 @@ class MinerOfPrepared(Miner):
 
     candidates: Tensor | None = None
 
-    def segment(self, image: Tensor) -> Tensor:
+    def find_candidates(self, image: Any) -> Any:
         assert self.candidates is not None
         return self.candidates
 

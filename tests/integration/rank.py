@@ -42,13 +42,13 @@ def note_calls(owner: Any, name: str, noted: list[str]) -> None:
 
 def train(trainer: Any) -> dict[str, Any]:
     """Train to the end; what this rank did and saw."""
-    mined_here, load_case = [], mapo.load_case
+    mined_here, open_case = [], mapo.open_case
 
-    def load_and_note(dataset: Any, label_manager: Any, identifier: str) -> Any:
+    def open_and_note(dataset: Any, label_manager: Any, identifier: str) -> Any:
         mined_here.append(identifier)
-        return load_case(dataset, label_manager, identifier)
+        return open_case(dataset, label_manager, identifier)
 
-    mapo.load_case = load_and_note
+    mapo.open_case = open_and_note
     written: list[str] = []
     note_calls(mapo, "write_reference", written)
     note_calls(mapo, "plot_progress", written)

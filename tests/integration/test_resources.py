@@ -98,18 +98,18 @@ def test_a_picture_that_does_not_fit_does_not_stop_a_training(
 def test_no_memory_for_a_window_keeps_what_was_mined(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segment, calls = Miner.segment, []
+    find_candidates, calls = Miner.find_candidates, []
 
-    def fail_after_two(self: Miner, image: torch.Tensor) -> torch.Tensor:
+    def fail_after_two(self: Miner, image: Any) -> Any:
         calls.append(self.windows_per_forward)
         if len(calls) > 2:
             message = "CUDA out of memory"
             raise torch.cuda.OutOfMemoryError(message)
-        return segment(self, image)
+        return find_candidates(self, image)
 
     trainer = make_trainer()
     with monkeypatch.context() as patch:
-        patch.setattr(Miner, "segment", fail_after_two)
+        patch.setattr(Miner, "find_candidates", fail_after_two)
         with pytest.raises(OutOfMemoryError, match="fewer candidates"):
             trainer.run_training()
     assert calls == [2, 2, 2, 1]

@@ -12,7 +12,7 @@ import torch
 from prepare import draw_boxes, prepare, write_dataset
 
 from nnunetv2_mapo import trainer as mapo
-from nnunetv2_mapo.method.cases import load_case
+from nnunetv2_mapo.method.cases import load_case, open_case
 from nnunetv2_mapo.method.store import Round
 from nnunetv2_mapo.tools.models import ModelError, open_model
 from nnunetv2_mapo.tools.trainers import open_training_cases
@@ -135,12 +135,12 @@ def test_both_stages_of_a_cascade_are_trained_with_mapo(
     full = make_trainer(configuration="3d_cascade_fullres", dataset=cascade)
     inputs = []
 
-    def load_and_keep(dataset: Any, label_manager: Any, identifier: str) -> Any:
-        image, segmentation = load_case(dataset, label_manager, identifier)
-        inputs.append((identifier, image))
+    def open_and_keep(dataset: Any, label_manager: Any, identifier: str) -> Any:
+        image, segmentation = open_case(dataset, label_manager, identifier)
+        inputs.append((identifier, image[(slice(None),) * 4]))
         return image, segmentation
 
-    monkeypatch.setattr(mapo, "load_case", load_and_keep)
+    monkeypatch.setattr(mapo, "open_case", open_and_keep)
     train(full)
     dataset, _ = full.get_tr_and_val_datasets()
     for identifier, image in inputs:

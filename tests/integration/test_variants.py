@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "reference": "network",
         "reference_update": "average",
         "reference_decay": 0.5,
-    },  # fmt: skip
+    },
     "no reference": {"reference": "none"},
     "surfaces": {"metric": {"nsd": 0.5, "hd95": 0.25, "asd": 0.25}, "tolerance_mm": 2.0},
     "lesions": {"metric": {"lesion_f1": 1, "lesion_dice": 1, "false_volume": 1, "dice": 1}},

@@ -599,6 +599,31 @@ def test_nnunets_loader_stacks_the_previous_stage_behind_the_preferences(tmp_pat
     assert torch.equal(batch["data"][:, 1][differs], preferences[:, 1][differs].float())
 
 
+@in_2d_and_3d
+@pytest.mark.parametrize("is_cascaded", [False, True])
+def test_a_case_that_was_not_mined_is_as_nnunets_and_has_no_preferences(
+    tmp_path, num_dimensions, is_cascaded
+):
+    shape = (6, 40, 40) if num_dimensions == 2 else (30, 30, 30)
+    dataset, mined = write_dataset(tmp_path, shape, is_cascaded=is_cascaded)
+    mined.path("case_1").unlink()
+    some = pickle.loads(pickle.dumps(with_preferences(dataset, mined, frozenset({"case_0"}))))
+    assert np.array_equal(some.load_case("case_1")[1][:], dataset.load_case("case_1")[1][:])
+    options = {"is_cascaded": True, "foreground_labels": [1]} if is_cascaded else {}
+    transforms = carry_preferences(training_transforms(num_dimensions, **options))
+    batch = load_batch(some, num_dimensions, transforms, batch_size=8)
+    target, preferences = split_preferences(batch["target"], num_scales=None)
+    is_mined = torch.tensor([key == "case_0" for key in batch["keys"]])
+    assert 0 < is_mined.sum() < 8
+    assert (preferences[is_mined, 0] != preferences[is_mined, 1]).flatten(1).any(1).all()
+    assert not preferences[~is_mined].any()
+    assert (target[~is_mined] == 1).flatten(1).any(1).all()  # its segmentation is there
+    if is_cascaded:  # the previous stage is the complement of the segmentation
+        inside = batch["data"][~is_mined][:, 1] == 1
+        assert inside.any()
+        assert not (target[~is_mined][:, 0][inside] == 1).any()
+
+
 # Split --------------------------------------------------------------------------------------------
 
 

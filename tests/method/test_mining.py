@@ -11,19 +11,21 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import whole_case
 from sklearn.metrics import f1_score
 from torch import Tensor
 
-from nnunetv2_mapo.method import rounds, store
+from nnunetv2_mapo.method import mining, rounds, store
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.dropout import StochasticDropout
+from nnunetv2_mapo.method.examples import choose_samples
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.mining import Miner
+from nnunetv2_mapo.method.mining import MinedCase, Miner
 from nnunetv2_mapo.method.mining import make_miner as make_miner_by_settings
 from nnunetv2_mapo.method.ranking import Ranking
-from nnunetv2_mapo.method.rounds import Ranks, mine_round
+from nnunetv2_mapo.method.rounds import Ranks, draw_cases, mine_round, thin_out_earlier
 from nnunetv2_mapo.method.sampling import DropoutSampler
-from nnunetv2_mapo.method.store import Round
+from nnunetv2_mapo.method.store import Round, read_round
 from nnunetv2_mapo.method.windows import find_units, find_windows
 from nnunetv2_mapo.support.device import OutOfMemoryError, seeded
 
@@ -246,14 +248,15 @@ def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, p
     miner = make_miner(patch_size, labels=labels, tau=0.01, pair="region")
     image, segmentation = some_case((4, 12, 12), num_labels=3)
     torch.manual_seed(0)
-    samples = list(miner.find_samples(image, segmentation))
+    samples = list(miner.find_samples(miner.find_candidates(image), segmentation))
     torch.manual_seed(0)
     mined = miner.mine(image, segmentation)
     assert mined.preferences.shape == (3, 4, 12, 12)
     assert len(mined.records) == len(samples) == (4 if len(patch_size) == 2 else 1)
     for sample, record in zip(samples, mined.records, strict=True):
         chosen, rejected, weight = mined.preferences[(slice(None), *sample.place)]
-        plain = sample.candidates[0].numpy()
+        (slab,) = sample.read_slabs()
+        plain = slab.candidates[0]
         differs = chosen != rejected
         assert record.num_disagreeing == differs.sum() > 0
         assert np.array_equal(weight > 0, differs)
@@ -262,7 +265,7 @@ def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, p
         assert ((chosen == plain) | (rejected == plain))[differs].all()
         assert record.has_pair
         if labels is CLASSES:
-            truth = sample.target.numpy()
+            truth = slab.target
             expected = [class_dice(chosen, truth), class_dice(rejected, truth)]
             assert record.pair_dice == pytest.approx(expected, abs=1e-6)
         assert 0 <= record.num_preferred <= record.num_parts > 0
@@ -291,7 +294,7 @@ def test_a_cached_reference_s_margins_are_those_of_its_logits(
         network.load_state_dict({name: 1.5 * tensor for name, tensor in policy.items()})
         miner = replace(miner, reference=network.state_dict())
     torch.manual_seed(0)
-    chosen, rejected, _, margins = torch.from_numpy(miner.mine(image, segmentation).preferences)
+    chosen, rejected, _, margins = torch.from_numpy(miner.mine(image, segmentation).preferences[:])
     expected = torch.zeros(shape)
     for place, cell in find_windows(shape, patch_size, 1.0):
         with torch.no_grad():
@@ -306,6 +309,13 @@ def test_a_cached_reference_s_margins_are_those_of_its_logits(
         assert torch.equal(tensor, policy[name])
 
 
+def measure(miner: Miner, image: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
+    preferences = np.zeros((4, *chosen.shape), np.int16)
+    preferences[:2] = chosen, rejected
+    miner.add_margins(image, MinedCase(preferences, []))
+    return torch.from_numpy(preferences[3])
+
+
 def test_margins_of_a_case_that_is_smaller_than_the_patch_are_inside_the_padding(make_miner):
     image, segmentation = some_case((5, 8, 6))
     miner = make_miner((8, 8, 8), pair="region", tau=0.01, reference="cached")
@@ -314,7 +324,7 @@ def test_margins_of_a_case_that_is_smaller_than_the_patch_are_inside_the_padding
     padded[:, 1:6, :, 1:7] = image  # half of it in front
     with torch.no_grad():
         logits = miner.network(padded[None])[0, :, 1:6, :, 1:7]
-    margins = torch.from_numpy(miner._measure_margins(image, chosen, rejected))
+    margins = measure(miner, image, chosen, rejected)
     expected = log_odds(logits, chosen, rejected, CLASSES)
     torch.testing.assert_close(margins / 256, expected, atol=1 / 512 + 1e-5, rtol=0)
 
@@ -335,10 +345,10 @@ def test_only_windows_with_a_pair_are_asked_for_margins(make_miner):
     miner.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     chosen = torch.zeros(8, 16, 16, dtype=torch.int16)
     rejected = chosen.clone()
-    assert not miner._measure_margins(image, chosen, rejected).any()
+    assert not measure(miner, image, chosen, rejected).any()
     assert seen == []
     rejected[0, 3, 12] = 1
-    assert np.argwhere(miner._measure_margins(image, chosen, rejected)).tolist() == [[0, 3, 12]]
+    assert measure(miner, image, chosen, rejected).nonzero().tolist() == [[0, 3, 12]]
     assert seen == [1]
 
 
@@ -355,6 +365,44 @@ def test_with_agree_chosen_is_right_in_every_disagreement_voxel(make_miner):
         is_right = all_of_it.preferences[0] == segmentation.numpy()
         assert 0 < (differs & is_right).sum() < differs.sum()
         assert np.array_equal(right.preferences[0] != right.preferences[1], differs & is_right)
+
+
+@pytest.mark.parametrize("labels", [CLASSES, Labels(3, ignore_label=3), REGIONS], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "patch_size"),
+    [((19, 10, 9), (8, 8, 8)), ((5, 20, 7), (8, 8, 8)), ((3, 6, 17), (8, 8))],
+    ids=["slabs", "smaller than the patch", "slices"],
+)
+@pytest.mark.parametrize("most_voxels", [1, 300])  # of a slab: planes one by one, or a few
+def test_in_slabs_a_case_is_mined_as_in_one_piece(
+    make_miner, monkeypatch, labels, shape, patch_size, most_voxels
+):
+    monkeypatch.setattr(mining, "SLAB", most_voxels)
+    miner = make_miner(patch_size, labels, pair="region", tau=0.01, tile_step_size=0.5)
+    image, segmentation = some_case(shape, num_labels=(labels.ignore_label or 2) + 1)
+    torch.manual_seed(0)
+    candidates = whole_case.segment(miner, image)
+    torch.manual_seed(0)
+    assert torch.equal(miner.segment(image), candidates)
+    mined = miner.find_pairs(candidates, segmentation)
+    for place in find_units(shape, patch_size, "case" if len(patch_size) == 3 else "slice", 0.5):
+        truth, found = segmentation[place], candidates[(slice(None), *place)]
+        expected = whole_case.pair_regions(
+            found.numpy(), labels.target_map(truth).numpy(), labels, 0.01,
+            ~labels.is_ignored(truth).numpy(),
+        )  # fmt: skip
+        assert expected.any()
+        assert np.array_equal(mined.preferences[(slice(None), *place)], expected)
+
+
+def test_in_slabs_a_case_without_a_pair_is_empty(make_miner, monkeypatch):
+    monkeypatch.setattr(mining, "SLAB", 100)
+    miner = make_miner((8, 8, 8), pair="region", agree=True)
+    candidates = torch.ones(4, 9, 8, 8, dtype=torch.uint8)
+    candidates[1:, 2:7, 3] = 0  # in which neither is right
+    mined = miner.find_pairs(candidates, torch.full((9, 8, 8), 2))
+    assert not np.asarray(mined.preferences[:]).any()
+    assert not mined.records[0].has_pair
 
 
 def test_a_gap_above_tau_max_makes_no_pair(make_miner):
@@ -667,6 +715,95 @@ def test_a_finished_case_is_read_once_when_its_round_is_opened(
 def test_a_case_that_was_just_mined_is_not_read(tmp_path, make_miner, monkeypatch):
     monkeypatch.setattr(store, "hash_file", lambda path: pytest.fail(f"{path} is read"))
     mine_round(make_miner((8, 8, 8)), Cases("a"), ["a"], round_in(tmp_path), print)
+
+
+def test_the_next_case_is_opened_and_the_last_one_paired_beside_the_network(
+    tmp_path, make_miner, monkeypatch
+):
+    order, meeting = [], threading.Barrier(2)
+    load, miner = Cases(*"abc"), make_miner((8, 8, 8))
+    find_candidates, find_pairs = Miner.find_candidates, Miner.find_pairs
+
+    def note_candidates(self, image):
+        if order.count("network") == 1:  # the second case waits until the first one is paired
+            meeting.wait(60)
+            order.append("network again")
+        order.append("network")
+        return find_candidates(self, image)
+
+    def note_pairs(self, candidates, segmentation):
+        if "paired" not in order:
+            order.append("paired")
+            meeting.wait(60)
+        return find_pairs(self, candidates, segmentation)
+
+    monkeypatch.setattr(Miner, "find_candidates", note_candidates)
+    monkeypatch.setattr(Miner, "find_pairs", note_pairs)
+    mine_round(miner, load, list("abc"), round_in(tmp_path), print)
+    assert order[:4] == ["network", "paired", "network again", "network"]
+    assert load.loaded == list("abc")
+
+
+def test_an_error_in_finding_pairs_ends_the_round(tmp_path, make_miner, monkeypatch):
+    def fail(*_):
+        message = "of a metric"
+        raise ValueError(message)
+
+    monkeypatch.setattr(Miner, "find_pairs", fail)
+    for cases in ("a", "abc"):
+        with pytest.raises(ValueError, match="of a metric"):
+            mine_round(make_miner((8, 8, 8)), Cases(*cases), list(cases), round_in(tmp_path), print)
+
+
+# Some of the cases --------------------------------------------------------------------------------
+
+
+def test_only_the_cases_that_are_drawn_are_mined_and_the_others_do_not_change_them():
+    names = [f"case_{number}" for number in range(1000)]
+    config = MAPOConfig(cases_per_round=0.1)
+    drawn = draw_cases(names, config, 1)
+    assert len(drawn) == 100
+    assert drawn == sorted(drawn, key=names.index)
+    assert drawn == draw_cases(names, replace(config, cases_per_round=100), 1)
+    assert set(draw_cases(names[::-1], config, 1)) == set(drawn)
+    for other in (draw_cases(names, config, 2), draw_cases(names, replace(config, seed=1), 1)):
+        # of 100 of 1000, another 100 of them share 10 on average; the standard deviation is 2.8
+        assert len(other) == 100
+        assert len(set(other) & set(drawn)) < 25
+    every_round = set().union(*(draw_cases(names, config, number) for number in range(1, 81)))
+    assert len(every_round) > 990  # 0.9 ** 80 of them is never drawn: 0.2 cases
+    more = draw_cases(names, replace(config, cases_per_round=200), 1)
+    assert set(more) > set(drawn)
+
+
+def test_as_many_cases_are_drawn_as_there_are_and_at_least_one():
+    names = list("abc")
+    for wanted, number in ((None, 3), (3, 3), (500, 3), (1, 1), (0.01, 1), (0.5, 2), (0.99, 3)):
+        assert len(draw_cases(names, MAPOConfig(cases_per_round=wanted), 1)) == number
+
+
+# Earlier rounds -----------------------------------------------------------------------------------
+
+
+def test_of_earlier_rounds_only_manifests_and_what_a_report_shows_stay(tmp_path, make_miner):
+    names = [f"case_{number}" for number in range(6)]
+    load, miner = Cases(*names), make_miner((8, 8, 8))
+    rounds_ = [round_in(tmp_path / f"round_0{number}", number) for number in (1, 2, 3)]
+    for mined in rounds_:
+        mine_round(miner, load, names, mined, print)
+    (rounds_[1].folder / "manifest.json").write_text("damaged")  # is no reason to stop
+    before = [{path: path.read_bytes() for path in m.folder.iterdir()} for m in rounds_]
+    thin_out_earlier(rounds_[2])
+    after = [{path: path.read_bytes() for path in m.folder.iterdir()} for m in rounds_]
+    assert after[1:] == before[1:]
+    first = read_round(rounds_[0].folder / "manifest.json")
+    shown = {sample.identifier for sample in choose_samples(first.cases)}
+    assert len(shown) == 3
+    assert list(first.cases) == names
+    files = {first.path(name) for name in shown} | {first.record_path(name) for name in shown}
+    assert after[0].keys() == files | {first.folder / "manifest.json"}
+    thin_out_earlier(rounds_[2])  # once more changes nothing
+    assert set(first.folder.iterdir()) == after[0].keys()
 
 
 # A quantile of the gaps ---------------------------------------------------------------------------

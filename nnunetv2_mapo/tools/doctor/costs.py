@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from nnunetv2_mapo.method.cases import load_case
+from nnunetv2_mapo.method.cases import open_case
 from nnunetv2_mapo.method.mining import Miner, make_miner, mine_within_memory
+from nnunetv2_mapo.method.rounds import draw_cases
+from nnunetv2_mapo.method.volumes import Channel
 from nnunetv2_mapo.support.device import untouched
 from nnunetv2_mapo.support.table import format_duration
 from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, Finding
@@ -34,20 +36,22 @@ def estimate_costs(trainer: Any, training: Any) -> Iterator[Finding]:
         return
     cases = sorted(map(str, training.identifiers))
     case = cases[len(cases) // 2]
-    image, truth = load_case(training, trainer.label_manager, case)
+    image, truth = open_case(training, trainer.label_manager, case)
     with untouched(trainer.device), trainer._single_output() as network:
         plan = trainer.configuration_manager
         miner = make_miner(
             trainer.mapo, network, trainer.sampler, trainer.labels, plan, trainer.device
         )
-        mine = partial(Miner.mine, image=image, segmentation=torch.from_numpy(truth[0]))
+        mine = partial(Miner.mine, image=image, segmentation=Channel(truth, 0))
         started = time.monotonic()
         mine_within_memory(miner, mine, case, print)
         seconds = time.monotonic() - started
-    total = format_duration(seconds * len(cases) * num_rounds)
+    num_cases = len(draw_cases(cases, trainer.mapo, 1))
+    total = format_duration(seconds * num_cases * num_rounds)
     what = (
         f"mining takes about {seconds:.2g} s a case ({case}, untrained), {total} for {num_rounds} "
-        f"rounds; a step of a round about {_STEP_FACTOR} times the stock trainer's"
+        f"rounds of {num_cases} cases; a step of a round about {_STEP_FACTOR} times the stock "
+        "trainer's"
     )
     if trainer.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(trainer.device) / 1e9

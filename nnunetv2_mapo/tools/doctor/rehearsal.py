@@ -86,7 +86,10 @@ def _begin_training(trainer: Any, asked: Asked, scratch: str) -> Iterator[Findin
     what = f"{asked.dataset}, {asked.plans}, {asked.configuration}, fold {asked.fold}: {numbers}"
     step = ", and a step with preferences works" if has_mapo else ""
     yield Finding(OK, f"{what} cases; a training begins{step}")
-    num_rounds = trainer.mapo.num_rounds if has_mapo else 0
+    num_rounds = 0  # that are on the disk at the same time
+    if has_mapo:
+        num_rounds = trainer.mapo.num_rounds
+        num_rounds = num_rounds if trainer.mapo.keep_rounds else min(num_rounds, 2)
     size = sum(weights.nbytes for weights in trainer.network.parameters())
     yield check_disk(folder, training.identifiers, num_rounds, network_bytes=size)
     if has_mapo:
@@ -121,4 +124,4 @@ def check_disk(
     what += f"{free / 1e9:.2f} GB are free in {os.environ[RESULTS]}"
     if free >= needed:
         return Finding(OK, what)
-    return Finding(PROBLEM, what, "free space, or train a variant with a smaller num_rounds")
+    return Finding(PROBLEM, what, "free space, or train a variant with cases_per_round")
