@@ -70,7 +70,7 @@ def _rows(repeats: int) -> Iterator[Row]:
 
 def make_miner(candidates: NDArray[np.uint8], metric: str) -> Miner:
     ranking = None if metric == "dice" else Ranking.by(metric, 1.0, LABELS)
-    config = MAPOConfig(metric=metric)
+    config = MAPOConfig(metric=metric, reference="none")
     unused: Any = None
     return MinerOfPrepared(
         nn.Identity(), unused, LABELS, config, (128, 128, 128), 1, torch.device("cpu"),

@@ -287,7 +287,7 @@ def test_a_training_continued_from_the_midst_of_a_stage_ends_like_one_that_was_n
 def test_mining_continues_with_the_cases_that_are_missing(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, mined_before, mined_after = Miner.mine, [], []
+    mine, mined_before, mined_after = Miner.find_candidates, [], []
 
     def mine_two(self: Miner, **arguments: Any) -> Any:
         if len(mined_before) == 2:
@@ -295,7 +295,7 @@ def test_mining_continues_with_the_cases_that_are_missing(
         mined_before.append(self)
         return mine(self, **arguments)
 
-    monkeypatch.setattr(Miner, "mine", mine_two)
+    monkeypatch.setattr(Miner, "find_candidates", mine_two)
     stopped = make_trainer()
     with pytest.raises(StopHereError):
         stopped.run_training()
@@ -305,7 +305,7 @@ def test_mining_continues_with_the_cases_that_are_missing(
         mined_after.append(self)
         return mine(self, **arguments)
 
-    monkeypatch.setattr(Miner, "mine", mine_rest)
+    monkeypatch.setattr(Miner, "find_candidates", mine_rest)
     trainer = make_trainer(continue_training=True)
     trainer.run_training()
     assert len(mined_after) == 2 + 4  # the rest of round 1, all of round 2

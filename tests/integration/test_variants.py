@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import torch
 from boxes import is_rehearsal
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import (
+    nnUNetTrainerNoDA,
+)
 from test_training import StopHereError, read_log, read_manifests, stop_in_epoch
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
@@ -219,18 +223,31 @@ def test_the_reference_never_moves_by_default(make_variant: MakeVariant) -> None
 
 
 def test_a_cached_reference_needs_no_second_network_and_is_near_the_network_s(
-    make_variant: MakeVariant,
+    make_variant: MakeVariant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without augmentation the network sees what was seen when the round was mined.
-    def steps_of(reference: str) -> list[dict[str, float]]:
-        trainer = make_variant({"reference": reference, "preference_dropout": "off"})
-        steps = first_preference_steps(trainer)
-        assert (trainer._reference is None) == (reference != "network")
-        return steps
+    # Without augmentation the policy of the first step sees what was seen when it mined, but for
+    # the place of the patch.
+    transforms = nnUNetTrainerNoDA.get_training_transforms
+    monkeypatch.setattr(nnUNetTrainer, "get_training_transforms", staticmethod(transforms))
+    name = "configure_rotation_dummyDA_mirroring_and_inital_patch_size"
+    configure = getattr(nnUNetTrainer, name)
 
-    cached, network, none = map(steps_of, ("cached", "network", "none"))
-    margins = [[step["rewards/margins"] for step in steps] for steps in (cached, network, none)]
-    assert abs(margins[0][0] - margins[1][0]) < abs(margins[2][0] - margins[1][0]) / 4
+    def configure_without_margin(self: Any) -> Any:
+        rotation, has_dummy_2d, _, axes = configure(self)
+        return rotation, has_dummy_2d, self.configuration_manager.patch_size, axes
+
+    monkeypatch.setattr(nnUNetTrainer, name, configure_without_margin)
+
+    def find_first_margin(reference: str) -> float:
+        trainer = make_variant({"reference": reference, "preference_dropout": "off"})
+        first, *_ = first_preference_steps(trainer)
+        assert (trainer._reference is None) == (reference != "network")
+        margin: float = first["rewards/margins"]
+        return margin
+
+    cached, network, none = map(find_first_margin, ("cached", "network", "none"))
+    assert network == pytest.approx(0, abs=1e-6)
+    assert abs(cached) < abs(none) / 4
 
 
 def test_a_moving_average_follows_the_policy_in_every_step(make_variant: MakeVariant) -> None:
