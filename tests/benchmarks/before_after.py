@@ -1,4 +1,4 @@
-"""Mining, the preference step and checkpoints of this checkout against those of another one, in turns.
+"""Mining, preference step and checkpoints of this checkout against another one's, in turns.
 
     python tests/benchmarks/before_after.py CHECKOUT_BEFORE
 
@@ -106,7 +106,7 @@ def _make_jobs(stack: ExitStack) -> dict[str, Any]:
         train_step._enter(trainer, epoch=0)
         batch = next(trainer.dataloader_train)
         train_step._enter(trainer, epoch=1)
-        pairs = train_step._add_pairs(batch, train_step.DISAGREEMENT)
+        pairs = train_step._add_pairs(batch, train_step.DISAGREEMENT, trainer.mapo)
         training = trainer.get_tr_and_val_datasets()[0].dataset
         case = load_case(training, trainer.label_manager, training.identifiers[0])
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import os
 import sys
 import tempfile
@@ -22,23 +23,25 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from alternate import Ratios, summarize
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.helpers import empty_cache
 from tiny_dataset import Shape, TinyDataset, quiet, tiny_dataset
 from torch._dynamo.utils import counters
-from train_step import DISAGREEMENT, add_pairs
+from train_step import DISAGREEMENT, _add_pairs
 
 from nnunetv2_mapo import MAPOConfig, nnUNetTrainer_MAPO
 from nnunetv2_mapo.guards.checkpoint import FINAL
-from nnunetv2_mapo.guards.rehearsal import plant_round
 from nnunetv2_mapo.method import loss
 from nnunetv2_mapo.method.cases import load_case
 from nnunetv2_mapo.method.mining import make_miner
 from nnunetv2_mapo.method.reference import build_reference
+from nnunetv2_mapo.method.store import Round
 from nnunetv2_mapo.tools.export import compare_logits, write_plain_model
 
 SHAPES = {
@@ -56,6 +59,7 @@ REFERENCES = sorted(
     next(each for each in fields(MAPOConfig) if each.name == "reference").metadata["valid"].choices,
     key=lambda choice: choice != MAPOConfig().reference,
 )
+NUM_UNTIMED = 3  # steps before those that are timed
 BUDGET_S = 8 * 60
 
 
@@ -77,33 +81,44 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=15, help="steps of each (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="small sizes, to try the script")
     arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        trace_on_cpu()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("There is no GPU here, so nothing was measured.")
         return 2
     return run(torch.device(arguments.device), arguments.repeats, is_smoke=arguments.smoke)
 
 
+def trace_on_cpu() -> None:
+    """Let nnU-Net compile on a CPU as well, but only trace, so that this takes seconds."""
+    nnUNetTrainer._do_i_compile = lambda _: os.environ["nnUNet_compile"] == "True"
+    torch.compile = partial(torch.compile, backend="eager")
+
+
 def run(device: torch.device, repeats: int, *, is_smoke: bool) -> int:
     started = time.monotonic()
     shapes, large = (SMOKE_SHAPES, SMOKE_LARGE) if is_smoke else (SHAPES, LARGE)
+    # Two trainers and all kinds of steps in one process, which no training has.
+    torch._dynamo.config.recompile_limit = 64
     torch.backends.cudnn.benchmark = True  # as nnU-Net does
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{card}, torch {torch.__version__}, CUDA {torch.version.cuda}\n")
     failed = 0
     print("| | compiled | ms: median (min-max) | / stock | peak GB |\n|---|---|---:|---:|---:|")
-    sizes = list(shapes.items())
-    # what compiles takes longest, so it comes last
-    parts: list[Callable[[], Any]] = [
-        *(lambda size=size: time_steps(*size, device, repeats, is_compiled=False) for size in sizes),
-        lambda: time_mining(large, device),
-        lambda: run_checks(shapes["2D"], device),
-        *(lambda size=size: time_steps(*size, device, repeats, is_compiled=True) for size in sizes),
+    steps = [partial(time_steps, *size, device, repeats) for size in shapes.items()]
+    parts: list[Callable[[], int]] = [
+        *(partial(each, is_compiled=False) for each in steps),
+        partial(time_mining, large, device),
+        partial(run_checks, shapes["2D"], device),
+        *(partial(each, is_compiled=True) for each in steps),  # takes longest, so it comes last
     ]
     for number, part in enumerate(parts, 1):
         if time.monotonic() - started > BUDGET_S:
             print(f"Left out for want of time: parts {number} to {len(parts)} of {len(parts)}.")
             break
-        failed += part() or 0
+        failed += part()
+        gc.collect()
+        empty_cache(device)
     print(f"\n{time.monotonic() - started:.0f} s, {failed} checks failed")
     return 1 if failed else 0
 
@@ -119,9 +134,6 @@ def time_steps(
     counters.clear()
     with tiny_dataset(shape) as dataset:
         sides = list(make_sides(dataset, device))
-        for side in sides:  # what is compiled, chosen and allocated once
-            for _ in range(3):
-                side.step()
         num_graphs = counters["stats"]["unique_graphs"]
         seconds: dict[str, list[float]] = {side.name: [] for side in sides}
         for number in range(repeats):
@@ -141,7 +153,8 @@ def time_steps(
         more = counters["stats"]["unique_graphs"] - num_graphs
     if not is_compiled:
         return 0
-    return say(more == 0, f"{name}: {num_graphs} compiled graphs, {more} more while timed")
+    is_settled = num_graphs > 0 and more == 0
+    return say(is_settled, f"{name}: {num_graphs} compiled graphs, {more} more while timed")
 
 
 def make_sides(dataset: TinyDataset, device: torch.device) -> Iterator[Side]:
@@ -152,47 +165,60 @@ def make_sides(dataset: TinyDataset, device: torch.device) -> Iterator[Side]:
         stock.on_train_start()
         stock.on_train_epoch_start()
     batch = next(stock.dataloader_train)
-    yield finish_side("stock", stock, batch, before)
-    for reference in ("", *REFERENCES):
-        before = count_bytes(device)
-        trainer = start(dataset, device, reference or MAPOConfig().reference)
-        if reference:
-            enter_preferences(trainer)
-            name = f"preferences, reference {reference!r}"
-            yield finish_side(name, trainer, add_pairs(batch, DISAGREEMENT, trainer.mapo), before)
-        else:
-            yield finish_side("warm-up", trainer, batch, before)
+    yield finish_side("stock", partial(take_step, stock, pin(batch, device)), before, device)
+    before = count_bytes(device)
+    trainer = start(dataset, device)
+    warmup = partial(take_step, trainer, pin(batch, device), _mined=None, _reference=None)
+    side = finish_side("warm-up", warmup, before, device)
+    yield side
+    for reference in REFERENCES:
+        config = replace(trainer.mapo, reference=reference)
+        before = count_bytes(device) - side.own_bytes
+        stage = enter_preferences(trainer, config)
+        pairs = pin(_add_pairs(batch, DISAGREEMENT, config), device)
+        step = partial(take_step, trainer, pairs, **stage)
+        yield finish_side(f"preferences, reference {reference!r}", step, before, device)
 
 
-def start(dataset: TinyDataset, device: torch.device, reference: str) -> Any:
+def start(dataset: TinyDataset, device: torch.device) -> Any:
     """MAPO's trainer at its first epoch."""
-    trainer_class = type("Mapo", (Mapo,), {"mapo": replace(Mapo.mapo, reference=reference)})
-    trainer = dataset.make_trainer(trainer_class, device)
+    trainer = dataset.make_trainer(Mapo, device)
     with quiet():
         trainer.on_train_start()
         trainer.on_train_epoch_start()
     return trainer
 
 
-def enter_preferences(trainer: Any) -> None:
-    """Bring a trainer into the preference stage without mining."""
-    training, _ = trainer.get_tr_and_val_datasets()
-    patch_size = trainer.configuration_manager.patch_size
-    trainer._mined = plant_round(training, trainer.mapo, patch_size)
-    if trainer.mapo.needs_network:
-        with trainer._single_output() as network:
-            trainer._reference = build_reference(network, network.state_dict())
+def enter_preferences(trainer: Any, config: MAPOConfig) -> dict[str, Any]:
+    """Attributes of a trainer in the preference stage, without mining."""
+    network = None
+    if config.needs_network:
+        with trainer._single_output() as policy:
+            network = build_reference(policy, policy.state_dict())
         if trainer._do_i_compile():
-            trainer._reference.compile()
+            network.compile()
     trainer.network.train()
+    return {"mapo": config, "_mined": Round(Path(), {}), "_reference": network}
 
 
-def finish_side(name: str, trainer: Any, batch: dict[str, Any], before: int) -> Side:
-    def step() -> Any:
-        return trainer.train_step(copy.copy(batch))
+def take_step(trainer: Any, batch: dict[str, Any], **stage: Any) -> Any:
+    """A training step with the attributes of a stage of the training."""
+    vars(trainer).update(stage)
+    return trainer.train_step(copy.copy(batch))
 
-    step()  # the optimiser makes its momentum
-    return Side(name, step, count_bytes(trainer.device) - before)
+
+def pin(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Batch as nnU-Net's loader leaves it for a GPU, in memory that is copied from without wait."""
+    if device.type != "cuda":
+        return batch
+    target = [each.pin_memory() for each in batch["target"]]
+    return {**batch, "data": batch["data"].pin_memory(), "target": target}
+
+
+def finish_side(name: str, step: Callable[[], Any], before: int, device: torch.device) -> Side:
+    for _ in range(NUM_UNTIMED):  # what is compiled, chosen and allocated once
+        step()
+    return Side(name, step, count_bytes(device) - before)
 
 
 def time_once(function: Callable[[], Any], device: torch.device) -> float:
@@ -238,17 +264,14 @@ def time_mining(shape: Shape, device: torch.device) -> int:
         trainer = dataset.make_trainer(Mapo, device)
         with quiet():
             training = trainer.get_tr_and_val_datasets()[0]
-        image, segmentation = load_case(
-            training, trainer.label_manager, training.identifiers[0]
-        )
+        image, segmentation = load_case(training, trainer.label_manager, training.identifiers[0])
         with trainer._single_output() as network:
             plan = trainer.configuration_manager
-            miner = make_miner(
-                trainer.mapo, network, trainer.sampler, trainer.labels, plan, device
-            )
+            miner = make_miner(trainer.mapo, network, trainer.sampler, trainer.labels, plan, device)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            seconds = time_once(lambda: miner.mine(image, torch.from_numpy(segmentation[0])), device)
+            truth = torch.from_numpy(segmentation[0])
+            seconds = time_once(partial(miner.mine, image, truth), device)
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0
     voxels = " x ".join(map(str, shape.case))
     what = f"mining of {voxels}, {len(trainer.sampler.values)} rates"
@@ -292,7 +315,8 @@ def check_precision(dataset: TinyDataset, device: torch.device) -> int:
     hook = trainer.loss.register_forward_pre_hook(
         lambda _, inputs: seen["output"].append(inputs[0][0].detach())
     )
-    loss.voxel_margins, loss.preference_loss = note("margin", margins), note("loss", preference_loss)
+    loss.voxel_margins = note("margin", margins)
+    loss.preference_loss = note("loss", preference_loss)
     try:
         trainer.train_step(batch)
     finally:
@@ -314,7 +338,7 @@ def check_synchronisation(dataset: TinyDataset, device: torch.device) -> int:
         stock.on_train_start()
         stock.on_train_epoch_start()
     ours = count_waits(lambda: trainer.train_step(copy.copy(batch)), device)
-    stock_batch = next(stock.dataloader_train)
+    stock_batch = pin(next(stock.dataloader_train), device)
     theirs = count_waits(lambda: stock.train_step(copy.copy(stock_batch)), device)
     return say(ours <= theirs, f"{ours} synchronisations in a preference step, {theirs} in stock's")
 
@@ -337,7 +361,8 @@ def count_waits(step: Callable[[], Any], device: torch.device) -> int:
 def check_resume(dataset: TinyDataset, device: torch.device) -> int:
     """A checkpoint of the preference stage gives the same weights, momentum and random numbers."""
     trainer, batch = start_preferences(dataset, device)
-    trainer.train_step(copy.copy(batch))
+    for _ in range(NUM_UNTIMED):  # the first may overflow in float16 and be skipped
+        trainer.train_step(copy.copy(batch))
     path = Path(trainer.output_folder) / "checkpoint_latest.pth"
     with quiet():
         trainer.save_checkpoint(str(path))
@@ -383,10 +408,10 @@ def check_export(dataset: TinyDataset, device: torch.device) -> int:
 
 def start_preferences(dataset: TinyDataset, device: torch.device) -> tuple[Any, dict[str, Any]]:
     """A trainer in the preference stage, and a batch in which every patch has a pair."""
-    trainer = start(dataset, device, MAPOConfig().reference)
+    trainer = start(dataset, device)
     batch = next(trainer.dataloader_train)
-    enter_preferences(trainer)
-    return trainer, add_pairs(batch, DISAGREEMENT, trainer.mapo)
+    vars(trainer).update(enter_preferences(trainer, trainer.mapo))
+    return trainer, pin(_add_pairs(batch, DISAGREEMENT, trainer.mapo), device)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from boxes import is_rehearsal
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 import nnunetv2_mapo.trainer as mapo
-from nnunetv2_mapo.guards import checkpoint
+from nnunetv2_mapo.guards import checkpoint as checkpoints
 from nnunetv2_mapo.method.loss import STEP_KEYS
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.progress import MINING_KEYS
@@ -79,11 +79,11 @@ def test_a_round_begins_with_one_write_of_each_file_and_one_hash(
         begun[number] = sorted(done)
 
     trainer._begin_round = begin
-    for module in (mapo, checkpoint):
+    for module in (mapo, checkpoints):
         note(module, "hash_weights", "hash")
     note(mapo, "write_reference", "write reference.pth")
     note(trainer, "save_checkpoint", "write checkpoint_latest.pth")
-    note(checkpoint, "read_checkpoint", "read checkpoint_best.pth")
+    note(checkpoints, "read_checkpoint", "read checkpoint_best.pth")
     trainer.run_training()
     writes = ["write checkpoint_latest.pth", "write reference.pth"]
     # the hash is that which was compared with what checkpoint_best.pth says
