@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_mapo.guards import checkpoint as checkpoints
 from nnunetv2_mapo.guards import start
-from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, Begun, Loaded
+from nnunetv2_mapo.guards.checkpoint import BEST, LATEST, Begun, Hashed, Loaded
 from nnunetv2_mapo.guards.choices import learn_from_choices
 from nnunetv2_mapo.guards.fine_tuning import find_base, start_from_base
 from nnunetv2_mapo.guards.metric import check_metric
@@ -139,6 +139,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     _fixed_patches: FixedPatches | None = None  # what `checkpoint_best` is the best on
     _origin: dict[str, Any] | None = None  # of the weights that a fine-tuning started from
     _loaded = Loaded()  # from the checkpoint of a training that is continued
+    _hashed: Hashed | None = None  # weights whose hash the next checkpoint need not compute
 
     # The method: warm-up -> (mining -> preference optimisation) x rounds --------------------------
 
@@ -154,31 +155,35 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         super().on_epoch_start()
 
     def _begin_round(self, number: int) -> None:
-        if self._begun.round == 0:
-            self._save_latest()  # what follows may fail, such as for want of disk space
-            self._start_from_warmup()
+        policy = self._start_from_warmup() if self._begun.round == 0 else None
         weights = self._plain_network().state_dict()
-        policy = hash_weights(weights)
+        policy = policy or hash_weights(weights)
         becomes_reference = not self._begun.reference or self.mapo.reference_update == "round"
         reference = policy if becomes_reference else self._begun.reference
         first_epochs = (*self._begun.first_epochs, self.current_epoch)
         self._begun = Begun(number, policy, reference, first_epochs)
-        self._save_latest()  # mining can be continued from here
+        with patch.object(self, "_hashed", Hashed(weights, policy)):
+            self._save_latest()  # mining can be continued from here
         if becomes_reference:
             self._reference = None
             if self.local_rank == 0:
                 write_reference(self._folder / REFERENCE, weights)
 
-    def _start_from_warmup(self) -> None:
-        """Best warm-up weights become the policy; no momentum."""
-        best, epoch = self._folder / BEST, self.current_epoch
+    def _start_from_warmup(self) -> str | None:
+        """Best warm-up weights become the policy; no momentum. Their hash, if a file said it."""
+        best, epoch, known = self._folder / BEST, self.current_epoch, None
         self._barrier()  # the first rank may still be writing it
         if self.mapo.start_from == "best" and best.is_file() and not self.disable_checkpointing:
-            checkpoint = checkpoints.read_checkpoint(best, needed=("current_epoch",))
+            try:
+                checkpoint = checkpoints.read_checkpoint(best, needed=("current_epoch",))
+            except ValueError:
+                self._save_latest()  # the warm-up is done, whatever its file is worth
+                raise
             self._plain_network().load_state_dict(checkpoint["network_weights"])
-            epoch = checkpoint["current_epoch"]
+            epoch, known = checkpoint["current_epoch"], checkpoint.get("mapo", {}).get("weights")
         self._log(f"preferences start from the weights after {epoch} epochs")
         self.optimizer.state.clear()
+        return known
 
     def _open_round(self, number: int) -> None:
         self.finish_loaders()
@@ -545,7 +550,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         Raises:
             WriteError: The disk is full; the earlier checkpoint of that name is still there.
         """
-        with checkpoints.adding_to_checkpoint(self._describe_state):
+        with checkpoints.adding_to_checkpoint(self._describe_state, self._hashed):
             super().save_checkpoint(filename)
 
     def _describe_state(self) -> dict[str, Any]:

@@ -58,14 +58,36 @@ class Loaded:
     schedule: str | None = None
 
 
+@dataclass(frozen=True)
+class Hashed:
+    """Weights whose hash is known, for as long as no step is taken."""
+
+    weights: Mapping[str, Tensor]
+    sha256: str
+
+    def hash(self, weights: Mapping[str, Tensor]) -> str:
+        """`hash_weights`, computed unless these are the same tensors: a trainer may save others."""
+        is_same = _find_places(weights) == _find_places(self.weights)
+        return self.sha256 if is_same else hash_weights(weights)
+
+
+def _find_places(weights: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {
+        name: (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        for name, tensor in weights.items()
+    }
+
+
 @contextmanager
-def adding_to_checkpoint(describe: Callable[[], dict[str, Any]]) -> Iterator[None]:
+def adding_to_checkpoint(
+    describe: Callable[[], dict[str, Any]], hashed: Hashed | None = None
+) -> Iterator[None]:
     """Let each checkpoint that is saved inside a `with` block hold the key `mapo`.
 
     `torch.save` is taken over for that time: nnU-Net offers no other way to add to a checkpoint
     before it is on the disk. The file appears under the name that the trainer gave it, complete
     or not at all; whatever else is saved inside the block is not touched. `describe` makes what
-    the key holds, to which the hash of the weights is added.
+    the key holds, to which the hash of the weights is added, computed if it is not known.
 
     Raises:
         WriteError: The disk is full; the earlier checkpoint of that name is still there.
@@ -76,7 +98,8 @@ def adding_to_checkpoint(describe: Callable[[], dict[str, Any]]) -> Iterator[Non
         if not (isinstance(content, dict) and "network_weights" in content):
             save(content, file, *args, **kwargs)
             return
-        mapo = {**describe(), "weights": hash_weights(content["network_weights"])}
+        hash_ = hashed.hash if hashed else hash_weights
+        mapo = {**describe(), "weights": hash_(content["network_weights"])}
         content = {**content, "mapo": mapo}
         if not isinstance(file, (str, os.PathLike)):  # in memory
             save(content, file, *args, **kwargs)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -111,13 +111,16 @@ def put_back(num_channels: int, **data_dict: Any) -> dict[str, Any]:
     """Append the preferences to the finished target; zeros where they agreed from the start."""
     target, preferences = data_dict["segmentation"], data_dict.pop(_KEY)
     if preferences is None:
-        preferences = torch.zeros(num_channels, *data_dict["image"].shape[1:])
+        shape = (num_channels, *data_dict["image"].shape[1:])
+        preferences = torch.zeros(shape, dtype=torch.int16)
     targets = target if isinstance(target, list) else [target]
     data_dict["segmentation"] = [*targets, preferences.to(torch.int16)]
     return data_dict
 
 
 def _without_preferences(segmentation: Tensor, end: int) -> Tensor:
+    if len(segmentation) == end:
+        return segmentation[:CHOSEN]
     return torch.cat((segmentation[:CHOSEN], segmentation[end:]))
 
 
@@ -140,12 +143,13 @@ def _warn_of_newer_version(what: str) -> None:
 
 
 class MoveDisagreement:
-    """nnU-Net's spatial transform; chosen and rejected only where they can differ afterwards.
+    """nnU-Net's spatial transform with the same result, which interpolates labels where it must.
 
-    Interpolating labels is most of the time of augmentation, and elsewhere the two would come out
-    equal, which the loss does not see. There they are 0; where they differ they are what the
-    transform gives, whose interpolation of labels reaches one voxel far. `end` is the first channel
-    of the segmentation behind the preferences.
+    Interpolating labels is most of the time of augmentation. Between voxels of one label it gives
+    that label, as the nearest voxel does, so it is left to the points between different ones; of
+    chosen and rejected, to points where they can differ afterwards. Elsewhere these two are 0: they
+    would come out equal, which the loss does not see. The transform's interpolation of labels
+    reaches one voxel far. `end` is the first channel of the segmentation behind the preferences.
     """
 
     def __init__(self, transform: SpatialTransform, end: int = REJECTED + 1) -> None:
@@ -158,10 +162,12 @@ class MoveDisagreement:
         if "grid" not in params:
             _warn_of_newer_version("SpatialTransform whose get_parameters has no 'grid'")
         grid: Tensor | None = params.get("grid")  # None: no interpolation, the patch is a crop
-        if grid is None or _KEY in data_dict:
-            return self.transform.apply(data_dict, **params)
         segmentation: Tensor = data_dict["segmentation"]
-        if "nchannels_seg" in data_dict:  # the slices of a volume are channels (dummy 2D)
+        has_preferences, is_dummy_2d = _KEY not in data_dict, "nchannels_seg" in data_dict
+        is_flat = 1 in segmentation.shape[1:]  # there is nothing between its voxels
+        if grid is None or is_flat or (is_dummy_2d and not has_preferences):
+            return self.transform.apply(data_dict, **params)
+        if is_dummy_2d:  # the slices of a volume are channels
             num_slices = len(segmentation) // data_dict["nchannels_seg"]
             place = slice(WEIGHT * num_slices, self.end * num_slices)
             values = segmentation[place].clone()  # are no labels
@@ -169,46 +175,80 @@ class MoveDisagreement:
             moved = self.transform.apply(data_dict, **params)
             moved["segmentation"][place] = self._move_nearest(values, grid)
             return moved
-        data_dict["segmentation"] = _without_preferences(segmentation, self.end)
-        moved = self.transform.apply(data_dict, **params)
-        rest = moved["segmentation"]
-        preferences = self._move(segmentation[CHOSEN : self.end], grid)
-        moved["segmentation"] = torch.cat((rest[:CHOSEN], preferences, rest[CHOSEN:]))
+        moved = self.transform.apply({**data_dict, "segmentation": None}, **params)
+        if has_preferences:
+            rest = self._move_labels(_without_preferences(segmentation, self.end), grid)
+            preferences = self._move_preferences(segmentation[CHOSEN : self.end], grid)
+            moved["segmentation"] = torch.cat((rest[:CHOSEN], preferences, rest[CHOSEN:]))
+        else:
+            moved["segmentation"] = self._move_labels(segmentation, grid)
         return moved
 
-    def _move(self, preferences: Tensor, grid: Tensor) -> Tensor:
-        near = _dilate(preferences[0] != preferences[1])
-        # the points of the patch between whose neighbours is a disagreement voxel
-        near = self._move_nearest(near[None].to(torch.uint8), grid)[0].bool()
-        points = grid[near]  # (num_points, dim)
-        moved = preferences.new_zeros((len(preferences), *near.shape))
-        if len(points):
-            line = copy.copy(self.transform)
-            line.patch_size = (len(points), *[1] * (points.shape[1] - 1))  # a patch of one row
-            place = points.view(*line.patch_size, -1)
-            row = line.apply({"segmentation": preferences[:2]}, grid=place)["segmentation"]
-            moved[:2, near] = row.flatten(1)
-            moved[2:, near] = self._move_nearest(preferences[2:], place).flatten(1)
+    def _move_labels(self, labels: Tensor, grid: Tensor) -> Tensor:
+        """Label maps, shape `(channels, *spatial)`, as the transform moves them."""
+        is_mixed = _join_corners(labels, torch.minimum) != _join_corners(labels, torch.maximum)
+        near = self._find_points(is_mixed.any(0), grid)
+        moved = self._move_nearest(labels, grid)
+        moved.flatten(1)[:, near] = self._interpolate(labels, grid.flatten(0, -2)[near])
         return moved
+
+    def _move_preferences(self, preferences: Tensor, grid: Tensor) -> Tensor:
+        differ = (preferences[0] != preferences[1])[None]
+        near = self._find_points(_join_corners(differ, torch.logical_or)[0], grid)
+        points = grid.flatten(0, -2)[near]
+        labels = self._interpolate(preferences[:2], points)
+        others = self._move_nearest(preferences[2:], _as_row(points)).flatten(1)
+        moved = preferences.new_zeros((len(preferences), *grid.shape[:-1]))
+        moved.flatten(1)[:, near] = torch.cat((labels, others))
+        return moved
+
+    def _find_points(self, cells: Tensor, grid: Tensor) -> Tensor:
+        """Numbers of the points of a grid that are in a cell of a mask, or beyond all cells.
+
+        The mask has an entry for each cell between neighbouring voxels, so one less along each
+        axis, of which there are at least two.
+        """
+        if not self.transform.align_corners:  # the outermost voxels' centres are at ±(1 - 1 / size)
+            sizes = torch.tensor(cells.shape[::-1])
+            grid = grid * ((sizes + 1) / sizes)
+        others = (~cells)[None, None].float()
+        is_other = grid_sample(others, grid[None], "nearest", align_corners=False)
+        return (is_other.flatten() == 0).nonzero()[:, 0]
+
+    def _interpolate(self, labels: Tensor, points: Tensor) -> Tensor:
+        """Label maps as the transform moves them to points `(N, dim)`, shape `(channels, N)`."""
+        if len(points) == 0:
+            return labels.new_zeros((len(labels), 0))
+        row = _as_row(points)
+        line = copy.copy(self.transform)
+        line.patch_size = tuple(row.shape[:-1])
+        moved: Tensor = line.apply({"segmentation": labels}, grid=row)["segmentation"]
+        return moved.flatten(1)
 
     def _move_nearest(self, values: Tensor, grid: Tensor) -> Tensor:
-        """Values at the points of a grid, 0 outside the image unless the transform mirrors it."""
-        border = self.transform.border_mode_seg
+        """Values at the points of a grid, beyond the image as the transform pads labels."""
+        transform = self.transform
+        border = transform.border_mode_seg
         padding = border if border in ("border", "reflection") else "zeros"
         moved = grid_sample(
-            values[None].float(), grid[None], "nearest", padding, self.transform.align_corners
+            values[None].float(), grid[None], "nearest", padding, transform.align_corners
         )
         return moved[0].to(values.dtype)
 
 
-def _dilate(mask: Tensor) -> Tensor:
-    """Grow a mask by one voxel along every axis and diagonal."""
-    for axis, length in enumerate(mask.shape):
-        grown = mask.clone()
-        grown.narrow(axis, 1, length - 1).logical_or_(mask.narrow(axis, 0, length - 1))
-        grown.narrow(axis, 0, length - 1).logical_or_(mask.narrow(axis, 1, length - 1))
-        mask = grown
-    return mask
+def _as_row(points: Tensor) -> Tensor:
+    """Points, shape `(N, dim)`, as the grid of a patch that is N voxels long and one wide."""
+    return points.view(len(points), *[1] * (points.shape[1] - 1), -1)
+
+
+def _join_corners(values: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What `join` makes of the corners of each cell between neighbouring voxels.
+
+    Of values of shape `(channels, *spatial)`; the cells are one less along each axis.
+    """
+    for axis, length in enumerate(values.shape[1:], 1):
+        values = join(values.narrow(axis, 0, length - 1), values.narrow(axis, 1, length - 1))
+    return values
 
 
 class Preferences(NamedTuple):

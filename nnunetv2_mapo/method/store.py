@@ -198,7 +198,10 @@ def _compress(stack: Sequence[Volume] | NDArray[np.int16], patch_size: Sequence[
     """Content of a case's file; the channels are read in parts."""
     shape = (len(stack), *stack[0].shape)
     blocks, chunks = comp_blosc2_params(shape, patch_size, np.dtype(np.int16).itemsize)
-    cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4}
+    # Labels are small numbers: shuffling their bytes hardly makes them smaller, but a third to a
+    # half slower to read (tests/benchmarks/loader.py).
+    filters = [blosc2.Filter.NOFILTER]
+    cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 4, "filters": filters}
     compressed = blosc2.empty(shape, np.int16, blocks=blocks, chunks=chunks, cparams=cparams)
     for number, channel in enumerate(stack):
         for start in range(0, shape[1], chunks[1]):

@@ -1,4 +1,4 @@
-"""Mining and the preference step of this checkout against those of another one, in turns.
+"""Mining, preference step and checkpoints of this checkout against another one's, in turns.
 
     python tests/benchmarks/before_after.py CHECKOUT_BEFORE
 
@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parents[2]
-JOBS = ("mining 2D", "mining 3D", "step 2D", "step 3D")
+JOBS = (
+    "mining 2D", "mining 3D", "step 2D", "step 3D",
+    "start of round 1", "start of round 2", "a checkpoint", "going on from it, in a round",
+)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("before", type=Path, help="checkout to compare with")
+    parser.add_argument("--only", default="", help="comparisons whose name holds this text")
     parser.add_argument("--repeats", type=int, default=9, help="default: %(default)s")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -35,7 +39,7 @@ def main() -> None:
 
     before, after = (_start(checkout) for checkout in (arguments.before.resolve(), HERE))
     rows = []
-    for job in JOBS:
+    for job in (job for job in JOBS if arguments.only in job):
         ratios = []
         for number in range(arguments.repeats):
             order = (before, after) if number % 2 else (after, before)
@@ -82,6 +86,7 @@ def _answer(checkout: Path) -> None:
 
 
 def _make_jobs(stack: ExitStack) -> dict[str, Any]:
+    import checkpoints
     import torch
     import train_step
     from tiny_dataset import tiny_dataset
@@ -101,7 +106,7 @@ def _make_jobs(stack: ExitStack) -> dict[str, Any]:
         train_step._enter(trainer, epoch=0)
         batch = next(trainer.dataloader_train)
         train_step._enter(trainer, epoch=1)
-        pairs = train_step._add_pairs(batch, train_step.DISAGREEMENT)
+        pairs = train_step._add_pairs(batch, train_step.DISAGREEMENT, trainer.mapo)
         training = trainer.get_tr_and_val_datasets()[0].dataset
         case = load_case(training, trainer.label_manager, training.identifiers[0])
 
@@ -116,7 +121,7 @@ def _make_jobs(stack: ExitStack) -> dict[str, Any]:
             trainer.train_step(copy.copy(pairs))
 
         jobs |= {f"mining {name}": mine, f"step {name}": step}
-    return jobs
+    return jobs | checkpoints.make_jobs(stack)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from the profiler's record of every single allocation; the inputs do not count.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -43,16 +44,18 @@ def main() -> None:
 def _rows(repeats: int) -> Iterator[Row]:
     for num_classes, bar in BARS.items():
         for share in SHARES:
-            batch = _make_batch(num_classes, share)
-            torch.testing.assert_close(_gradient(margin_form, batch), _gradient(log_form, batch))
+            batch = make_batch(num_classes, share)
+            torch.testing.assert_close(gradient(margin_form, batch), gradient(log_form, batch))
             name = f"{num_classes} classes, disagreement {share:.0%}"
             ratios = time_ratios(
-                lambda batch=batch: _gradient(margin_form, batch),
-                lambda batch=batch: _gradient(log_form, batch),
+                lambda batch=batch: gradient(margin_form, batch),
+                lambda batch=batch: gradient(log_form, batch),
                 repeats,
             )
             yield Row(f"{name}, time", ratios, bar)
-            peak = _peak_bytes(margin_form, batch) / _peak_bytes(log_form, batch)
+            forms = (partial(gradient, form, batch) for form in (margin_form, log_form))
+            ours, theirs = map(peak_bytes, forms)
+            peak = ours / theirs
             yield Row(f"{name}, peak memory", summarize([peak]), bar)
 
 
@@ -80,29 +83,31 @@ def log_form(batch: Batch) -> Tensor:
     return -functional.logsigmoid(BETA * (log_ratio(batch.policy) - reference)).mean()
 
 
-def _gradient(loss: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+def gradient(loss: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
     (gradient,) = torch.autograd.grad(loss(batch), batch.policy)
     return gradient
 
 
-def _peak_bytes(loss: Callable[[Batch], Tensor], batch: Batch) -> int:
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Largest sum of what torch's CPU allocator handed out at once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
-        _gradient(loss, batch)
+        function()
     results = record.profiler.kineto_results  # the one place that has every allocation, in order
     events = [event for event in results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return max(accumulate(event.nbytes() for event in events))
+    return max(accumulate(event.nbytes() for event in events), default=0)
 
 
-def _make_batch(num_classes: int, share: float) -> Batch:
+def make_batch(num_classes: int, share: float, patch: tuple[int, ...] = PATCH) -> Batch:
+    """Label maps of noise, which differ in blobs."""
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    chosen = torch.randint(num_classes, (BATCH_SIZE, *PATCH))
+    chosen = torch.randint(num_classes, (BATCH_SIZE, *patch))
     # Disagreement is a few blobs, not single voxels: it is candidates of one window that differ.
-    field = gaussian_filter(random.standard_normal((BATCH_SIZE, *PATCH)), (0, 4, 4, 4))
+    field = gaussian_filter(random.standard_normal((BATCH_SIZE, *patch)), (0, 4, 4, 4))
     differs = torch.from_numpy(field > np.quantile(field, 1 - share))
     rejected = torch.where(differs, (chosen + 1) % num_classes, chosen)
-    shape = (BATCH_SIZE, num_classes, *PATCH)
+    shape = (BATCH_SIZE, num_classes, *patch)
     return Batch(
         torch.randn(shape, requires_grad=True), torch.randn(shape), chosen.short(), rejected.short()
     )

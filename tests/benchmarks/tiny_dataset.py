@@ -24,6 +24,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
 )
 from scipy.ndimage import gaussian_filter
 
+CPU = torch.device("cpu")
 DATASET = "Dataset999_Tiny"
 CONFIGURATIONS = {2: "2d", 3: "3d_fullres"}
 MAX_FEATURES = {2: 512, 3: 320}  # nnU-Net's planner
@@ -64,19 +65,19 @@ class TinyDataset:
     shape: Shape
     plans: dict[str, Any]
 
-    def make_trainer(self, trainer_class: Any) -> Any:
-        """Trainer of fold 0 on the CPU, initialised."""
+    def make_trainer(self, trainer_class: Any, device: torch.device = CPU) -> Any:
+        """Trainer of fold 0, initialised."""
         configuration = CONFIGURATIONS[len(self.shape.patch)]
         plans, dataset_json = copy.deepcopy((self.plans, DATASET_JSON))
         with quiet():
-            trainer = trainer_class(plans, configuration, 0, dataset_json, torch.device("cpu"))
+            trainer = trainer_class(plans, configuration, 0, dataset_json, device)
             trainer.initialize()
         return trainer
 
 
 @contextlib.contextmanager
-def tiny_dataset(shape: Shape) -> Iterator[TinyDataset]:
-    """Data set of five cases, four of them for training, in a folder that is deleted afterwards.
+def tiny_dataset(shape: Shape, num_cases: int = 5) -> Iterator[TinyDataset]:
+    """Data set of some cases, all but one for training, in a folder that is deleted afterwards.
 
     nnU-Net's environment variables point to it, and augmentation runs in the main process.
     """
@@ -87,7 +88,7 @@ def tiny_dataset(shape: Shape) -> Iterator[TinyDataset]:
             nnUNet_results=f"{folder}/results",
             nnUNet_n_proc_DA="0",
         )
-        yield TinyDataset(shape, _write(Path(folder) / "preprocessed" / DATASET, shape))
+        yield TinyDataset(shape, _write(Path(folder) / "preprocessed" / DATASET, shape, num_cases))
 
 
 @contextlib.contextmanager
@@ -97,19 +98,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _write(folder: Path, shape: Shape) -> dict[str, Any]:
+def _write(folder: Path, shape: Shape, num_cases: int) -> dict[str, Any]:
     """Write cases, plans, fingerprint and split; returns the plans."""
     plans = _plan(shape)
     cases = folder / "cases"
     cases.mkdir(parents=True)
     random = np.random.default_rng(0)
-    for number in range(5):
-        _write_case(cases / f"case_{number}", shape, random)
-    names = [f"case_{number}" for number in range(5)]
+    names = [f"case_{number}" for number in range(num_cases)]
+    for name in names:
+        _write_case(cases / name, shape, random)
     save_json(plans, folder / "nnUNetPlans.json")
     save_json(DATASET_JSON, folder / "dataset.json")
     save_json({}, folder / "dataset_fingerprint.json")
-    save_json([{"train": names[:4], "val": names[4:]}], folder / "splits_final.json")
+    save_json([{"train": names[:-1], "val": names[-1:]}], folder / "splits_final.json")
     return plans
 
 

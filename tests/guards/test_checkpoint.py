@@ -5,7 +5,9 @@ import io
 import pytest
 import torch
 
+from nnunetv2_mapo.guards import checkpoint as checkpoint_module
 from nnunetv2_mapo.guards.checkpoint import (
+    Hashed,
     adding_to_checkpoint,
     already_read,
     find_lost_reference,
@@ -30,6 +32,18 @@ def test_what_is_saved_inside_has_the_key_under_its_own_name(tmp_path):
     assert content["mapo"]["begun"] == {"round": 2}
     assert content["mapo"]["weights"] == hash_weights(content["network_weights"])
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_hash_of_the_very_weights_that_are_saved_is_not_computed_again(tmp_path, monkeypatch):
+    weights, path = {"weight": torch.ones(3)}, tmp_path / "checkpoint.pth"
+    hashed = Hashed(weights, hash_weights(weights))
+    zeros = {"weight": torch.zeros(3)}
+    for other in (zeros, {"other": weights["weight"]}, {"weight": weights["weight"][:2]}):
+        assert hashed.hash(other) == hash_weights(other)
+    monkeypatch.setattr(checkpoint_module, "hash_weights", None)  # cannot be called
+    with adding_to_checkpoint(dict, hashed):
+        torch.save({"network_weights": {"weight": weights["weight"].view(3)}}, path)
+    assert torch.load(path)["mapo"]["weights"] == hash_weights(weights)
 
 
 def test_other_files_and_what_is_saved_afterwards_are_left_alone(tmp_path):

@@ -13,6 +13,8 @@ import torch
 from boxes import is_rehearsal
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
+import nnunetv2_mapo.trainer as mapo
+from nnunetv2_mapo.guards import checkpoint as checkpoints
 from nnunetv2_mapo.method.loss import STEP_KEYS
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.progress import MINING_KEYS
@@ -51,6 +53,64 @@ def stop_in_epoch(trainer: Any, epoch: int) -> None:
     trainer.train_step = step_or_stop
     with pytest.raises(StopHereError):
         trainer.run_training()
+
+
+def test_a_round_begins_with_one_write_of_each_file_and_one_hash(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def note(module: Any, name: str, what: str) -> None:
+        function = getattr(module, name)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            done.append(what)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, noted)
+
+    trainer = make_trainer()
+    trainer.mapo = replace(trainer.mapo, start_from="best")
+    begin_round, begun = trainer._begin_round, {}
+
+    def begin(number: int) -> None:
+        done.clear()
+        begin_round(number)
+        begun[number] = sorted(done)
+
+    trainer._begin_round = begin
+    for module in (mapo, checkpoints):
+        note(module, "hash_weights", "hash")
+    note(mapo, "write_reference", "write reference.pth")
+    note(trainer, "save_checkpoint", "write checkpoint_latest.pth")
+    note(checkpoints, "read_checkpoint", "read checkpoint_best.pth")
+    trainer.run_training()
+    writes = ["write checkpoint_latest.pth", "write reference.pth"]
+    # the hash is that which was compared with what checkpoint_best.pth says
+    assert begun == {
+        1: ["hash", "read checkpoint_best.pth", *writes],
+        2: ["hash", "write checkpoint_latest.pth"],
+    }
+
+
+def test_the_warmup_is_saved_before_a_damaged_best_checkpoint_ends_the_training(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer()
+    trainer.mapo = replace(trainer.mapo, start_from="best")
+    start_from_warmup = trainer._start_from_warmup
+
+    def damage_and_start() -> Any:
+        best = Path(trainer.output_folder) / "checkpoint_best.pth"
+        best.write_bytes(best.read_bytes()[:1000])
+        return start_from_warmup()
+
+    trainer._start_from_warmup = damage_and_start
+    with pytest.raises(ValueError, match=r"checkpoint_best\.pth is damaged"):
+        trainer.run_training()
+    saved = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=False)
+    assert saved["current_epoch"] == trainer.schedule.stages[0].end_epoch
+    assert saved["mapo"]["begun"]["round"] == 0
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])

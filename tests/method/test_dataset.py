@@ -7,6 +7,7 @@ its complement, so every misplacement between the four is visible.
 from __future__ import annotations
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -162,6 +163,42 @@ def test_chosen_and_rejected_differ_exactly_where_the_plain_transform_makes_them
         assert not differ.all()
         assert torch.equal(moved[1:, differ], plain[1:, differ])
         assert torch.equal(moved[1, ~differ], moved[2, ~differ])
+
+
+@in_2d_and_3d
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("border_mode_seg", ["constant", "border", "reflection"])
+def test_label_maps_are_moved_exactly_as_by_the_plain_transform(
+    num_dimensions, align_corners, border_mode_seg
+):
+    # two channels, as in a cascade; axes of other lengths, in which labels meet and touch the end
+    shape = [size + 4 * axis for axis, size in enumerate(PATCH[num_dimensions], 1)]
+    many = 3 * blobs(shape) + 2 * blobs(shape, seed=1) * blobs(shape, seed=2) - 1
+    stack = torch.cat((many, blobs(shape, seed=3)))
+    transform = SpatialTransform(
+        PATCH[num_dimensions], 0, False, p_elastic_deform=0.5, p_rotation=1, p_scaling=1,
+        scaling=(0.5, 1.6), border_mode_seg=border_mode_seg, padding_value_seg=-1,
+        align_corners=align_corners,
+    )  # fmt: skip
+    moving = ComposeTransforms([partial(drop_equal, 1 + 2), MoveDisagreement(transform)])
+    equal = torch.cat((stack[:1], stack[:1], stack[:1], stack[1:]))
+    for seed in range(8):
+        expected_image, expected = augment(transform, stack.float(), stack, seed)
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 # nnU-Net draws from it
+        moved = moving(image=stack.float(), segmentation=equal)
+        assert torch.equal(moved["image"], expected_image)
+        assert torch.equal(moved["segmentation"], expected)
+        assert len(expected.unique()) > 3
+
+
+def test_a_volume_of_one_slice_is_moved_by_the_plain_transform():
+    segmentation = blobs((8, 20, 20))[:, :1]
+    stack = torch.cat((segmentation, segmentation, 1 - segmentation))
+    transform = SpatialTransform((1, 12, 12), 0, False, p_scaling=1)
+    _, plain = augment(transform, stack.float(), stack, 0)
+    _, moved = augment(MoveDisagreement(transform), stack.float(), stack, 0)
+    assert torch.equal(moved, plain)
 
 
 @pytest.mark.parametrize("name", ["patch_size", "mode_seg", "border_mode_seg", "align_corners"])
