@@ -184,13 +184,15 @@ class Miner:
         windows = [each for each in windows if _has_pair(preferences, padded.clip(each.cell))]
         num_windows = self.windows_per_forward * self.sampler.num_passes
         reader = replace(self, windows_per_forward=num_windows)
+        planes = _MarginPlanes(preferences)
         for batch, images in reader.read_batches(image, windows):
             pairs = [read_window(preferences, each.place, padded.front) for each in batch]
             chosen, rejected, *_ = torch.stack(pairs, 1).to(self.device)
             margins = measure_margins(reference, images, chosen, rejected, self.labels)
             for window, found in zip(batch, margins.cpu().numpy(), strict=True):
                 cell = padded.clip(window.cell)
-                preferences[(3, *cell)] = np.ascontiguousarray(found[padded.inside(cell, window)])
+                planes.write(cell, found[padded.inside(cell, window)])
+        planes.close()
 
     def find_samples(self, candidates: Volume, segmentation: Volume) -> Iterator[TrainingSample]:
         """Training samples of a case, arguments as of `find_pairs`."""
@@ -317,6 +319,28 @@ class Miner:
             more[: len(sizes)] += sizes
             sizes = more
         return sizes
+
+
+class _MarginPlanes:
+    """Planes of the margins, which are compressed when all cells in them are written."""
+
+    def __init__(self, preferences: Any) -> None:
+        self._preferences = preferences
+        self._planes: int | slice | None = None
+        self._margins = np.zeros((), np.int16)
+
+    def write(self, cell: Index, margins: NDArray[np.int16]) -> None:
+        """Write a cell; those of the same planes come one after another."""
+        planes, *others = cell
+        if planes != self._planes:
+            self.close()
+            self._planes, self._margins = planes, np.array(self._preferences[3, planes])
+        self._margins[(..., *others)] = margins
+
+    def close(self) -> None:
+        """Compress what was written."""
+        if self._planes is not None:
+            self._preferences[3, self._planes] = self._margins
 
 
 def _store_planes(found: Any, votes: RollingVotes, padded: Padded, *, until: int) -> None:
