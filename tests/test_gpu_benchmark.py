@@ -31,7 +31,7 @@ def test_every_part_of_the_benchmark_runs_on_a_cpu_at_small_sizes():
         (size, name, compiled) for compiled in ("no", "yes") for size in ("2D", "3D")
         for name in names
     ]  # fmt: skip
-    assert "mining of 24 x 24 x 24, 7 rates" in done.stdout
+    assert "mining of 16 x 16 x 20, 7 rates" in done.stdout
     for check in ("margin torch.float32", "synchronisations", "random numbers", "bit for bit"):
         assert re.search(f"^- holds: .*{check}", done.stdout, re.MULTILINE)
     # the policies' and the reference's, none of which is compiled a second time

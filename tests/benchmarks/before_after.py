@@ -107,7 +107,7 @@ def _make_jobs(stack: ExitStack) -> dict[str, Any]:
         batch = next(trainer.dataloader_train)
         train_step._enter(trainer, epoch=1)
         pairs = train_step._add_pairs(batch, train_step.DISAGREEMENT, trainer.mapo)
-        training = trainer.get_tr_and_val_datasets()[0].dataset
+        training = trainer.get_tr_and_val_datasets()[0]
         case = load_case(training, trainer.label_manager, training.identifiers[0])
 
         def mine(trainer: Any = trainer, case: Any = case) -> None:

@@ -53,7 +53,7 @@ SMOKE_SHAPES = {
     "2D": Shape(case=(2, 40, 40), patch=(32, 32), batch_size=2, num_stages=3),
     "3D": Shape(case=(20, 20, 20), patch=(16, 16, 16), batch_size=2, num_stages=3),
 }
-SMOKE_LARGE = Shape(case=(24, 24, 24), patch=(16, 16, 16), batch_size=2, num_stages=3)
+SMOKE_LARGE = Shape(case=(16, 16, 20), patch=(16, 16, 16), batch_size=2, num_stages=3)
 # What the reference may be; the default is the first.
 REFERENCES = sorted(
     next(each for each in fields(MAPOConfig) if each.name == "reference").metadata["valid"].choices,

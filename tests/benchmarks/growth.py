@@ -29,7 +29,7 @@ from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.store import Round, SampleRecord, stack_preferences
 
-VOXELS, CLASSES, CANDIDATES, CASES = (32, 64, 128), (2, 8, 32), (4, 8, 16), (10, 100, 1000)
+VOXELS, CLASSES, CANDIDATES, CASES = (32, 64, 128), (2, 8, 32), (4, 8, 16), (10, 40, 160)
 SIDE, NUM_CLASSES, NUM_CANDIDATES = 64, 3, 7  # what stays where another thing grows
 
 
