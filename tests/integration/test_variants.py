@@ -11,10 +11,6 @@ from typing import Any
 import pytest
 import torch
 from boxes import is_rehearsal
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import (
-    nnUNetTrainerNoDA,
-)
 from test_training import StopHereError, read_log, read_manifests, stop_in_epoch
 
 # nnU-Net divides 0 by 0 where a validation batch has no foreground.
@@ -45,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "reference_decay": 0.5,
     },
     "no reference": {"reference": "none"},
+    "half of the cases": {"cases_per_round": 0.5},
     "surfaces": {"metric": {"nsd": 0.5, "hd95": 0.25, "asd": 0.25}, "tolerance_mm": 2.0},
     "lesions": {"metric": {"lesion_f1": 1, "lesion_dice": 1, "false_volume": 1, "dice": 1}},
     "each part alike": {"metric": "lesion_dice", "part_weight": "part"},
@@ -222,32 +219,16 @@ def test_the_reference_never_moves_by_default(make_variant: MakeVariant) -> None
     assert are_equal(before, again._reference.state_dict())
 
 
-def test_a_cached_reference_needs_no_second_network_and_is_near_the_network_s(
-    make_variant: MakeVariant, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reference", ["cached", "network", "none"])
+def test_only_a_reference_that_is_a_network_is_one(
+    make_variant: MakeVariant, reference: str
 ) -> None:
-    # Without augmentation the policy of the first step sees what was seen when it mined, but for
-    # the place of the patch.
-    transforms = nnUNetTrainerNoDA.get_training_transforms
-    monkeypatch.setattr(nnUNetTrainer, "get_training_transforms", staticmethod(transforms))
-    name = "configure_rotation_dummyDA_mirroring_and_inital_patch_size"
-    configure = getattr(nnUNetTrainer, name)
-
-    def configure_without_margin(self: Any) -> Any:
-        rotation, has_dummy_2d, _, axes = configure(self)
-        return rotation, has_dummy_2d, self.configuration_manager.patch_size, axes
-
-    monkeypatch.setattr(nnUNetTrainer, name, configure_without_margin)
-
-    def find_first_margin(reference: str) -> float:
-        trainer = make_variant({"reference": reference, "preference_dropout": "off"})
-        first, *_ = first_preference_steps(trainer)
-        assert (trainer._reference is None) == (reference != "network")
-        margin: float = first["rewards/margins"]
-        return margin
-
-    cached, network, none = map(find_first_margin, ("cached", "network", "none"))
-    assert network == pytest.approx(0, abs=1e-6)
-    assert abs(cached) < abs(none) / 4
+    trainer = make_variant({"reference": reference})
+    stop_in_epoch(trainer, epoch=2)
+    assert (trainer._reference is None) == (reference != "network")
+    _, pairs = trainer._find_pairs(next(trainer.dataloader_train))
+    assert pairs.disagreement.has_pair.any()
+    assert pairs.reference_margins.any() == (reference == "cached")
 
 
 def test_a_moving_average_follows_the_policy_in_every_step(make_variant: MakeVariant) -> None:
