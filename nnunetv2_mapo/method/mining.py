@@ -106,7 +106,8 @@ class Miner:
         The ground truth `(*spatial)` is in nnU-Net's labels, < 0 outside the image.
         """
         mined = self.find_pairs(self.find_candidates(image), segmentation)
-        self.add_margins(image, mined)
+        if self.config.reference == "cached":
+            self.add_margins(image, mined)
         return mined
 
     @torch.inference_mode()
@@ -176,8 +177,6 @@ class Miner:
         Only windows with a disagreement voxel are computed. Where windows overlap, the one with
         the nearest centre counts. The image is as of `find_candidates`.
         """
-        if self.config.reference != "cached":
-            return
         preferences, reference = mined.preferences, bind_reference(self.network, self.reference)
         padded = Padded.around(image.shape[1:], self.patch_size)
         windows = find_windows(padded.shape, self.patch_size, self.config.tile_step_size)

@@ -151,7 +151,7 @@ def _mine_cases(
     found; then the network measures their margins, and they are written.
     """
     mine, writes = ranks.share(missing), list[Future[Records]]()
-    cases = read_ahead((identifier, *load_case(identifier)) for identifier in mine)
+    cases = read_ahead((identifier, list(load_case(identifier))) for identifier in mine)
     with (
         tqdm(
             cases, desc="mining", unit="case", total=len(mine), disable=ranks.rank > 0
@@ -160,14 +160,17 @@ def _mine_cases(
     ):
         opened, num_pairs = None, 0  # no more than one case, for the memory
         try:
-            for place, (identifier, image, segmentation) in enumerate(progress):
+            for place, (identifier, volumes) in enumerate(progress):
+                image, segmentation = volumes
+                volumes.clear()  # what was read of an image stays in memory while it is open
                 ranks.meet(place, len(missing))
                 miner, candidates = mine_within_memory(
                     miner, partial(Miner.find_candidates, image=image),
                     f"{miner.config.seed}/{mined.origin['round']}/{identifier}", log,
                 )  # fmt: skip
+                del image
                 if opened is not None:
-                    writes.append(_close(opened, miner, mined, worker))
+                    writes.append(_close(opened, miner, load_case, mined, worker))
                     num_pairs += sum(record.has_pair for record in opened.pairs.result().records)
                     progress.set_postfix(pairs=num_pairs)
                     opened = None
@@ -175,11 +178,11 @@ def _mine_cases(
                     write.result()  # an error ends the round now
                 truth = Channel(segmentation, 0)
                 pairs = worker.submit(miner.find_pairs, candidates, truth)
-                opened = _Opened(identifier, image, truth, pairs)
+                opened = _Opened(identifier, truth, pairs)
                 del candidates
         finally:  # also where the next one fails
             if opened is not None:
-                writes.append(_close(opened, miner, mined, worker))
+                writes.append(_close(opened, miner, load_case, mined, worker))
         return _merge(write.result() for write in writes)
 
 
@@ -187,17 +190,18 @@ class _Opened(NamedTuple):
     """A case whose pairs are being found."""
 
     identifier: str
-    image: Volume
     truth: Volume
     pairs: Future[MinedCase]
 
 
 def _close(
-    case: _Opened, miner: Miner, mined: Round, worker: ThreadPoolExecutor
+    case: _Opened, miner: Miner, load_case: LoadCase, mined: Round, worker: ThreadPoolExecutor
 ) -> Future[Records]:
-    """Measure the margins of a case's pairs and let them be written."""
+    """Measure the margins of a case's pairs, if they are stored, and let the case be written."""
     pairs = case.pairs.result()
-    miner.add_margins(case.image, pairs)
+    if miner.config.reference == "cached":
+        image, _ = load_case(case.identifier)
+        miner.add_margins(image, pairs)
 
     def write() -> Records:
         preferences, records = pairs

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .plan import list_cells
+from .results import KEPT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     table.set_defaults(command=print_tables)
     table.add_argument("--regime", action="append", help="several are allowed; default: all")
     table.add_argument("--seeds", default="4-7", help="such as 0-2 or 3,5")
-    table.add_argument("--metric", default="Dice", choices=("Dice", "ASD", "HD95", "NSD"))
+    table.add_argument("--metric", default="Dice", choices=KEPT)
     table.add_argument("--markdown", action="store_true")
     return parser
 

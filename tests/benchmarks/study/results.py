@@ -15,6 +15,11 @@ from nnunetv2_mapo.support.files import write_atomically
 from .plan import Cell
 
 RESULTS = Path(__file__).parent / "results"
+# metrics of each validation case; cells of before have the first four
+KEPT = (
+    "Dice", "ASD", "HD95", "NSD", "lesion_F1", "lesion_Dice", "false_positive_volume",
+    "false_negative_volume", "clDice",
+)  # fmt: skip
 _DIGITS = 5
 
 

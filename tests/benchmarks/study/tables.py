@@ -18,6 +18,7 @@ from .results import find_cells, read_metric, read_results
 
 Results = Mapping[Cell, Mapping[str, Any]]
 
+_UNITS = {"unit": ("mm or px", 1.0), "volume_unit": ("ml or px", 1.0)}  # and what a value is times
 _HEADER = ["arm", "mean", "seeds", "- control", "95 % interval", "pairs of each round", "s"]
 _SIGNS = ["arm", "data sets", "ahead", "open", "behind", "data sets +/-", "seeds +/-"]
 
@@ -25,9 +26,10 @@ _SIGNS = ["arm", "data sets", "ahead", "open", "behind", "data sets +/-", "seeds
 def tabulate(
     regimes: Sequence[str] | None, seeds: Sequence[int], metric: str, *, markdown: bool
 ) -> str:
-    """All tables of the results in the repository."""
+    """All tables of the results in the repository that have the metric."""
     results = read_results(cell for cell in find_cells() if cell.seed in seeds)
-    unit, scale = ("%", 100.0) if METRICS[metric].higher_is_better else ("mm or px", 1.0)
+    results = {cell: each for cell, each in results.items() if metric in each["metrics"]}
+    unit, scale = _UNITS.get(METRICS[metric].unit, ("%", 100.0))
     parts = []
     for regime in regimes or REGIMES:
         effects: dict[str, list[Effect]] = {}

@@ -12,10 +12,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from nnunetv2_mapo.tools.metrics import BASIC, GROUPS, Grid, compute_groups, compute_metrics
 
-KEPT = (
-    "Dice", "ASD", "HD95", "NSD", "lesion_F1", "lesion_Dice", "false_positive_volume",
-    "false_negative_volume", "clDice",
-)  # fmt: skip
+from .results import KEPT
 
 
 class CaseMetrics(NamedTuple):
