@@ -70,6 +70,7 @@ def _compare(name: str, dataset: TinyDataset, repeats: int) -> Iterator[Row]:
         ):
             with_pairs = _add_pairs(batch, share, trainer.mapo)
             ratios = _ratios(trainer, stock, with_pairs, batch, repeats)
+            bar = bar if trainer_class is AsShipped else None
             yield Row(f"{name}, preferences, {label}, {patches}", ratios, bar)
 
 

@@ -19,8 +19,9 @@ from nnunetv2_mapo.support.device import untouched
 from nnunetv2_mapo.support.table import format_duration
 from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, Finding
 
-# Measured: a step with pairs / the stock trainer's, see docs/reference/benchmarks.md.
-_STEP_FACTOR = 1.3
+# Measured: a step with pairs / the stock trainer's, see docs/reference/benchmarks.md; with the
+# reference as a second network, and without.
+_STEP_FACTORS = {True: 1.3, False: 1.02}
 _NUM_TIMED = 3  # forward passes of which the median counts
 
 
@@ -50,8 +51,8 @@ def estimate_costs(trainer: Any, training: Any) -> Iterator[Finding]:
     total = format_duration(seconds * num_cases * num_rounds)
     what = (
         f"mining takes about {seconds:.2g} s a case ({case}, untrained), {total} for {num_rounds} "
-        f"rounds of {num_cases} cases; a step of a round about {_STEP_FACTOR} times the stock "
-        "trainer's"
+        f"rounds of {num_cases} cases; a step of a round about "
+        f"{_STEP_FACTORS[trainer.mapo.needs_network]} times the stock trainer's"
     )
     if trainer.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(trainer.device) / 1e9

@@ -46,8 +46,10 @@ class Arm:
 STOCK = "stock"  # the base trainer without MAPO
 CONTROL = "control"  # MAPO without preferences; from scratch that is the stock trainer, bit for bit
 
+# The frozen network in each step, as was the default until its margins were stored.
+NETWORK = {"reference": "network"}
 # Light dropout of training, as the paper has it, and as was the default until it was compared.
-DROPOUT = {"warmup_dropout": True, "preference_dropout": "without pair"}
+DROPOUT = NETWORK | {"warmup_dropout": True, "preference_dropout": "without pair"}
 # Dropout of training that drops nothing: how the default was measured before it was one.
 DRY = DROPOUT | {
     "rates_2d": tuple(1e-9 * step for step in range(11)),
@@ -84,7 +86,7 @@ ARMS: dict[str, Arm | None] = {
         }
     ),
     "same_masks": Arm({"preference_dropout": "same masks", "reference": "network"}),
-    "cached": Arm({"reference": "cached"}),
+    "network": Arm(NETWORK),
     "no_reference": Arm({"reference": "none"}),
     "fixed_rates": Arm({"rates": "fixed"}),
     "fall_005": Arm({"rates_dice_fall": 0.05}),

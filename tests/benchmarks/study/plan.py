@@ -63,7 +63,7 @@ RANKED = {  # data set -> trainer by its metric, and the plain loss that claims 
     "PolypGen": ("mapo_lesion_f1", "mapo_false_volume", "loss_blob"),
     "Hippocampus": ("mapo_nsd",),
 }
-REFERENCES = ("cached", "no_reference")  # against `mapo` of the same seeds
+REFERENCES = ("network", "no_reference")  # against `mapo` of the same seeds
 DROPOUT = ("dropout_control", "dropout")
 STRONG = ("control_strong", "strong_dropout")
 
