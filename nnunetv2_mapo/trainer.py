@@ -204,8 +204,6 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         started = time.monotonic()
         dataset, _ = super().get_tr_and_val_datasets()
         reference = self._read_reference() if self.mapo.reference == "cached" else None
-        if self._begun.reference == self._begun.policy:
-            reference = None  # the network has these weights
         read = partial(open_case, dataset, self.label_manager)
         drawn = draw_cases(dataset.identifiers, self.mapo, number)
         self._log(f"mining round {number}: {len(drawn)} of {len(dataset.identifiers)} cases")
@@ -697,6 +695,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             "network": hash_shapes(self._plain_network().state_dict()),
             "plans": hash_json(self.plans_manager.plans),
             "settings": self.mapo.to_dict(),
+            "channels": self.mapo.num_channels,
             "policy": self._begun.policy,
         }
         return Round(self._folder / PREFERENCES / f"round_{number:02d}", origin)

@@ -343,6 +343,11 @@ class MAPOConfig:
                 if getattr(self, name) == value
             ]
             problems += needing
+        if self.reference == "none" and self.reference_update != "never":
+            problems.append(
+                f"reference_update={self.reference_update!r} is not valid: with reference='none' "
+                "there is nothing to update."
+            )
         if self.adam_learning_rate is not None and self.learning_rate_factor != 1:
             problems.append(
                 f"learning_rate_factor={self.learning_rate_factor!r} is not valid: it is of the "

@@ -131,13 +131,14 @@ def _can_move_disagreement(step: BasicTransform) -> bool:
     if missing := [name for name in _OF_SPATIAL_TRANSFORM if not hasattr(step, name)]:
         _warn_of_newer_version(f"SpatialTransform without {', '.join(missing)}")
         return False
-    return step.mode_seg in ("bilinear", "nearest")  # they reach one voxel far
+    return True
 
 
 def _warn_of_newer_version(what: str) -> None:
     message = (
         f"This version of batchgeneratorsv2 has a {what}. MAPO moves chosen, rejected and their "
-        "weights with the whole transform instead, which is right but takes longer."
+        "weights with the whole transform instead, which is right but takes longer, and with "
+        "reference='cached' much longer: set reference='network' in MAPOConfig."
     )
     warnings.warn(message, stacklevel=2)
 
@@ -165,10 +166,13 @@ class MoveDisagreement:
         segmentation: Tensor = data_dict["segmentation"]
         has_preferences, is_dummy_2d = _KEY not in data_dict, "nchannels_seg" in data_dict
         is_flat = 1 in segmentation.shape[1:]  # there is nothing between its voxels
-        if grid is None or is_flat or (is_dummy_2d and not has_preferences):
+        # a dummy-2D volume's slices are channels; other modes reach further than one voxel
+        as_whole = is_flat or is_dummy_2d or self.transform.mode_seg not in ("bilinear", "nearest")
+        if grid is None or (as_whole and not has_preferences):
             return self.transform.apply(data_dict, **params)
-        if is_dummy_2d:  # the slices of a volume are channels
-            num_slices = len(segmentation) // data_dict["nchannels_seg"]
+        if as_whole:
+            num_channels = data_dict.get("nchannels_seg", len(segmentation))
+            num_slices = len(segmentation) // num_channels
             place = slice(WEIGHT * num_slices, self.end * num_slices)
             values = segmentation[place].clone()  # are no labels
             segmentation[place] = 0

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -96,8 +97,8 @@ def mine_round(
 
     The seed of the miner's settings, the round's number and the case's name decide the candidates,
     so they do not depend on the order of the cases, the number of ranks or an interruption. Each
-    case is stored as soon as it is done, the manifest last. The summary is of the whole round, the
-    same on every rank.
+    case is stored while the network is at the next one or the one after, the manifest last. The
+    summary is of the whole round, the same on every rank.
 
     Raises:
         OutOfMemoryError: There is not enough memory for a single window.
@@ -170,7 +171,8 @@ def _mine_cases(
                 )  # fmt: skip
                 del image
                 if opened is not None:
-                    writes.append(_close(opened, miner, load_case, mined, worker))
+                    miner, write = _close(opened, miner, load_case, mined, worker, log)
+                    writes.append(write)
                     num_pairs += sum(record.has_pair for record in opened.pairs.result().records)
                     progress.set_postfix(pairs=num_pairs)
                     opened = None
@@ -180,9 +182,14 @@ def _mine_cases(
                 pairs = worker.submit(miner.find_pairs, candidates, truth)
                 opened = _Opened(identifier, truth, pairs)
                 del candidates
-        finally:  # also where the next one fails
+        except BaseException:  # the last case is done but for its margins
             if opened is not None:
-                writes.append(_close(opened, miner, load_case, mined, worker))
+                with suppress(Exception):  # of two errors the first one says more
+                    _close(opened, miner, load_case, mined, worker, log)
+            raise
+        if opened is not None:
+            miner, write = _close(opened, miner, load_case, mined, worker, log)
+            writes.append(write)
         return _merge(write.result() for write in writes)
 
 
@@ -195,13 +202,22 @@ class _Opened(NamedTuple):
 
 
 def _close(
-    case: _Opened, miner: Miner, load_case: LoadCase, mined: Round, worker: ThreadPoolExecutor
-) -> Future[Records]:
-    """Measure the margins of a case's pairs, if they are stored, and let the case be written."""
+    case: _Opened,
+    miner: Miner,
+    load_case: LoadCase,
+    mined: Round,
+    worker: ThreadPoolExecutor,
+    log: Log,
+) -> tuple[Miner, Future[Records]]:
+    """Measure the margins of a case's pairs, if they are stored, and let the case be written.
+
+    It returns the miner for the work to come, too.
+    """
     pairs = case.pairs.result()
     if miner.config.reference == "cached":
         image, _ = load_case(case.identifier)
-        miner.add_margins(image, pairs)
+        measure = partial(Miner.add_margins, image=image, mined=pairs)
+        miner, _ = mine_within_memory(miner, measure, case.identifier, log)
 
     def write() -> Records:
         preferences, records = pairs
@@ -209,7 +225,7 @@ def _close(
         mined.write_case(case.identifier, [case.truth, *channels], records, miner.patch_size)
         return {case.identifier: records}
 
-    return worker.submit(write)
+    return miner, worker.submit(write)
 
 
 def _drop_small_gaps(

@@ -218,8 +218,9 @@ def _to_records(samples: Iterable[dict[str, Any]]) -> list[SampleRecord]:
 
 def _complete(origin: dict[str, Any]) -> dict[str, Any]:
     """An origin with the default of each setting that there was not when it was written."""
-    settings = origin.get("settings", {})
-    return {**origin, "settings": MAPOConfig.from_dict(settings).to_dict()}
+    config = MAPOConfig.from_dict(origin.get("settings", {}))
+    channels = 2 if config.pair == "case" else 3  # before each pair had a weight
+    return {"channels": channels, **origin, "settings": config.to_dict()}
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,13 @@ def note_calls(owner: Any, name: str, noted: list[str]) -> None:
 
 def train(trainer: Any) -> dict[str, Any]:
     """Train to the end; what this rank did and saw."""
-    mined_here, open_case = [], mapo.open_case
+    mined_here, write_case = [], Round.write_case
 
-    def open_and_note(dataset: Any, label_manager: Any, identifier: str) -> Any:
+    def write_and_note(self: Round, identifier: str, *arguments: Any) -> None:
         mined_here.append(identifier)
-        return open_case(dataset, label_manager, identifier)
+        write_case(self, identifier, *arguments)
 
-    mapo.open_case = open_and_note
+    Round.write_case = write_and_note  # type: ignore[method-assign]
     written: list[str] = []
     note_calls(mapo, "write_reference", written)
     note_calls(mapo, "plot_progress", written)
@@ -65,7 +65,7 @@ def train(trainer: Any) -> dict[str, Any]:
         "summary": [trainer._summary.num_pairs, trainer._summary.gaps],
         "is_finite": all(w.isfinite().all().item() for w in trainer.network.parameters()),
         "weights": hash_weights(trainer._plain_network().state_dict()),
-        "reference": hash_weights(trainer._reference.state_dict()),
+        "reference": trainer._begun.reference,
         "logged": {key: values for key, values in logged.items() if "/" in key},
     }
 

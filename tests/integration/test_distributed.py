@@ -53,7 +53,7 @@ def test_ranks_share_the_cases_and_see_all_pairs(trained: tuple[Path, list[Any]]
     assert first["batch_size"] == second["batch_size"] == 1
     assert first["mined"] == ["case_0", "case_2"] * 2  # in each of two rounds
     assert second["mined"] == ["case_1", "case_3"] * 2
-    assert first["channels"] == second["channels"] == {f"case_{n}": 4 for n in range(4)}
+    assert first["channels"] == second["channels"] == {f"case_{n}": 5 for n in range(4)}
     assert first["summary"] == second["summary"]
     num_pairs, gaps = first["summary"]
     assert num_pairs > 0

@@ -94,6 +94,7 @@ class nnUNetTrainer_MAPO_tinyaverage(nnUNetTrainer_MAPO):
         agree=False,
         tau_quantile=0.5,
         selection_unit_3d="slice",
+        reference="network",
         reference_update="average",
         reference_decay=0.5,
     )

@@ -93,9 +93,9 @@ def test_results_must_be_writable(nnunet, monkeypatch):
     assert check_folder("nnUNet_preprocessed").level == OK  # it may be shared by many
 
 
-@pytest.mark.parametrize(("num_rounds", "needed"), [(2, 13_461_864), (0, 5000)])
+@pytest.mark.parametrize(("num_rounds", "needed"), [(2, 15_441_864), (0, 5000)])
 def test_disk_grows_with_network_segmentations_and_rounds(num_rounds, needed, nnunet, monkeypatch):
-    # 10 networks of 500 bytes; 2 rounds, each of 6.1 * 1_100_000 and 2 * 9216 for two cases
+    # 10 networks of 500 bytes; 2 rounds, each of 7 * 1_100_000 and 2 * 9216 for two cases
     sizes = {"a": 100_000, "b": 1_000_000, "validation": 9_000_000}
     for case, num_bytes in sizes.items():
         (nnunet / f"{case}_seg.b2nd").write_bytes(bytes(num_bytes))
