@@ -33,6 +33,7 @@ PAPER = MAPOConfig(
     beta=0.1,
     lambda_supervised=0.5,
     likelihood="image",
+    reference="network",
     warmup_dropout=True,
     preference_dropout="off",
     num_epochs_2d=300,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nnunetv2_mapo.cli import main
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.store import Round
 from nnunetv2_mapo.support.errors import InputError
 from nnunetv2_mapo.tools.models import ModelError, open_model
@@ -244,7 +245,8 @@ def test_a_split_that_has_changed_since_the_training_is_refused(
             open_training_cases(model)
         (model.folder / "fold_0/validation/summary.json").unlink()
         open_training_cases(model)  # nothing is known of the training
-        mined = Round(model.folder / "fold_0/preferences/round_01", {"round": 1})
+        origin = {"round": 1, "settings": MAPOConfig().to_dict()}
+        mined = Round(model.folder / "fold_0/preferences/round_01", origin)
         mined.folder.mkdir(parents=True)
         mined.write_manifest({name: [] for name in names[:4]}, ())
         told = f"{changed}case_0 is no training case now, by .*manifest.json it was one. Restore"

@@ -112,7 +112,9 @@ class nnUNetTrainer_MAPO_tinyrates(nnUNetTrainer_MAPO):
     mapo = MAPOConfig(**{**TINY, "rates": "auto"})
 
 
-CHOOSING = MAPOConfig(unlabelled="preferences", warmup_epochs=2, num_rounds=1, start_from="last")
+CHOOSING = MAPOConfig(
+    unlabelled="preferences", reference="network", warmup_epochs=2, num_rounds=1, start_from="last"
+)
 
 
 class nnUNetTrainer_MAPO_tinychoices(nnUNetTrainer_MAPO):
