@@ -199,6 +199,13 @@ def test_a_setting_that_would_have_no_effect_is_refused(name):
         config.validate()
 
 
+@pytest.mark.parametrize("update", ["round", "average"])
+def test_no_reference_is_never_updated(update):
+    config = MAPOConfig(reference="none", reference_update=update)
+    with pytest.raises(ValueError, match=f"reference_update='{update}' is not valid: "):
+        config.validate()
+
+
 def test_several_problems_are_listed_at_once():
     config = MAPOConfig(
         rates_3d=(0.1, 0.2), tau=3, beta=-1, granularity="line", seed=-4, warmup_epochs=0

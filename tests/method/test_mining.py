@@ -943,3 +943,26 @@ def test_a_damaged_case_is_mined_again_with_a_warning(tmp_path, make_miner):
     assert logged[0].startswith("WARNING: files of ['b'] in ")
     for identifier, stack in read_stacks(mined, "abc").items():
         assert np.array_equal(stack, before[identifier])
+
+
+def test_a_lack_of_memory_for_margins_halves_the_windows_too(tmp_path, make_miner, monkeypatch):
+    sizes, logged, measure_margins = [], [], mining.measure_margins
+
+    def limited(reference, images, *others):
+        sizes.append(len(images))
+        if len(images) > len(RATES):
+            msg = "CUDA out of memory"
+            raise torch.cuda.OutOfMemoryError(msg)
+        return measure_margins(reference, images, *others)
+
+    load, mined = Cases("a", "b"), round_in(tmp_path / "short")
+    plenty = make_miner((4, 4, 4), windows_per_forward=2, reference="cached")
+    mine_round(plenty, load, ["a", "b"], round_in(tmp_path / "plenty"), print)
+    monkeypatch.setattr(mining, "measure_margins", limited)
+    mine_round(plenty, load, ["a", "b"], mined, logged.append)
+    assert sizes[0] == 2 * len(RATES)
+    assert sizes[1] == max(sizes[1:]) == len(RATES)
+    assert any("memory" in text for text in logged)
+    first = mined.open_stack("a")[:]  # its candidates came before memory ran out
+    assert np.array_equal(first[:4], round_in(tmp_path / "plenty").open_stack("a")[:4])
+    assert np.abs(first[4] - round_in(tmp_path / "plenty").open_stack("a")[4]).max() <= 1

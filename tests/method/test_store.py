@@ -72,6 +72,14 @@ def test_a_case_that_is_written_again_is_replaced(mined):
     assert mined.find_finished(["case"]).records == {"case": [NO_PAIR]}
 
 
+@pytest.mark.parametrize(("pair", "is_read"), [("case", False), ("region", True)])
+def test_pairs_of_before_each_had_a_weight_are_told_apart(tmp_path, pair, is_read):
+    origin = {"round": 1, "settings": {"pair": pair}}  # as it was: without `channels`
+    Round(tmp_path, origin).write_case("case", some_stack(), [RECORD], (4, 4))
+    now = Round(tmp_path, {**origin, "channels": 3})
+    assert ("case" in now.find_finished(["case"]).records) == is_read
+
+
 def test_identifiers_may_contain_dots(mined):
     mined.write_case("case.1_0.5mm", some_stack(), [RECORD], (4, 4))
     assert list(mined.find_finished(["case.1_0.5mm", "case"]).records) == ["case.1_0.5mm"]
