@@ -77,7 +77,6 @@ from nnunetv2_mapo.method.reference import (
     write_reference,
 )
 from nnunetv2_mapo.method.rounds import (
-    RoundSummary,
     draw_cases,
     mine_round,
     settle_values,
@@ -86,6 +85,7 @@ from nnunetv2_mapo.method.rounds import (
 from nnunetv2_mapo.method.sampling import CandidateSampler, make_sampler
 from nnunetv2_mapo.method.schedule import Schedule
 from nnunetv2_mapo.method.store import PREFERENCES, Round
+from nnunetv2_mapo.method.summary import RoundSummary
 from nnunetv2_mapo.method.unlabelled import UnlabelledImages
 from nnunetv2_mapo.support.device import read_state, untouched, write_state
 from nnunetv2_mapo.support.files import WriteError, hash_json, hash_shapes, hash_weights

@@ -15,7 +15,7 @@ from nnunetv2_mapo.cli.options import (
     parse_count,
     parse_fold,
 )
-from nnunetv2_mapo.method.config import RATES
+from nnunetv2_mapo.method.valid import RATES
 from nnunetv2_mapo.support.errors import CommandError
 
 

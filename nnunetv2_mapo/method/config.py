@@ -5,13 +5,30 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from nnunetv2_mapo.method.schedule import Schedule
+from nnunetv2_mapo.method.valid import (
+    ABOVE_0,
+    BELOW_1,
+    BETWEEN_0_AND_1,
+    BOOL,
+    CASES,
+    CUTS,
+    METRIC,
+    MODULES,
+    RATES,
+    SIGMAS,
+    UNIT,
+    UNLABELLED,
+    UP_TO_1,
+    Valid,
+    choice,
+    integer,
+    number,
+)
 
 RATES_2D = tuple(round(0.005 * step, 3) for step in range(11))
 RATES_3D = tuple(round(0.05 * step, 2) for step in range(7))
@@ -30,124 +47,11 @@ _BEFORE: dict[str, Any] = {
     "tile_step_size": 1.0,
     "reference": "network",
 }
-# What candidates and parts can be ranked by, besides a user's own function.
-METRICS = ("dice", "nsd", "hd95", "asd", "lesion_f1", "lesion_dice", "cldice", "false_volume")
-# What is made of images that nobody has segmented, besides nothing.
-UNLABELLED = ("preferences", "chosen", "pseudo-label")
-
-
 # What compares the policy with a second network in each step.
 _OF_A_NETWORK = (
     ("reference_update", "average"),
     ("preference_dropout", "same masks"),
     ("unlabelled", "preferences"),
-)
-
-
-class Valid(NamedTuple):
-    """What a setting may be: a test, the same in words for the message, and a list of choices."""
-
-    holds: Callable[[Any], bool]
-    words: str
-    choices: tuple[str, ...] = ()
-
-    def check(self, name: str, value: object) -> list[str]:
-        """What is wrong with a value, in one line; nothing if it is valid."""
-        return [] if self.holds(value) else [f"{name}={value!r} is not valid: {self.words}."]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _number(range_: str, holds: Callable[[float], bool]) -> Valid:
-    words = f"a number {range_} is needed"
-    return Valid(lambda value: _is_number(value) and holds(value), words)
-
-
-def _integer(least: int) -> Valid:
-    words = f"an integer >= {least} is needed"
-    return Valid(lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, words)
-
-
-def _choice(*names: str) -> Valid:
-    return Valid(lambda value: value in names, f"choose one of {list(names)}", names)
-
-
-def _values(
-    words: str, holds: Callable[[float], bool], *, first: float = 0, increasing: bool = True
-) -> Valid:
-    """Values of two or more candidates: different numbers, that of the plain prediction first."""
-
-    def are_valid(values: Any) -> bool:
-        return (
-            isinstance(values, (tuple, list))
-            and len(values) >= 2
-            and all(_is_number(value) and holds(value) for value in values)
-            and values[0] == first
-            and len(set(values)) == len(values)
-            and (not increasing or list(values) == sorted(values))
-        )
-
-    return Valid(are_valid, words)
-
-
-BOOL = Valid(lambda value: isinstance(value, bool), "True or False")
-ABOVE_0 = _number("> 0", lambda value: value > 0)
-BETWEEN_0_AND_1 = _number("in (0, 1)", lambda value: 0 < value < 1)
-BELOW_1 = _number("in [0, 1)", lambda value: 0 <= value < 1)
-UP_TO_1 = _number("in (0, 1]", lambda value: 0 < value <= 1)
-UNIT = _choice("case", "slice", "window")
-RATES = _values(
-    "increasing rates from 0 to below 1 are needed, such as (0.0, 0.1, 0.2)",
-    lambda rate: 0 <= rate < 1,
-)
-SIGMAS = _values(
-    "increasing standard deviations from 0 are needed, such as (0.0, 0.05, 0.1)",
-    lambda sigma: sigma >= 0,
-)
-CUTS = _values(
-    "0.5 (the plain prediction) is needed first, then different thresholds between 0 and 1, such "
-    "as (0.5, 0.4, 0.6)",
-    lambda threshold: 0 < threshold < 1,
-    first=0.5,
-    increasing=False,
-)
-MODULES = Valid(
-    lambda names: isinstance(names, (tuple, list)) and all(isinstance(n, str) and n for n in names),
-    "a tuple of module names, which may hold wildcards, such as ('decoder.*',), is needed",
-)
-
-
-def _is_number_of_cases(value: Any) -> bool:
-    if isinstance(value, int):
-        return not isinstance(value, bool) and value >= 1
-    return _is_number(value) and 0 < value < 1
-
-
-CASES = Valid(
-    _is_number_of_cases,
-    "a number of cases >= 1 as an integer, such as 500, or a share of them in (0, 1), such as 0.1, "
-    "is needed; None for all",
-)
-
-
-def _is_metric(value: object) -> bool:
-    return isinstance(value, str) and (
-        value in METRICS or re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", value) is not None
-    )
-
-
-def _are_weights(value: object) -> bool:
-    if not isinstance(value, dict) or not value:
-        return False
-    return all(_is_metric(name) and _is_number(w) and w > 0 for name, w in value.items())
-
-
-METRIC = Valid(
-    lambda value: _is_metric(value) or _are_weights(value),
-    f"choose one of {list(METRICS)}, a function of your own as 'package.module:function', or "
-    "weights > 0 of several, such as {'lesion_f1': 0.5, 'dice': 0.5}",
 )
 
 
@@ -253,50 +157,50 @@ class MAPOConfig:
 
     rates_2d: tuple[float, ...] = _setting(RATES_2D, RATES)
     rates_3d: tuple[float, ...] = _setting(LIGHT_RATES, RATES)
-    rates: str = _setting("auto", _choice("auto", "fixed"))
+    rates: str = _setting("auto", choice("auto", "fixed"))
     rates_dice_fall: float = _setting(0.1, BETWEEN_0_AND_1, ("rates", "auto"))
-    granularity: str = _setting("element", _choice("element", "channel"))
-    sampler: str = _setting("dropout", _choice("dropout", "threshold", "noise"))
+    granularity: str = _setting("element", choice("element", "channel"))
+    sampler: str = _setting("dropout", choice("dropout", "threshold", "noise"))
     thresholds: tuple[float, ...] = _setting(THRESHOLDS, CUTS, ("sampler", "threshold"))
     noise_sigmas: tuple[float, ...] = _setting(NOISE_SIGMAS, SIGMAS, ("sampler", "noise"))
     selection_unit_2d: str = _setting("slice", UNIT)
     selection_unit_3d: str = _setting("case", UNIT)
     tile_step_size: float = _setting(0.5, UP_TO_1)
-    pair: str = _setting("region", _choice("region", "case"))
+    pair: str = _setting("region", choice("region", "case"))
     metric: str | Mapping[str, float] = _setting("dice", METRIC)
-    tolerance_mm: float = _setting(1.0, _number(">= 0", lambda value: value >= 0))
-    part_weight: str = _setting("voxel", _choice("voxel", "part"), ("pair", "region"))
+    tolerance_mm: float = _setting(1.0, number(">= 0", lambda value: value >= 0))
+    part_weight: str = _setting("voxel", choice("voxel", "part"), ("pair", "region"))
     agree: bool = _setting(True, BOOL)
     tau: float = _setting(0.05, UP_TO_1)
     tau_max: float = _setting(1.0, UP_TO_1, ("pair", "case"))
     tau_quantile: float | None = _setting(None, BELOW_1, ("pair", "case"))
     beta: float = _setting(1.0, ABOVE_0)
-    lambda_supervised: float = _setting(1.0, _number(">= 0", lambda value: value >= 0))
-    likelihood: str = _setting("voxel", _choice("voxel", "disagreement", "image"))
+    lambda_supervised: float = _setting(1.0, number(">= 0", lambda value: value >= 0))
+    likelihood: str = _setting("voxel", choice("voxel", "disagreement", "image"))
     kappa: float = _setting(0.5, ABOVE_0, ("likelihood", "voxel"))
-    loss_type: str = _setting("sigmoid", _choice("sigmoid", "ipo", "hinge", "robust"))
-    label_smoothing: float = _setting(0.0, _number("in [0, 0.5)", lambda value: 0 <= value < 0.5))
-    reference: str = _setting("cached", _choice("cached", "network", "none"))
-    reference_update: str = _setting("never", _choice("never", "round", "average"))
+    loss_type: str = _setting("sigmoid", choice("sigmoid", "ipo", "hinge", "robust"))
+    label_smoothing: float = _setting(0.0, number("in [0, 0.5)", lambda value: 0 <= value < 0.5))
+    reference: str = _setting("cached", choice("cached", "network", "none"))
+    reference_update: str = _setting("never", choice("never", "round", "average"))
     reference_decay: float = _setting(0.999, BETWEEN_0_AND_1, ("reference_update", "average"))
     warmup_dropout: bool = _setting(False, BOOL)
-    preference_dropout: str = _setting("off", _choice("off", "without pair", "same masks"))
+    preference_dropout: str = _setting("off", choice("off", "without pair", "same masks"))
     warmup_fraction_2d: float = _setting(1 / 3, BETWEEN_0_AND_1)
     warmup_fraction_3d: float = _setting(5 / 13, BETWEEN_0_AND_1)
-    warmup_epochs: int | None = _setting(None, _integer(1))
-    num_rounds: int = _setting(4, _integer(0))
+    warmup_epochs: int | None = _setting(None, integer(1))
+    num_rounds: int = _setting(4, integer(0))
     cases_per_round: int | float | None = _setting(None, CASES)
     keep_rounds: bool = _setting(False, BOOL)
-    start_from: str = _setting("best", _choice("best", "last"))
-    best_by: str = _setting("pseudo Dice", _choice("pseudo Dice", "metric"))
-    seed: int = _setting(0, _integer(0))
-    num_epochs_2d: int | None = _setting(None, _integer(2))
-    num_epochs_3d: int | None = _setting(None, _integer(2))
+    start_from: str = _setting("best", choice("best", "last"))
+    best_by: str = _setting("pseudo Dice", choice("pseudo Dice", "metric"))
+    seed: int = _setting(0, integer(0))
+    num_epochs_2d: int | None = _setting(None, integer(2))
+    num_epochs_3d: int | None = _setting(None, integer(2))
     adam_learning_rate: float | None = _setting(None, ABOVE_0)
     fine_tune: bool = _setting(False, BOOL)
     num_epochs_factor: float = _setting(1.0, ABOVE_0)
     learning_rate_factor: float = _setting(1.0, ABOVE_0)
-    unlabelled: str = _setting("off", _choice("off", *UNLABELLED))
+    unlabelled: str = _setting("off", choice("off", *UNLABELLED))
     unlabelled_share: float = _setting(0.5, BETWEEN_0_AND_1)
     dropout_include: tuple[str, ...] = _setting((), MODULES)
     dropout_exclude: tuple[str, ...] = _setting((), MODULES)

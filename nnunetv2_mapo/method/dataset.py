@@ -2,9 +2,9 @@
 
 They are more channels of the segmentation, with the weight of each voxel and, if the reference is
 cached, its margin there, so whatever moves the segmentation moves them; weight and margin, which
-are no labels, by nearest point. Right
-before the first transform that is about the segmentation alone (labels to regions, downsampling for
-deep supervision …) they are taken off, and put back behind the finished target.
+are no labels, by nearest point. Right before the first transform that is about the segmentation
+alone (labels to regions, downsampling for deep supervision …) they are taken off, and put back
+behind the finished target.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Se
 from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
@@ -60,7 +61,7 @@ def _load_stack(
     return (data, segmentation, *others)
 
 
-def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> ComposeTransforms:
+def carry_preferences(transforms: BasicTransform, num_channels: int) -> ComposeTransforms:
     """Make a trainer's training transforms, applied as they are, carry chosen and rejected.
 
     Their segmentation becomes a list: nnU-Net's target (one entry, or one for each deep supervision
@@ -73,10 +74,7 @@ def carry_preferences(transforms: BasicTransform, num_channels: int = 2) -> Comp
         (place for place, step in enumerate(steps) if isinstance(step, _SEGMENTATION_ONLY)),
         len(steps),
     )
-    moving = [
-        MoveDisagreement(step, end) if _can_move_disagreement(step) else step
-        for step in steps[:first]
-    ]
+    moving = [_move_in(step, end) for step in steps[:first]]
     before, after = partial(drop_equal, end), partial(take_off, end)
     put_last = partial(put_back, num_channels)
     return ComposeTransforms([before, *moving, after, *steps[first:], put_last])
@@ -124,6 +122,15 @@ def _without_preferences(segmentation: Tensor, end: int) -> Tensor:
     return torch.cat((segmentation[:CHOSEN], segmentation[end:]))
 
 
+def _move_in(step: BasicTransform, end: int) -> Any:
+    """A transform with `MoveDisagreement` in the place of the spatial one, random or not."""
+    if isinstance(step, RandomTransform):
+        step = copy.copy(step)
+        step.transform = _move_in(step.transform, end)
+        return step
+    return MoveDisagreement(step, end) if _can_move_disagreement(step) else step
+
+
 def _can_move_disagreement(step: BasicTransform) -> bool:
     """Whether `MoveDisagreement` may take the place of a transform."""
     if not isinstance(step, SpatialTransform):
@@ -153,7 +160,7 @@ class MoveDisagreement:
     reaches one voxel far. `end` is the first channel of the segmentation behind the preferences.
     """
 
-    def __init__(self, transform: SpatialTransform, end: int = REJECTED + 1) -> None:
+    def __init__(self, transform: SpatialTransform, end: int) -> None:
         self.transform = transform
         self.end = end
 
@@ -260,7 +267,7 @@ class Preferences(NamedTuple):
 
     chosen: Tensor  # label maps, int16
     rejected: Tensor
-    weights: Tensor  # of each voxel in [0, 1], float32
+    weights: Tensor  # w of each voxel, see `Disagreement`, float32
     margins: Tensor | None  # of a cached reference, in 1 / `MARGIN_ONE` logits, int16
 
     @classmethod

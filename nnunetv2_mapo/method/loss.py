@@ -45,7 +45,8 @@ class Disagreement:
 
     voxels: Tensor  # flat index of each disagreement voxel in its patch, `(B, n)`, int64
     heads: Tensor  # +1: on in chosen only, -1: in rejected only; 0 in padding; `(B, C, n)`, int8
-    weights: Tensor  # w of each disagreement voxel in [0, 1]; 0 in padding; `(B, n)`, float32
+    weights: Tensor  # w of each disagreement voxel, in [0, 1] unless each part weighs alike (see
+    # `region_pairs.even_out`); 0 in padding; `(B, n)`, float32
     num_voxels: Tensor  # N that the log-likelihood is averaged over, `(B,)`, float32
     num_disagreeing: Tensor  # number of disagreement voxels, `(B,)`, int64
     num_image_voxels: int  # |Ω|, of a patch

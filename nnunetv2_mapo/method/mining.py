@@ -97,7 +97,7 @@ class Miner:
     ranking: Ranking | None = None  # by what candidates and parts are ranked; None: by their Dice
     # distance of neighbouring voxels along the three axes; in 2D the first is that of slices
     spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
-    # of the reference whose margins are cached, by name; None: it is the policy
+    # weights of the reference whose margins are cached, by name; None: those of the network
     reference: Mapping[str, Tensor] | None = None
 
     def mine(self, image: Volume, segmentation: Volume) -> MinedCase:
@@ -154,10 +154,6 @@ class Miner:
         read = ((b, torch.stack([read_window(image, w.place, front) for w in b])) for b in batches)
         for batch, images in read_ahead(read):
             yield batch, images.to(self.device, non_blocking=True)
-
-    def segment(self, image: Volume) -> Tensor:
-        """Candidates as of `find_candidates`, as a tensor on the CPU."""
-        return torch.from_numpy(self.find_candidates(image)[:])
 
     def find_pairs(self, candidates: Volume, segmentation: Volume) -> MinedCase:
         """Pairs of a case by its candidates `(K, *spatial)`; the network has nothing to do.

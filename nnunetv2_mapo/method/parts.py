@@ -39,7 +39,7 @@ class Parts(NamedTuple):
     """
 
     starts: list[int]
-    effects: NDArray[np.float32]  # ΔDice of the part alone, by number
+    effects: NDArray[np.float32]  # of the part alone on the metric, Δ, by number
     first: NDArray[np.int32]  # number of the first piece of the same part, by number
     num_parts: int  # with an effect
     num_preferred: int  # with an effect > 0

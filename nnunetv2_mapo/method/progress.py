@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_mapo.method.loss import STEP_KEYS
-from nnunetv2_mapo.method.rounds import Ranks, RoundSummary
+from nnunetv2_mapo.method.rounds import Ranks
 from nnunetv2_mapo.method.schedule import Stage
+from nnunetv2_mapo.method.summary import RoundSummary
 from nnunetv2_mapo.support.files import write_atomically
 from nnunetv2_mapo.support.pictures import own_style
 

@@ -139,7 +139,7 @@ def bind_reference(
 ) -> Callable[[Tensor], Any]:
     """A network with the reference's weights in place of its own, which stay where they are.
 
-    None: the reference is the policy itself, as in the first round.
+    None: the reference is the network as it is.
     """
     if weights is None:
         return network

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from nnunetv2_mapo.method.cases import open_case
 from nnunetv2_mapo.method.config import RATES_2D, RATES_3D, MAPOConfig
 from nnunetv2_mapo.method.mining import Miner, mine_within_memory
-from nnunetv2_mapo.method.rounds import HARDLY_LEARNT
 from nnunetv2_mapo.method.store import SampleRecord, StoreError
+from nnunetv2_mapo.method.summary import HARDLY_LEARNT
 from nnunetv2_mapo.method.volumes import Channel
 from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.progress import PANELS, Panel
-from nnunetv2_mapo.method.rounds import summarize_stored
 from nnunetv2_mapo.method.store import MinedRound, StoreError, read_rounds
+from nnunetv2_mapo.method.summary import summarize_stored
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.support.files import WriteError
 from nnunetv2_mapo.support.table import format_duration

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter, zoom
 from torch import Tensor, nn
 
-from nnunetv2_mapo.method.config import METRICS, RATES_3D, MAPOConfig
+from nnunetv2_mapo.method.config import RATES_3D, MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.ranking import Ranking
+from nnunetv2_mapo.method.valid import METRICS
 
 SIZE = 256
 NUM_PARTS = 200  # of all candidates

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from nnunetv2_mapo.guards.metric import check_metric
-from nnunetv2_mapo.method.config import METRICS, MAPOConfig
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.valid import METRICS
 from nnunetv2_mapo.support.errors import InputError
 
 SOURCE = """

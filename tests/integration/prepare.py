@@ -34,7 +34,7 @@ def write_dataset(
 
     Args:
         root: Folder with nnU-Net's three folders.
-        dataset: `DatasetXXX_Name`.
+        dataset: `DatasetNNN_Name`.
         labels: As in `dataset.json`.
         segmentations: One of each case.
         num_channels: Image channels.
@@ -77,7 +77,7 @@ def prepare(
 
     Args:
         root: Folder with nnU-Net's three folders.
-        dataset: `DatasetXXX_Name`.
+        dataset: `DatasetNNN_Name`.
         patch_sizes: Patch of each configuration that is wanted.
         num_training: Number of training cases of the fold; the others are validation cases.
         change_plans: Changes the small plans.

@@ -45,7 +45,7 @@ KILLS = {
     "round 2, third case": ("nnunetv2_mapo.method.sampling:DropoutSampler.segment", 9, "before"),
     "round 2 complete": (f"{STORE}:Round.write_manifest", 1, "after"),
     "round 1 about to be thinned out": ("nnunetv2_mapo.trainer:thin_out_earlier", 1, "before"),
-    "a record deleted without its case": (f"{STORE}:Round.path", 5, "before"),
+    "a record deleted without its case": ("pathlib:Path.unlink", 1, "after"),
     "the last step": (f"{TRAINER}.train_step", 7, "after"),
     "before the final checkpoint": (f"{STOCK}.on_train_end", 1, "before"),
     "the final checkpoint beside the latest one": ("os:remove", 1, "before"),

@@ -372,6 +372,27 @@ def test_mining_continues_with_the_cases_that_are_missing(
     assert "2 cases mined" in read_log(trainer)
 
 
+def test_margins_of_a_case_that_is_mined_again_are_those_of_the_reference(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = make_trainer()
+    stopped.save_every = 1
+    stop_in_epoch(stopped, epoch=3)  # the policy has left the reference
+    case = Path(stopped.output_folder) / "preferences/round_01/case_0.b2nd"
+    case.write_bytes(b"damaged")
+    add_margins, asked = Miner.add_margins, []
+
+    def note(self: Miner, **arguments: Any) -> None:
+        asked.append(hash_weights(dict(self.reference or self.network.state_dict())))
+        add_margins(self, **arguments)
+
+    monkeypatch.setattr(Miner, "add_margins", note)
+    trainer = make_trainer(continue_training=True)
+    stop_in_epoch(trainer, epoch=3)
+    assert asked == [trainer._begun.reference]
+    assert asked != [hash_weights(trainer._plain_network().state_dict())]
+
+
 def test_a_missing_reference_is_restored_or_replaced_and_said_so(make_trainer: MakeTrainer) -> None:
     stopped = make_trainer()
     stopped.save_every = 1

@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from nnunetv2_mapo.method.config import METRICS, MAPOConfig
+from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.method.valid import METRICS
 
 INVALID = {
     "rates_2d": [(), (0.0,), (0.1, 0.2), (0.0, 0.2, 0.1), (0.0, 0.1, 0.1), (0.0, 1.0), 0.1],

@@ -16,6 +16,10 @@ from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.pseudo2d import (
+    Convert2DTo3DTransform,
+    Convert3DTo2DTransform,
+)
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -79,6 +83,11 @@ def training_transforms(num_dimensions: int, trainer=nnUNetTrainer, scales=None,
     return transforms
 
 
+def carry_pair(transforms) -> ComposeTransforms:
+    """What carries chosen and rejected alone."""
+    return carry_preferences(transforms, num_channels=2)
+
+
 def augment(transforms, image: Tensor, segmentation: Tensor, seed: int):
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 # nnU-Net draws from it
@@ -100,7 +109,7 @@ def central_crop(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
 def test_image_target_chosen_and_rejected_stay_aligned(num_dimensions):
     segmentation = blobs(WHOLE[num_dimensions])
     stack = torch.cat((segmentation, segmentation, 1 - segmentation))
-    transforms = carry_preferences(training_transforms(num_dimensions))
+    transforms = carry_pair(training_transforms(num_dimensions))
     for seed in range(5):
         image, (target, preferences) = augment(transforms, segmentation.float(), stack, seed)
         assert target.shape == (1, *PATCH[num_dimensions])
@@ -131,7 +140,7 @@ def test_every_trainers_own_transforms_carry_preferences(num_dimensions, trainer
     stack = torch.cat((segmentation, segmentation, 1 - segmentation))
     for seed in range(4):
         _, (target, *coarser, preferences) = augment(
-            carry_preferences(transforms), segmentation.float(), stack, seed
+            carry_pair(transforms), segmentation.float(), stack, seed
         )
         assert len(coarser) == len(SCALES[num_dimensions]) - 1
         assert torch.equal(preferences[0], target[0])
@@ -155,7 +164,7 @@ def test_chosen_and_rejected_differ_exactly_where_the_plain_transform_makes_them
     )  # fmt: skip
     for seed in range(8):
         image, plain = augment(transform, stack.float(), stack, seed)
-        same_image, moved = augment(MoveDisagreement(transform), stack.float(), stack, seed)
+        same_image, moved = augment(MoveDisagreement(transform, 1 + 2), stack.float(), stack, seed)
         assert torch.equal(same_image, image)
         assert torch.equal(moved[0], plain[0])
         differ = plain[1] != plain[2]
@@ -180,7 +189,7 @@ def test_label_maps_are_moved_exactly_as_by_the_plain_transform(
         scaling=(0.5, 1.6), border_mode_seg=border_mode_seg, padding_value_seg=-1,
         align_corners=align_corners,
     )  # fmt: skip
-    moving = ComposeTransforms([partial(drop_equal, 1 + 2), MoveDisagreement(transform)])
+    moving = ComposeTransforms([partial(drop_equal, 1 + 2), MoveDisagreement(transform, 1 + 2)])
     equal = torch.cat((stack[:1], stack[:1], stack[:1], stack[1:]))
     for seed in range(8):
         expected_image, expected = augment(transform, stack.float(), stack, seed)
@@ -197,8 +206,45 @@ def test_a_volume_of_one_slice_is_moved_by_the_plain_transform():
     stack = torch.cat((segmentation, segmentation, 1 - segmentation))
     transform = SpatialTransform((1, 12, 12), 0, False, p_scaling=1)
     _, plain = augment(transform, stack.float(), stack, 0)
-    _, moved = augment(MoveDisagreement(transform), stack.float(), stack, 0)
+    _, moved = augment(MoveDisagreement(transform, 1 + 2), stack.float(), stack, 0)
     assert torch.equal(moved, plain)
+
+
+class Watching(SpatialTransform):
+    """Counts the labels that it is asked to interpolate, each of which takes it a pass."""
+
+    most = 0
+
+    def apply(self, data_dict, **params):
+        if (segmentation := data_dict.get("segmentation")) is not None:
+            counts = [len(channel.unique()) for channel in segmentation]
+            Watching.most = max(Watching.most, *counts)
+        return super().apply(data_dict, **params)
+
+
+@pytest.mark.parametrize("kind", ["plain", "random", "another mode", "flat", "dummy 2D"])
+def test_weights_and_margins_are_never_taken_for_labels(kind):
+    shape = (24, 24) if kind == "another mode" else (8, 24, 24)
+    chosen = blobs(shape)[:, :1] if kind == "flat" else blobs(shape)
+    weights = torch.randint(1, 100, chosen.shape).short()
+    margins = torch.randint(-9999, 9999, chosen.shape).short()
+    stack = torch.cat((chosen, chosen, 1 - chosen, weights, margins))
+    patch = (16, 16) if kind in ("dummy 2D", "another mode") else (chosen.shape[1], 16, 16)
+    mode = "bicubic" if kind == "another mode" else "bilinear"
+    step = Watching(patch, 0, False, p_rotation=1, p_scaling=1, mode_seg=mode)
+    steps = [RandomTransform(step, 1) if kind == "random" else step]
+    if kind == "dummy 2D":
+        steps = [Convert3DTo2DTransform(), *steps, Convert2DTo3DTransform()]
+    Watching.most = 0
+    transforms = carry_preferences(ComposeTransforms(steps), num_channels=4)
+    _, (_, preferences) = augment(transforms, stack[:1].float(), stack, 0)
+    assert 0 < Watching.most <= 3  # two labels and the padding
+    differs = preferences[0] != preferences[1]
+    assert differs.any()
+    assert len(preferences[3, differs].unique()) > 10
+    known = set(zip(weights.flatten().tolist(), margins.flatten().tolist(), strict=True))
+    both = preferences[2:, differs & (preferences[2] > 0)].T.tolist()
+    assert {tuple(each) for each in both} <= known  # of the same voxel
 
 
 @pytest.mark.parametrize("name", ["patch_size", "mode_seg", "border_mode_seg", "align_corners"])
@@ -249,7 +295,7 @@ def moved_by(transform_class, seed: int = 0) -> tuple[Tensor, Tensor]:
     transform = transform_class(PATCH[2], 0, False, p_rotation=1, p_scaling=1)
     segmentation = blobs(WHOLE[2])
     stack = torch.cat((segmentation, segmentation, 1 - segmentation))
-    transforms = carry_preferences(ComposeTransforms([transform]))
+    transforms = carry_pair(ComposeTransforms([transform]))
     _, (target, preferences) = augment(transforms, segmentation.float(), stack, seed)
     return target, preferences
 
@@ -275,7 +321,7 @@ def test_where_a_newer_version_lacks_something_the_plain_transform_moves_the_pai
 def test_preferences_are_carried_through_dummy_2d_augmentation():
     segmentation = blobs((12, 40, 40))
     stack = torch.cat((segmentation, segmentation, 1 - segmentation))
-    transforms = carry_preferences(training_transforms(3, do_dummy_2d_data_aug=True))
+    transforms = carry_pair(training_transforms(3, do_dummy_2d_data_aug=True))
     image, (target, preferences) = augment(transforms, segmentation.float(), stack, 0)
     assert image.shape == target.shape == (1, 12, 12, 12)
     assert torch.equal(preferences[0], target[0])
@@ -371,7 +417,7 @@ def test_image_and_target_are_exactly_those_of_stock_nnunet(
             do_dummy_2d_data_aug=False, use_mask_for_norm=[True],
         )  # fmt: skip
         expected_image, expected = augment(stock, image, segmentation, seed)
-        got_image, (*targets, _) = augment(carry_preferences(stock), image, stack, seed)
+        got_image, (*targets, _) = augment(carry_pair(stock), image, stack, seed)
         assert torch.equal(got_image, expected_image)
         expected = expected if has_deep_supervision else [expected]
         assert len(targets) == len(expected)
@@ -391,7 +437,7 @@ def test_regions_are_made_of_the_target_and_not_of_the_preferences(num_dimension
     # bit masks in the order of the labels, so that interpolation treats both alike
     chosen = torch.tensor([0b00, 0b01, 0b11, 0b111], dtype=torch.int16)[segmentation.long()]
     stack = torch.cat((segmentation, chosen, torch.zeros_like(chosen)))
-    transforms = carry_preferences(
+    transforms = carry_pair(
         training_transforms(num_dimensions, regions=[(1, 2), (2,)], ignore_label=ignored)
     )
     _, (target, preferences) = augment(transforms, segmentation.float(), stack, 0)
@@ -411,7 +457,7 @@ def test_deep_supervision_downsamples_the_target_and_not_the_preferences(num_dim
     scales = SCALES[num_dimensions]
     segmentation = blobs(WHOLE[num_dimensions])
     stack = torch.cat((segmentation, segmentation, 1 - segmentation))
-    transforms = carry_preferences(training_transforms(num_dimensions, scales=scales))
+    transforms = carry_pair(training_transforms(num_dimensions, scales=scales))
     _, (*targets, preferences) = augment(transforms, segmentation.float(), stack, 0)
     assert [target.shape[1:] for target in targets] == [
         tuple(int(size * share) for size, share in zip(PATCH[num_dimensions], scale, strict=True))
@@ -429,7 +475,7 @@ def test_the_previous_stage_still_reaches_the_image_in_a_cascade(num_dimensions,
     previous_stage = 1 - segmentation
     # the loader appends the previous stage to the whole stack
     stack = torch.cat((segmentation, segmentation, rejected, previous_stage))
-    transforms = carry_preferences(
+    transforms = carry_pair(
         training_transforms(num_dimensions, is_cascaded=True, foreground_labels=[1])
     )
     image, (target, preferences) = augment(transforms, segmentation.float(), stack, 0)
@@ -448,7 +494,7 @@ def test_preferences_are_taken_off_before_the_first_segmentation_only_transform(
         RemoveLabelTransform(-1, 0),
         MoveSegAsOneHotToDataTransform(1, [1]),
     ):
-        transforms = carry_preferences(ComposeTransforms([step]))
+        transforms = carry_pair(ComposeTransforms([step]))
         drop, take, inner, put = transforms.transforms
         assert (drop.func, take.func, put.func) == (drop_equal, take_off, put_back)
         assert inner is step
@@ -457,9 +503,7 @@ def test_preferences_are_taken_off_before_the_first_segmentation_only_transform(
 def test_a_single_transform_is_wrapped_too():
     stack = torch.tensor([[[5, 1]], [[5, 1]], [[0, 5]]], dtype=torch.int16)
     image = torch.zeros(1, 1, 2)
-    _, (target, preferences) = augment(
-        carry_preferences(RemoveLabelTransform(5, 0)), image, stack, 0
-    )
+    _, (target, preferences) = augment(carry_pair(RemoveLabelTransform(5, 0)), image, stack, 0)
     assert target.tolist() == [[[0, 1]]]
     assert preferences.tolist() == [[[5, 1]], [[0, 5]]]
 
@@ -471,7 +515,7 @@ def test_a_single_transform_is_wrapped_too():
 def test_equal_preferences_become_zeros_of_the_final_patch(num_dimensions):
     segmentation = blobs(WHOLE[num_dimensions])
     stack = torch.cat((segmentation, segmentation, segmentation))
-    transforms = carry_preferences(training_transforms(num_dimensions))
+    transforms = carry_pair(training_transforms(num_dimensions))
     _, (target, preferences) = augment(transforms, segmentation.float(), stack, 0)
     assert preferences.shape == (2, *PATCH[num_dimensions])
     assert preferences.dtype == torch.int16
@@ -482,7 +526,7 @@ def test_equal_preferences_become_zeros_of_the_final_patch(num_dimensions):
 def test_a_voxel_that_is_padding_in_one_channel_only_does_not_disagree():
     stack = torch.tensor([[[1, 1, 1, -1]], [[-1, 2, 1, -1]], [[0, -1, 0, -1]]], dtype=torch.int16)
     _, (target, preferences) = augment(
-        carry_preferences(ComposeTransforms([])), torch.zeros(1, 1, 4), stack, 0
+        carry_pair(ComposeTransforms([])), torch.zeros(1, 1, 4), stack, 0
     )
     assert preferences.tolist() == [[[0, 0, 1, 0]], [[0, 0, 0, 0]]]
     assert target.tolist() == [[[1, 1, 1, -1]]]
@@ -494,7 +538,7 @@ def test_padding_never_disagrees_and_the_whole_image_does(num_dimensions):
     padded = torch.nn.functional.pad(inside, [5] * 2 * num_dimensions)
     chosen = torch.where(padded == 1, 2, -1)
     stack = torch.cat((chosen, chosen, torch.where(padded == 1, 0, -1))).short()
-    transforms = carry_preferences(training_transforms(num_dimensions))
+    transforms = carry_pair(training_transforms(num_dimensions))
     for seed in range(5):
         # the patch is larger than the image, so rotation reaches beyond the padding too
         image, (_, preferences) = augment(transforms, padded, stack, seed)
@@ -583,7 +627,7 @@ def test_a_dataset_with_preferences_pickles_for_spawned_workers(tmp_path):
 
 
 def test_transforms_that_carry_preferences_pickle_for_spawned_workers():
-    transforms = carry_preferences(training_transforms(2))
+    transforms = carry_pair(training_transforms(2))
     segmentation = blobs(WHOLE[2])
     stack = torch.cat((segmentation, segmentation, 1 - segmentation))
     results = [
@@ -602,7 +646,7 @@ def test_nnunets_loader_crops_and_pads_preferences_with_the_image(
     shape = (6, 40, 14) if num_dimensions == 2 else (30, 10, 20)
     dataset, mined = write_dataset(tmp_path, shape)
     scales = SCALES[num_dimensions] if has_deep_supervision else None
-    transforms = carry_preferences(training_transforms(num_dimensions, scales=scales))
+    transforms = carry_pair(training_transforms(num_dimensions, scales=scales))
     batch = load_batch(with_preferences(dataset, mined), num_dimensions, transforms)
     target, preferences = split_preferences(batch["target"], num_scales=scales and len(scales))
     if has_deep_supervision:
@@ -623,7 +667,7 @@ def test_nnunets_loader_crops_and_pads_preferences_with_the_image(
 def test_nnunets_loader_stacks_the_previous_stage_behind_the_preferences(tmp_path, num_dimensions):
     shape = (6, 40, 40) if num_dimensions == 2 else (30, 30, 30)
     dataset, mined = write_dataset(tmp_path, shape, is_cascaded=True)
-    transforms = carry_preferences(
+    transforms = carry_pair(
         training_transforms(num_dimensions, is_cascaded=True, foreground_labels=[1])
     )
     batch = load_batch(with_preferences(dataset, mined), num_dimensions, transforms)
@@ -647,7 +691,7 @@ def test_a_case_that_was_not_mined_is_as_nnunets_and_has_no_preferences(
     some = pickle.loads(pickle.dumps(with_preferences(dataset, mined, frozenset({"case_0"}))))
     assert np.array_equal(some.load_case("case_1")[1][:], dataset.load_case("case_1")[1][:])
     options = {"is_cascaded": True, "foreground_labels": [1]} if is_cascaded else {}
-    transforms = carry_preferences(training_transforms(num_dimensions, **options))
+    transforms = carry_pair(training_transforms(num_dimensions, **options))
     batch = load_batch(some, num_dimensions, transforms, batch_size=8)
     target, preferences = split_preferences(batch["target"], num_scales=None)
     is_mined = torch.tensor([key == "case_0" for key in batch["keys"]])

@@ -26,8 +26,8 @@ from nnunetv2_mapo.method.progress import (
     round_values,
     step_means,
 )
-from nnunetv2_mapo.method.rounds import RoundSummary
 from nnunetv2_mapo.method.schedule import Stage
+from nnunetv2_mapo.method.summary import RoundSummary
 
 KEYS = (*STEP_KEYS, *MINING_KEYS, *VALIDATION_KEYS)
 SUMMARY = RoundSummary(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from nnunetv2_mapo.method.config import METRICS
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.ranking import Ranking
 from nnunetv2_mapo.method.region_pairs import find_parts
+from nnunetv2_mapo.method.valid import METRICS
 from nnunetv2_mapo.tools.metrics import Grid, compute_metrics
 
 TWO, THREE = Labels(2), Labels(3)

@@ -62,7 +62,7 @@ def find(miner, images, labels_of, messages=None, dice_fall=0.1):
 
 def plain_prediction(miner, images):
     def truth(case):
-        return with_rates(miner, (0.0,)).segment(images[case])[0][None].numpy().astype(np.int16)
+        return with_rates(miner, (0.0,)).find_candidates(images[case])[:1].astype(np.int16)
 
     return truth
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunetv2_mapo.method.config import METRICS
+from nnunetv2_mapo.method.valid import METRICS
 from nnunetv2_mapo.metrics.scores import find_score, named_scores
 
 

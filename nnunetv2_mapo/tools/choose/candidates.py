@@ -18,6 +18,7 @@ from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Log, Miner, mine_within_memory
 from nnunetv2_mapo.method.rates import bisect_rate, spread_rates, with_rates
 from nnunetv2_mapo.method.selection import Overlap, candidate_dice, count_overlap, mean_dice
+from nnunetv2_mapo.method.volumes import Volume
 from nnunetv2_mapo.tools.models import TrainedModel
 
 LEAST_DISTANCE = 0.005  # 1 - Dice below which two candidates are the same to an expert
@@ -72,9 +73,10 @@ def segment(miner: Miner, image: Tensor, rates: Sequence[float], name: str, log:
 
     The miner's seed and the name decide what is dropped.
     """
-    work: Callable[[Miner], Tensor] = partial(Miner.segment, image=image)
+    work: Callable[[Miner], Volume] = partial(Miner.find_candidates, image=image)
     seed = f"{miner.config.seed}/choose/{name}"
-    return mine_within_memory(with_rates(miner, rates), work, seed, log)[1]
+    _, candidates = mine_within_memory(with_rates(miner, rates), work, seed, log)
+    return torch.from_numpy(candidates[:])
 
 
 def make_candidates(

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from nnunetv2_mapo.method.rounds import summarize_stored
 from nnunetv2_mapo.method.store import read_rounds
+from nnunetv2_mapo.method.summary import summarize_stored
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.tools.compare import read_methods

@@ -81,7 +81,7 @@ def write_dataset(folder: Path, shape: Sequence[int], num_known: int, num_test: 
     """Write phantoms in nnU-Net's raw format, in 2D as volumes of one slice.
 
     Args:
-        folder: `nnUNet_raw/DatasetXXX_NAME`.
+        folder: `nnUNet_raw/DatasetNNN_NAME`.
         shape: Voxels of each phantom.
         num_known: Cases for training and validation.
         num_test: Cases in `imagesTs` and `labelsTs`.

@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     table.add_argument("--regime", action="append", help="several are allowed; default: all")
     table.add_argument("--seeds", default="4-7", help="such as 0-2 or 3,5")
     table.add_argument("--metric", default="Dice", choices=KEPT)
+    table.add_argument("--control", help="arm to hold the others against; default: their own")
     table.add_argument("--markdown", action="store_true")
     return parser
 
@@ -91,7 +92,8 @@ def print_tables(options: argparse.Namespace) -> int:
     from .tables import tabulate
 
     seeds = parse_seeds(options.seeds)
-    print(tabulate(options.regime, seeds, options.metric, markdown=options.markdown))
+    how = {"control": options.control, "markdown": options.markdown}
+    print(tabulate(options.regime, seeds, options.metric, **how))
     return 0
 
 

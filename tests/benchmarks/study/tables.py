@@ -19,14 +19,22 @@ from .results import find_cells, read_metric, read_results
 Results = Mapping[Cell, Mapping[str, Any]]
 
 _UNITS = {"unit": ("mm or px", 1.0), "volume_unit": ("ml or px", 1.0)}  # and what a value is times
-_HEADER = ["arm", "mean", "seeds", "- control", "95 % interval", "pairs of each round", "s"]
+_HEADER = ["arm", "mean", "seeds", "- control", "95 % interval", "pairs of each round", "CPU s"]
 _SIGNS = ["arm", "data sets", "ahead", "open", "behind", "data sets +/-", "seeds +/-"]
 
 
 def tabulate(
-    regimes: Sequence[str] | None, seeds: Sequence[int], metric: str, *, markdown: bool
+    regimes: Sequence[str] | None,
+    seeds: Sequence[int],
+    metric: str,
+    *,
+    control: str | None = None,
+    markdown: bool,
 ) -> str:
-    """All tables of the results in the repository that have the metric."""
+    """All tables of the results in the repository that have the metric.
+
+    Arms are held against `control`; None: each against its own.
+    """
     results = read_results(cell for cell in find_cells() if cell.seed in seeds)
     results = {cell: each for cell, each in results.items() if metric in each["metrics"]}
     unit, scale = _UNITS.get(METRICS[metric].unit, ("%", 100.0))
@@ -39,7 +47,7 @@ def tabulate(
                 continue
             require_same_cases(here)
             rows = [
-                row_of(arm, here, metric, scale, effects)
+                row_of(arm, here, metric, scale, effects, control)
                 for arm in list_arms(cell for cell in here)
             ]
             title = f"{regime}, {dataset}: {metric} [{unit}]{note_protocols(here)}"
@@ -58,14 +66,19 @@ def list_arms(cells: Any) -> list[str]:
 
 
 def row_of(
-    arm: str, results: Results, metric: str, scale: float, effects: dict[str, list[Effect]]
+    arm: str,
+    results: Results,
+    metric: str,
+    scale: float,
+    effects: dict[str, list[Effect]],
+    control_arm: str | None = None,
 ) -> list[str]:
     """Row of an arm of one regime and data set; its effect is added to `effects`."""
     own = by_seed(results, arm)
     values = scale * stack(own, sorted(own), metric)
     row = [arm, f"{mean_of_numbers(values):.2f}", str(len(own)), "", ""]
     regime = next(iter(results)).regime
-    control_arm = control_of(regime, arm)
+    control_arm = control_arm or control_of(regime, arm)
     control = by_seed(results, control_arm)
     shared = sorted(set(own) & set(control))
     if arm != control_arm and shared:
@@ -74,7 +87,7 @@ def row_of(
         effects.setdefault(arm, []).append(effect)
         row[3] = f"{effect.mean:+.2f}"
         row[4] = f"{effect.low:+.2f} to {effect.high:+.2f}{few_seeds(shared, own)}"
-    seconds = np.mean([content["seconds"]["all"] for content in own.values()])
+    seconds = np.mean([content["seconds"]["cpu"] for content in own.values()])
     return [*row, describe_pairs(list(own.values())), f"{seconds:.0f}"]
 
 

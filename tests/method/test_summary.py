@@ -5,13 +5,13 @@ import math
 import pytest
 
 from nnunetv2_mapo.method.config import Candidates, MAPOConfig
-from nnunetv2_mapo.method.rounds import (
+from nnunetv2_mapo.method.store import SampleRecord
+from nnunetv2_mapo.method.summary import (
     explain_no_pairs,
     quantile_tau,
     summarize,
     tabulate_round,
 )
-from nnunetv2_mapo.method.store import SampleRecord
 
 RECORDS = {
     "a": [
