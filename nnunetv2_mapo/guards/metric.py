@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.mining import spacing_of
+from nnunetv2_mapo.method.pairing import spacing_of
 from nnunetv2_mapo.method.ranking import Ranking
 from nnunetv2_mapo.support.errors import InputError
 

@@ -85,5 +85,5 @@ def find_rates(
 
 def _dice_of_samples(miner: Miner, image: Volume, truth: Volume) -> list[float]:
     """Dice of the only candidate of each sample with foreground; arguments as of `Miner.mine`."""
-    samples = miner.find_samples(miner.find_candidates(image), truth)
+    samples = miner.finder.find_samples(miner.find_candidates(image), truth)
     return [sample.dice[0] for sample in samples if sample.has_foreground]

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.examples import choose_samples
-from nnunetv2_mapo.method.mining import SLAB, LoadCase, Log, MinedCase, Miner, mine_within_memory
+from nnunetv2_mapo.method.mining import LoadCase, Log, Miner, mine_within_memory
+from nnunetv2_mapo.method.pairing import SLAB, MinedCase
 from nnunetv2_mapo.method.store import MANIFEST, Round, SampleRecord, read_round
 from nnunetv2_mapo.method.summary import (
     Records,
@@ -182,7 +183,7 @@ def _mine_cases(
                 for write in writes[-2:-1]:
                     write.result()  # an error ends the round now
                 truth = Channel(segmentation, 0)
-                pairs = worker.submit(miner.find_pairs, candidates, truth)
+                pairs = worker.submit(miner.finder.find_pairs, candidates, truth)
                 opened = _Opened(identifier, truth, pairs)
                 del candidates
         except BaseException:  # the last case is done but for its margins
@@ -245,7 +246,7 @@ def _drop_small_gaps(
         every = (slice(None),) * 3
         for part in split_planes(every, old.shape[1:], SLAB):
             stack[(slice(0, 1), *part)] = old[(slice(0, 1), *part)]
-        for place, record in zip(miner.find_units(old.shape[1:]), kept, strict=True):
+        for place, record in zip(miner.finder.find_units(old.shape[1:]), kept, strict=True):
             if record.rejected is not None:
                 for part in split_planes(place, old.shape[1:], SLAB):
                     stack[(slice(1, None), *part)] = old[(slice(1, None), *part)]

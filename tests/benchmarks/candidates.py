@@ -40,11 +40,12 @@ def main() -> None:
         _, validation = trainer.get_tr_and_val_datasets()
     trainer.set_deep_supervision_enabled(False)
     network = trainer.network.eval()
+    config = replace(trainer.mapo, selection_unit_2d="case", selection_unit_3d="case")
     miner = make_miner(
-        trainer.mapo, network, trainer.sampler, trainer.labels,
-        trainer.configuration_manager, trainer.device,
+        config, network, trainer.sampler, trainer.labels, trainer.configuration_manager,
+        trainer.device,
     )  # fmt: skip
-    miner = replace(with_rates(miner, (0.0,)), unit="case", pair="case")
+    miner = with_rates(miner, (0.0,))
     predictor = make_predictor(trainer)
     cases = [load_case(validation, trainer.label_manager, name) for name in validation.identifiers]
     print("| windows | forward passes of a case | Dice | difference to nnU-Net |")
@@ -53,7 +54,8 @@ def main() -> None:
     passes = np.mean([count_passes(miner, case, 0.5) for case in cases])
     print(f"| nnU-Net, half-overlapping | {passes:.1f} | {predicted.mean():.4f} | |")
     for step in STEP_SIZES:
-        stepped = replace(miner, config=replace(miner.config, tile_step_size=step))
+        finder = replace(miner.finder, config=replace(config, tile_step_size=step))
+        stepped = replace(miner, finder=finder)
         mined = np.array([mined_dice(stepped, *case) for case in cases])
         passes = np.mean([count_passes(miner, case, step) for case in cases])
         difference = (mined - predicted).mean()
@@ -94,7 +96,7 @@ def dice_of(predictor: Any, miner: Miner, image: torch.Tensor, segmentation: Any
 def mined_dice(miner: Miner, image: torch.Tensor, segmentation: Any) -> float:
     """Dice of the plain candidate of a case."""
     truth = torch.from_numpy(segmentation[0])
-    (sample,) = miner.find_samples(miner.find_candidates(image), truth)
+    (sample,) = miner.finder.find_samples(miner.find_candidates(image), truth)
     return sample.dice[0]
 
 

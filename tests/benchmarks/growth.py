@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from alternate import parse_repeats
 from loss import gradient, make_batch, margin_form, peak_bytes
-from ranking import MinerOfPrepared
 from scipy.ndimage import gaussian_filter
 from tiny_dataset import perturb
-from torch import nn
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
+from nnunetv2_mapo.method.pairing import PairFinder
 from nnunetv2_mapo.method.store import Round, SampleRecord, stack_preferences
 
 VOXELS, CLASSES, CANDIDATES, CASES = (32, 64, 128), (2, 8, 32), (4, 8, 16), (10, 40, 160)
@@ -88,13 +87,9 @@ def miner(side: int, num_classes: int, num_candidates: int) -> Callable[[], Any]
     for _ in range(num_candidates - 1):
         changed = perturb(truth, 0.02, random) % num_classes
         candidates.append(changed)
-    unused: Any = None
-    prepared = MinerOfPrepared(
-        nn.Identity(), unused, Labels(num_classes), MAPOConfig(reference="none"), (64, 64, 64), 1,
-        torch.device("cpu"), None, (1.0,) * 3,
-        candidates=torch.from_numpy(np.stack(candidates).astype(np.uint8)),
-    )  # fmt: skip
-    return partial(prepared.mine, torch.empty(1, side, side, side), torch.from_numpy(truth))
+    finder = PairFinder(Labels(num_classes), MAPOConfig(reference="none"), (64, 64, 64))
+    label_maps = torch.from_numpy(np.stack(candidates).astype(np.uint8))
+    return partial(finder.find_pairs, label_maps, torch.from_numpy(truth))
 
 
 def loss(side: int, num_classes: int) -> Callable[[], Any]:

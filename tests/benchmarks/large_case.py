@@ -76,6 +76,7 @@ def mine(folder: Path, arguments: Any) -> None:
     from nnunetv2_mapo.method.config import MAPOConfig
     from nnunetv2_mapo.method.labels import Labels
     from nnunetv2_mapo.method.mining import Miner
+    from nnunetv2_mapo.method.pairing import PairFinder
     from nnunetv2_mapo.method.rounds import mine_round
     from nnunetv2_mapo.method.sampling import ThresholdSampler
     from nnunetv2_mapo.method.store import Round
@@ -86,10 +87,8 @@ def mine(folder: Path, arguments: Any) -> None:
     network.weight.data = 2 * labels.view(-1, 1, 1, 1, 1)
     network.bias.data = -(labels**2)
     config = MAPOConfig(sampler="threshold", thresholds=THRESHOLDS, tile_step_size=arguments.step)
-    miner = Miner(
-        network, ThresholdSampler(THRESHOLDS), Labels(NUM_CLASSES), config, arguments.patch, 1,
-        torch.device("cpu"),
-    )  # fmt: skip
+    finder = PairFinder(Labels(NUM_CLASSES), config, arguments.patch)
+    miner = Miner(network, ThresholdSampler(THRESHOLDS), finder, 1, torch.device("cpu"))
     dataset, before = nnUNetDatasetBlosc2(str(folder)), _peak_gb()
     mined = Round(folder / "round_01", {"round": 1})
     started, used = time.monotonic(), time.process_time()

@@ -6,20 +6,17 @@ These are the same for every metric, so the ratios of whole rounds are smaller.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from alternate import Row, parse_repeats, print_table, time_ratios
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter, zoom
-from torch import Tensor, nn
 
 from nnunetv2_mapo.method.config import RATES_3D, MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.mining import Miner
+from nnunetv2_mapo.method.pairing import PairFinder
 from nnunetv2_mapo.method.ranking import Ranking
 from nnunetv2_mapo.method.valid import METRICS
 
@@ -32,21 +29,6 @@ BAR = 2.0
 Volume = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class MinerOfPrepared(Miner):
-    """Has its candidates already.
-
-    Attributes:
-        candidates: Label maps, shape `(K, *spatial)`.
-    """
-
-    candidates: Tensor | None = None
-
-    def find_candidates(self, image: Any) -> Any:
-        assert self.candidates is not None
-        return self.candidates
-
-
 def main() -> None:
     print_table(_rows(parse_repeats(__doc__, default=3)))
 
@@ -57,26 +39,21 @@ def _rows(repeats: int) -> Iterator[Row]:
         "lesions": make_lesions(),
         "vessels": make_vessels(),
     }.items():
-        candidates = make_candidates(truth)
-        image, segmentation = torch.empty(1, *truth.shape), torch.from_numpy(truth).short()
-        by_dice = partial(make_miner(candidates, "dice").mine, image, segmentation)
+        case = torch.from_numpy(make_candidates(truth)), torch.from_numpy(truth).short()
+        by_dice = partial(make_finder("dice").find_pairs, *case)
         for metric in METRICS[1:]:
             if metric == "cldice" and name != "vessels":
                 continue  # it is about tubes; a solid organ's takes minutes
-            miner = make_miner(candidates, metric)
-            num_parts = miner.mine(image, segmentation).records[0].num_parts
-            ratios = time_ratios(partial(miner.mine, image, segmentation), by_dice, repeats)
+            by_metric = partial(make_finder(metric).find_pairs, *case)
+            num_parts = by_metric().records[0].num_parts
+            ratios = time_ratios(by_metric, by_dice, repeats)
             yield Row(f"{name}, {num_parts} parts, {metric} / Dice", ratios, BAR)
 
 
-def make_miner(candidates: NDArray[np.uint8], metric: str) -> Miner:
+def make_finder(metric: str) -> PairFinder:
     ranking = None if metric == "dice" else Ranking.by(metric, 1.0, LABELS)
     config = MAPOConfig(metric=metric, reference="none")
-    unused: Any = None
-    return MinerOfPrepared(
-        nn.Identity(), unused, LABELS, config, (128, 128, 128), 1, torch.device("cpu"),
-        ranking, SPACING_MM, torch.from_numpy(candidates),
-    )  # fmt: skip
+    return PairFinder(LABELS, config, (128, 128, 128), ranking, SPACING_MM)
 
 
 def smooth_noise(rng: np.random.Generator, sigma: float) -> NDArray[np.float32]:

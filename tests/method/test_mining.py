@@ -20,13 +20,13 @@ from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.examples import choose_samples
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.mining import MinedCase, Miner
+from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.mining import make_miner as make_miner_by_settings
-from nnunetv2_mapo.method.ranking import Ranking
+from nnunetv2_mapo.method.pairing import MinedCase, PairFinder
 from nnunetv2_mapo.method.rounds import Ranks, draw_cases, mine_round, thin_out_earlier
 from nnunetv2_mapo.method.sampling import DropoutSampler
 from nnunetv2_mapo.method.store import Round, read_round
-from nnunetv2_mapo.method.windows import find_units, find_windows
+from nnunetv2_mapo.method.windows import find_windows
 from nnunetv2_mapo.support.device import OutOfMemoryError, seeded
 
 CPU = torch.device("cpu")
@@ -43,13 +43,15 @@ def make_miner(make_network):
         # what no test says otherwise: pairs of two candidates from windows side by side
         usual = {"pair": "case", "agree": False, "tau": 1e-6, "tile_step_size": 1.0}
         config = MAPOConfig(**{**usual, "reference": "none", **given})
-        return Miner(network, sampler, labels, config, patch_size, windows_per_forward, CPU)
+        finder = PairFinder(labels, config, patch_size)
+        return Miner(network, sampler, finder, windows_per_forward, CPU)
 
     return make
 
 
 def with_settings(miner: Miner, **given) -> Miner:
-    return replace(miner, config=replace(miner.config, **given))
+    finder = replace(miner.finder, config=replace(miner.config, **given))
+    return replace(miner, finder=finder)
 
 
 def segment(miner: Miner, image: Tensor) -> Tensor:
@@ -60,10 +62,10 @@ def units_of(unit: str) -> dict[str, str]:
     return {"selection_unit_2d": unit, "selection_unit_3d": unit}
 
 
-def some_case(shape: tuple[int, ...], seed: int = 0, num_labels: int = 3) -> tuple[Tensor, Tensor]:
+def some_case(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(seed)
     image = torch.randn(1, *shape, generator=rng)
-    return image, torch.randint(0, num_labels, shape, generator=rng).short()
+    return image, torch.randint(0, 3, shape, generator=rng).short()
 
 
 def class_dice(prediction: np.ndarray, target: np.ndarray) -> float:
@@ -103,44 +105,6 @@ def test_the_first_candidate_is_the_plain_prediction_window_by_window(
         assert all((candidates[0] != other).any() for other in candidates[1:])
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_3d_case_gives_one_pair_of_best_and_worst_candidate(make_miner, seed):
-    miner = make_miner((8, 8, 8))
-    image, segmentation = some_case((10, 9, 12), seed)
-    torch.manual_seed(seed)
-    candidates = segment(miner, image).numpy()
-    torch.manual_seed(seed)
-    mined = miner.mine(image, segmentation)
-    dice = [class_dice(candidate, segmentation.numpy()) for candidate in candidates]
-    (record,) = mined.records
-    assert record.dice == pytest.approx(dice, abs=1e-6)
-    assert record.chosen == int(np.argmax(dice))
-    assert record.rejected == int(np.argmin(dice))
-    assert np.array_equal(mined.preferences[0], candidates[record.chosen])
-    assert np.array_equal(mined.preferences[1], candidates[record.rejected])
-    assert record.num_disagreeing == int((mined.preferences[0] != mined.preferences[1]).sum()) > 0
-    assert record.num_voxels == 10 * 9 * 12
-    assert mined.preferences[0].dtype == mined.preferences[1].dtype == np.int16
-
-
-def test_a_2d_case_gives_one_record_and_one_pair_a_slice(make_miner):
-    miner = make_miner((8, 8))
-    image, segmentation = some_case((12, 12, 9))
-    torch.manual_seed(0)
-    candidates = segment(miner, image).numpy()
-    torch.manual_seed(0)
-    mined = miner.mine(image, segmentation)
-    assert mined.preferences[0].shape == (12, 12, 9)
-    assert len(mined.records) == 12
-    for plane, record in enumerate(mined.records):
-        dice = [class_dice(c[plane], segmentation[plane].numpy()) for c in candidates]
-        assert record.dice == pytest.approx(dice, abs=1e-6)
-        assert np.array_equal(mined.preferences[0][plane], candidates[np.argmax(dice), plane])
-        assert np.array_equal(mined.preferences[1][plane], candidates[np.argmin(dice), plane])
-        assert record.num_voxels == 12 * 9
-    assert len({record.chosen for record in mined.records}) > 1  # slices choose for themselves
-
-
 @pytest.mark.parametrize(
     ("shape", "patch_size"), [((5, 6, 11), (8, 8, 8)), ((2, 5, 6), (8, 8)), ((2, 5, 12), (8, 8))]
 )
@@ -164,50 +128,6 @@ def test_a_case_smaller_than_the_patch_is_padded_with_zeros(make_miner, shape, p
         assert record.dice[0] == pytest.approx(dice, abs=1e-6)
 
 
-def test_without_a_gap_of_tau_chosen_equals_rejected(make_miner):
-    miner = make_miner((8, 8, 8), tau=1.0)
-    image, segmentation = some_case((8, 8, 8))
-    mined = miner.mine(image, segmentation)
-    (record,) = mined.records
-    assert record.rejected is None
-    assert record.num_disagreeing == 0
-    assert np.array_equal(mined.preferences[0], mined.preferences[1])
-    assert max(record.dice) - min(record.dice) > 0  # there was something to choose
-
-
-@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
-def test_ignored_voxels_neither_disagree_nor_count(make_miner, patch_size):
-    labels = Labels(3, ignore_label=3)
-    miner = make_miner(patch_size, labels)
-    image, annotated = some_case((8, 8, 8))
-    ignored = torch.zeros(8, 8, 8, dtype=torch.bool)
-    ignored[:, 3:, ::2] = True
-    segmentation = torch.where(ignored, 3, annotated).short()
-    torch.manual_seed(0)
-    candidates = segment(miner, image)
-    torch.manual_seed(0)
-    mined = miner.mine(image, segmentation)
-    differs = torch.from_numpy(mined.preferences[0] != mined.preferences[1])
-    assert not differs[ignored].any()
-    assert differs[~ignored].any()
-    for sample, record in enumerate(mined.records):
-        part = ... if len(patch_size) == 3 else sample
-        counted = ~ignored[part]
-        dice = [class_dice(c[part][counted], annotated[part][counted]) for c in candidates]
-        assert record.dice == pytest.approx(dice, abs=1e-6)
-
-
-def test_voxels_outside_the_image_are_background_of_the_target(make_miner):
-    miner = make_miner((8, 8, 8))
-    image, segmentation = some_case((8, 8, 8))
-    outside, background = segmentation.clone(), segmentation.clone()
-    outside[0], background[0] = -1, 0
-    torch.manual_seed(0)
-    expected = miner.mine(image, background)
-    torch.manual_seed(0)
-    assert miner.mine(image, outside).records == expected.records
-
-
 def test_regions_are_mined_as_bit_masks(make_miner):
     miner = make_miner((8, 8, 8), REGIONS)
     image, segmentation = some_case((8, 8, 8))
@@ -222,57 +142,6 @@ def test_regions_are_mined_as_bit_masks(make_miner):
     (record,) = mined.records
     assert record.dice[0] == pytest.approx(dice, abs=1e-6)
     assert set(np.unique(mined.preferences[:2])) == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
-@pytest.mark.parametrize("unit", ["case", "slice", "window"])
-def test_each_unit_chooses_its_own_pair(make_miner, patch_size, unit):
-    miner = make_miner(patch_size, **units_of(unit))
-    image, segmentation = some_case((12, 12, 9))
-    torch.manual_seed(0)
-    candidates = segment(miner, image).numpy()
-    torch.manual_seed(0)
-    mined = miner.mine(image, segmentation)
-    units = find_units((12, 12, 9), patch_size, unit, 1.0)
-    assert len(mined.records) == len(units)
-    for place, record in zip(units, mined.records, strict=True):
-        found = candidates[(slice(None), *place)]
-        dice = [class_dice(candidate, segmentation[place].numpy()) for candidate in found]
-        assert record.dice == pytest.approx(dice, abs=1e-6)
-        assert np.array_equal(mined.preferences[0][place], found[np.argmax(dice)])
-        assert np.array_equal(mined.preferences[1][place], found[np.argmin(dice)])
-        assert record.num_voxels == found[0].size
-    if unit != "case":
-        assert len({record.chosen for record in mined.records}) > 1
-
-
-@pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
-@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
-def test_region_pairs_are_put_together_of_each_sample_s_candidates(make_miner, patch_size, labels):
-    miner = make_miner(patch_size, labels=labels, tau=0.01, pair="region")
-    image, segmentation = some_case((4, 12, 12), num_labels=3)
-    torch.manual_seed(0)
-    samples = list(miner.find_samples(miner.find_candidates(image), segmentation))
-    torch.manual_seed(0)
-    mined = miner.mine(image, segmentation)
-    assert mined.preferences.shape == (3, 4, 12, 12)
-    assert len(mined.records) == len(samples) == (4 if len(patch_size) == 2 else 1)
-    for sample, record in zip(samples, mined.records, strict=True):
-        chosen, rejected, weight = mined.preferences[(slice(None), *sample.place)]
-        (slab,) = sample.read_slabs()
-        plain = slab.candidates[0]
-        differs = chosen != rejected
-        assert record.num_disagreeing == differs.sum() > 0
-        assert np.array_equal(weight > 0, differs)
-        assert weight.max() <= 100
-        # the plain prediction is always one of the two
-        assert ((chosen == plain) | (rejected == plain))[differs].all()
-        assert record.has_pair
-        if labels is CLASSES:
-            truth = slab.target
-            expected = [class_dice(chosen, truth), class_dice(rejected, truth)]
-            assert record.pair_dice == pytest.approx(expected, abs=1e-6)
-        assert 0 <= record.num_preferred <= record.num_parts > 0
 
 
 def log_odds(logits: Tensor, chosen: Tensor, rejected: Tensor, labels: Labels) -> Tensor:
@@ -356,69 +225,21 @@ def test_only_windows_with_a_pair_are_asked_for_margins(make_miner):
     assert seen == [1]
 
 
-def test_with_agree_chosen_is_right_in_every_disagreement_voxel(make_miner):
-    image, segmentation = some_case((4, 12, 12))
-    for pair in ("case", "region"):
-        mined = {}
-        for agree in (False, True):
-            miner = make_miner((8, 8, 8), tau=0.001, pair=pair, agree=agree)
-            torch.manual_seed(0)
-            mined[agree] = miner.mine(image, segmentation)
-        all_of_it, right = mined[False], mined[True]
-        differs = all_of_it.preferences[0] != all_of_it.preferences[1]
-        is_right = all_of_it.preferences[0] == segmentation.numpy()
-        assert 0 < (differs & is_right).sum() < differs.sum()
-        assert np.array_equal(right.preferences[0] != right.preferences[1], differs & is_right)
-
-
-@pytest.mark.parametrize("labels", [CLASSES, Labels(3, ignore_label=3), REGIONS], ids=str)
+@pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
 @pytest.mark.parametrize(
     ("shape", "patch_size"),
     [((19, 10, 9), (8, 8, 8)), ((5, 20, 7), (8, 8, 8)), ((3, 6, 17), (8, 8))],
-    ids=["slabs", "smaller than the patch", "slices"],
+    ids=["several windows", "smaller than the patch", "slices"],
 )
-@pytest.mark.parametrize("most_voxels", [1, 300])  # of a slab: planes one by one, or a few
-def test_in_slabs_a_case_is_mined_as_in_one_piece(
-    make_miner, monkeypatch, labels, shape, patch_size, most_voxels
+def test_candidates_are_those_of_votes_that_are_counted_at_the_end(
+    make_miner, labels, shape, patch_size
 ):
-    monkeypatch.setattr(mining, "SLAB", most_voxels)
-    miner = make_miner(patch_size, labels, pair="region", tau=0.01, tile_step_size=0.5)
-    image, segmentation = some_case(shape, num_labels=(labels.ignore_label or 2) + 1)
+    miner = make_miner(patch_size, labels, tile_step_size=0.5)
+    image, _ = some_case(shape)
     torch.manual_seed(0)
     candidates = whole_case.segment(miner, image)
     torch.manual_seed(0)
     assert torch.equal(segment(miner, image), candidates)
-    mined = miner.find_pairs(candidates, segmentation)
-    for place in find_units(shape, patch_size, "case" if len(patch_size) == 3 else "slice", 0.5):
-        truth, found = segmentation[place], candidates[(slice(None), *place)]
-        expected = whole_case.pair_regions(
-            found.numpy(), labels.target_map(truth).numpy(), labels, 0.01,
-            ~labels.is_ignored(truth).numpy(),
-        )  # fmt: skip
-        assert expected.any()
-        assert np.array_equal(mined.preferences[(slice(None), *place)], expected)
-
-
-def test_in_slabs_a_case_without_a_pair_is_empty(make_miner, monkeypatch):
-    monkeypatch.setattr(mining, "SLAB", 100)
-    miner = make_miner((8, 8, 8), pair="region", agree=True)
-    candidates = torch.ones(4, 9, 8, 8, dtype=torch.uint8)
-    candidates[1:, 2:7, 3] = 0  # in which neither is right
-    mined = miner.find_pairs(candidates, torch.full((9, 8, 8), 2))
-    assert not np.asarray(mined.preferences[:]).any()
-    assert not mined.records[0].has_pair
-
-
-def test_a_gap_above_tau_max_makes_no_pair(make_miner):
-    miner = make_miner((8, 8, 8))
-    image, segmentation = some_case((8, 8, 8))
-    torch.manual_seed(0)
-    (record,) = miner.mine(image, segmentation).records
-    gaps = sorted(max(record.dice) - dice for dice in record.dice)
-    torch.manual_seed(0)
-    banded_miner = with_settings(miner, tau_max=(gaps[-1] + gaps[-2]) / 2)
-    (banded,) = banded_miner.mine(image, segmentation).records
-    assert banded.dice[banded.chosen] - banded.dice[banded.rejected] == pytest.approx(gaps[-2])
 
 
 def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
@@ -458,99 +279,6 @@ class Cases:
         self.loaded.append(identifier)
         image, segmentation = self.cases[identifier]
         return image, segmentation[None].numpy()
-
-
-# Another metric than Dice -------------------------------------------------------------------------
-
-
-def test_a_miner_of_a_configuration_ranks_by_its_metric(make_miner):
-    made = make_miner((8, 8))
-    plan = SimpleNamespace(patch_size=(8, 8), batch_size=2, spacing=[0.5, 2.0])
-    for metric in ("dice", "nsd", {"dice": 1, "hd95": 2}):
-        config = replace(made.config, metric=metric)
-        miner = make_miner_by_settings(config, made.network, made.sampler, CLASSES, plan, CPU)
-        assert (miner.ranking is None) == (metric == "dice")
-        assert miner.spacing_mm == (1.0, 0.5, 2.0)
-
-
-class Recorded:
-    """A user's metric that remembers what it was asked, the share of voxels that are right."""
-
-    def __init__(self) -> None:
-        self.asked = []
-
-    def __call__(self, prediction, target, spacing_mm):
-        self.asked.append((prediction.shape, spacing_mm))
-        return float((prediction == target).mean())
-
-
-@pytest.fixture
-def rank_by_share(monkeypatch):
-    recorded = Recorded()
-    monkeypatch.setattr("nnunetv2_mapo.metrics.scores.import_function", lambda _: recorded)
-
-    def use(miner: Miner, labels=CLASSES) -> Miner:
-        ranking = Ranking.by("some.module:share", 1.0, labels)
-        return replace(miner, ranking=ranking, spacing_mm=(3.0, 0.5, 2.0))
-
-    return use, recorded
-
-
-def share_of_right_voxels(prediction, target) -> float:
-    """Mean over the classes 1 and 2, both present."""
-    return np.mean([((prediction == c) == (target == c)).mean() for c in (1, 2)])
-
-
-def test_two_candidates_are_chosen_by_the_metric(make_miner, rank_by_share):
-    use, _ = rank_by_share
-    miner = use(make_miner((8, 8, 8)))
-    image, segmentation = some_case((10, 9, 12))
-    torch.manual_seed(0)
-    candidates = segment(miner, image).numpy()
-    torch.manual_seed(0)
-    (record,) = miner.mine(image, segmentation).records
-    values = [share_of_right_voxels(each, segmentation.numpy()) for each in candidates]
-    assert record.scores == pytest.approx(values, abs=1e-6)
-    assert (record.chosen, record.rejected) == (np.argmax(values), np.argmin(values))
-    assert record.gap == pytest.approx(max(values) - min(values), abs=2e-6)
-    assert record.ranked == [record.scores[n] for n in (0, record.chosen, record.rejected)]
-
-
-def test_parts_are_ranked_by_the_metric(make_miner, rank_by_share):
-    use, _ = rank_by_share
-    miner = use(make_miner((8, 8, 8), pair="region", agree=False, tau=1e-6))
-    image, segmentation = some_case((10, 9, 12))
-    mined = miner.mine(image, segmentation)
-    (record,) = mined.records
-    plain, chosen, rejected = record.scores
-    assert record.ranked == record.scores
-    assert chosen > plain >= rejected
-    expected = share_of_right_voxels(mined.preferences[0], segmentation.numpy())
-    assert chosen == pytest.approx(expected, abs=1e-6)
-    assert record.gap == pytest.approx(max(record.dice) - min(record.dice))
-
-
-@pytest.mark.parametrize(
-    ("patch_size", "spacing_mm"), [((8, 8), (0.5, 2.0)), ((8, 8, 8), (3.0, 0.5, 2.0))]
-)
-def test_a_metric_has_the_axes_of_the_sample(make_miner, rank_by_share, patch_size, spacing_mm):
-    use, recorded = rank_by_share
-    use(make_miner(patch_size)).mine(*some_case((8, 16, 16)))
-    shape = (8, 16, 16)[-len(patch_size) :]
-    assert {*recorded.asked} == {(shape, spacing_mm)}
-
-
-def test_each_part_pulls_alike_where_that_is_asked_for(make_miner):
-    image, segmentation = some_case((8, 8, 8))
-    weights = {}
-    for part_weight in ("voxel", "part"):
-        miner = make_miner((8, 8, 8), pair="region", tau=1e-6, part_weight=part_weight)
-        torch.manual_seed(0)
-        weights[part_weight] = miner.mine(image, segmentation).preferences[2]
-    assert set(np.unique(weights["voxel"])) == {0, 100}  # hundredths
-    assert len(np.unique(weights["part"])) > 2
-    assert weights["part"].max() > 100
-    assert np.array_equal(weights["part"] > 0, weights["voxel"] > 0)
 
 
 def round_in(folder, number: int = 1, **origin) -> Round:
@@ -726,7 +454,7 @@ def test_the_next_case_is_opened_and_the_last_one_paired_beside_the_network(
 ):
     order, meeting = [], threading.Barrier(2)
     load, miner = Cases(*"abc"), make_miner((8, 8, 8))
-    find_candidates, find_pairs = Miner.find_candidates, Miner.find_pairs
+    find_candidates, find_pairs = Miner.find_candidates, PairFinder.find_pairs
 
     def note_candidates(self, image):
         if order.count("network") == 1:  # the second case waits until the first one is paired
@@ -742,7 +470,7 @@ def test_the_next_case_is_opened_and_the_last_one_paired_beside_the_network(
         return find_pairs(self, candidates, segmentation)
 
     monkeypatch.setattr(Miner, "find_candidates", note_candidates)
-    monkeypatch.setattr(Miner, "find_pairs", note_pairs)
+    monkeypatch.setattr(PairFinder, "find_pairs", note_pairs)
     mine_round(miner, load, list("abc"), round_in(tmp_path), print)
     assert order[:4] == ["network", "paired", "network again", "network"]
     assert load.loaded == list("abc")
@@ -753,7 +481,7 @@ def test_an_error_in_finding_pairs_ends_the_round(tmp_path, make_miner, monkeypa
         message = "of a metric"
         raise ValueError(message)
 
-    monkeypatch.setattr(Miner, "find_pairs", fail)
+    monkeypatch.setattr(PairFinder, "find_pairs", fail)
     for cases in ("a", "abc"):
         with pytest.raises(ValueError, match="of a metric"):
             mine_round(make_miner((8, 8, 8)), Cases(*cases), list(cases), round_in(tmp_path), print)
@@ -830,7 +558,7 @@ def test_with_a_quantile_the_samples_with_the_largest_gaps_keep_their_pairs(
     assert summary.num_pairs == sum(gap >= summary.tau for gap in gaps) < len(gaps)
     for identifier in "abcd":
         all_pairs, stack = (each.open_stack(identifier)[:] for each in (every, mined))
-        units = miner.find_units(stack.shape[1:])
+        units = miner.finder.find_units(stack.shape[1:])
         for place, old, new in zip(units, before[identifier], after[identifier], strict=True):
             part = (slice(None), *place)
             if old.gap >= summary.tau:

@@ -53,7 +53,8 @@ def cases(number):
 
 
 def find(miner, images, labels_of, messages=None, dice_fall=0.1):
-    miner = replace(miner, config=replace(miner.config, rates_dice_fall=dice_fall))
+    config = replace(miner.config, rates_dice_fall=dice_fall)
+    miner = replace(miner, finder=replace(miner.finder, config=config))
     return find_rates(
         miner, lambda case: (images[case], labels_of(case)), list(images), 1,
         (messages if messages is not None else []).append,

@@ -82,15 +82,15 @@ def test_output_heads_are_those_of_a_training(monkeypatch):
 
 
 def test_fewer_windows_stay_fewer_for_the_cases_to_come(monkeypatch, capsys):
-    tried, find_samples = [], Miner.find_samples
+    tried, find_candidates = [], Miner.find_candidates
 
-    def find_with_few(miner, image, segmentation):
+    def find_with_few(miner, image):
         tried.append(miner.windows_per_forward)
         if miner.windows_per_forward > 1:
             raise torch.cuda.OutOfMemoryError
-        return find_samples(miner, image, segmentation)
+        return find_candidates(miner, image)
 
-    monkeypatch.setattr(Miner, "find_samples", find_with_few)
+    monkeypatch.setattr(Miner, "find_candidates", find_with_few)
     assert list(look(make_model())) == ["a", "b"]
     assert tried == [2, 1, 1]  # 4 times a batch of 1, by 2 rates
     assert "mining ran out of memory: 1 windows a forward pass now" in capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_network_is_plain_again_afterwards_even_after_an_error(monkeypatch):
         assert model.network[0]._forward_hooks
         raise KeyError
 
-    monkeypatch.setattr(Miner, "find_samples", fail)
+    monkeypatch.setattr(Miner, "find_candidates", fail)
     with pytest.raises(KeyError):
         look(model)
     assert not model.network[0]._forward_hooks
