@@ -18,7 +18,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -41,7 +40,6 @@ from nnunetv2_mapo.guards.rehearsal import (
     rehearsing,
     require_preferences,
 )
-from nnunetv2_mapo.guards.signatures import check_signatures
 from nnunetv2_mapo.guards.steps import StepGuard
 from nnunetv2_mapo.method.cases import channels_of, labels_of, open_case
 from nnunetv2_mapo.method.config import MAPOConfig
@@ -303,13 +301,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
         """Check the settings before nnU-Net makes anything."""
         # Not in __init__: nnU-Net holds its signature against its own local variables.
-        if not isinstance(cls.mapo, MAPOConfig):
-            message = f"{cls.__name__}.mapo is {cls.mapo!r}: a MAPOConfig(…) is needed."
-            raise TypeError(message)
-        check_signatures(cls)
-        cls.mapo.validate()
-        nnUNet_preprocessed.require()
-        nnUNet_results.require()
+        start.check_trainer(cls)
         return super().__new__(cls)
 
     def initialize(self) -> None:
@@ -584,31 +576,20 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if not self.was_initialized:
             self.initialize()
         content = checkpoints.read_checkpoint(source, needed=checkpoints.NEEDED)
-        try:
-            with checkpoints.already_read(name, content):
-                super().load_checkpoint(name)
-        except RuntimeError as error:
-            mine = self._plain_network().state_dict()
-            plans = f"{self.plans_manager.plans_name}, {self.configuration_name}"
-            other = checkpoints.explain_other_network(
-                name, content["network_weights"], mine, plans=plans
-            )
-            if not other:
-                raise
-            raise ValueError(other) from error
+        weights, network = content["network_weights"], self._plain_network()
+        plans = f"{self.plans_manager.plans_name}, {self.configuration_name}"
+        with (
+            checkpoints.explaining_other_network(name, weights, network, plans=plans),
+            checkpoints.already_read(name, content),
+        ):
+            super().load_checkpoint(name)
         mapo = content.get("mapo", {"begun": {}})
         self._begun, self._origin = Begun(**mapo["begun"]), mapo.get("base")
+        self._loaded = Loaded.of(mapo)
         if not self._begun.first_epochs:  # of a version that did not say so
             stages = self.schedule.stages[1 : self._begun.round + 1]
             first_epochs = tuple(stage.first_epoch for stage in stages)
             self._begun = replace(self._begun, first_epochs=first_epochs)
-        average = mapo.get("reference")
-        self._loaded = Loaded(
-            mapo.get("config"),
-            mapo.get("random_state"),
-            average and average["weights"],
-            mapo.get("schedule"),
-        )
 
     def _restore_random_state(self) -> None:
         """Go on with the random numbers of the checkpoint that was loaded, once."""
@@ -641,25 +622,13 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if weights is None:
             weights = read_reference(path, self._begun.reference, self.device)
         if weights is None:
-            weights = self._recover_reference(path)
+            policy = self._plain_network().state_dict()
+            weights, self._begun, note = checkpoints.recover_reference(path, policy, self._begun)
+            self._log(note)
             self._barrier()  # every rank has looked before the first one writes
             if self.local_rank == 0:
                 write_reference(path, weights)
         return weights
-
-    def _recover_reference(self, path: Path) -> dict[str, Tensor]:
-        policy = self._plain_network().state_dict()
-        found = checkpoints.find_lost_reference(path, policy, self._begun.reference)
-        if found is not None:
-            self._log(f"{path} is missing or damaged; restored from {found[1]}")
-            return found[0]
-        self._log(
-            f"WARNING: {path} is missing or damaged and the weights it held are gone. "
-            "The current weights become the reference, and this round is mined again."
-        )
-        policy_hash = hash_weights(policy)
-        self._begun = replace(self._begun, policy=policy_hash, reference=policy_hash)
-        return policy
 
     # What they share ------------------------------------------------------------------------------
 

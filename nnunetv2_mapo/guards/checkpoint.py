@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nnunetv2_mapo.support.files import compare_shapes, complete_or_absent, hash_weights
@@ -56,6 +56,17 @@ class Loaded:
     random_state: dict[str, Any] | None = None
     reference: dict[str, Tensor] | None = None
     schedule: str | None = None
+
+    @classmethod
+    def of(cls, mapo: Mapping[str, Any]) -> Loaded:
+        """By what stands under the key `mapo`; nothing of a stock checkpoint, which has none."""
+        average = mapo.get("reference")
+        return cls(
+            mapo.get("config"),
+            mapo.get("random_state"),
+            average and average["weights"],
+            mapo.get("schedule"),
+        )
 
 
 @dataclass(frozen=True)
@@ -176,31 +187,58 @@ def _find_damage(checkpoint: Mapping[str, Any], needed: Sequence[str]) -> str:
     return ""
 
 
-def explain_other_network(
-    name: str, theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], *, plans: str
-) -> str:
-    """Message for weights that do not fit; empty if names and shapes are those of the network."""
-    differences = "; ".join(compare_shapes(theirs, mine))
-    return differences and (
-        f"{name} holds the weights of another network than the one of {plans}: {differences}. "
-        "Use the trainer, plans, configuration and data set that it was trained with, or train "
-        "without --c under another trainer's name."
-    )
+@contextmanager
+def explaining_other_network(
+    name: str, weights: Mapping[str, Tensor], network: nn.Module, *, plans: str
+) -> Iterator[None]:
+    """Load weights into a network inside a `with` block, or say in what they are another one's.
 
-
-def find_lost_reference(
-    path: Path, policy: dict[str, Tensor], expected_hash: str
-) -> tuple[dict[str, Tensor], str] | None:
-    """The weights of a reference whose file is missing or damaged, and where they are still.
-
-    Returns:
-        None if no weights of the expected hash are in the policy or the best checkpoint.
+    Raises:
+        ValueError: They do not load, and names or shapes are not those of the network.
     """
-    if hash_weights(policy) == expected_hash:  # stopped before the file was written
-        return policy, "the policy"
-    best = path.with_name(BEST)
+    try:
+        yield
+    except RuntimeError as error:
+        differences = "; ".join(compare_shapes(weights, network.state_dict()))
+        if not differences:
+            raise
+        message = (
+            f"{name} holds the weights of another network than the one of {plans}: {differences}. "
+            "Use the trainer, plans, configuration and data set that it was trained with, or train "
+            "without --c under another trainer's name."
+        )
+        raise ValueError(message) from error
+
+
+class Recovered(NamedTuple):
+    """What takes the place of a reference whose file is missing or damaged.
+
+    Attributes:
+        weights: The lost ones, or the policy's.
+        begun: How far the training has come with these.
+        note: What a user should know.
+    """
+
+    weights: dict[str, Tensor]
+    begun: Begun
+    note: str
+
+
+def recover_reference(path: Path, policy: dict[str, Tensor], begun: Begun) -> Recovered:
+    """The reference's weights where they are still: the policy, or the best checkpoint beside it.
+
+    Else the policy becomes the reference, whose round is mined again.
+    """
+    policy_hash, best = hash_weights(policy), path.with_name(BEST)
+    note = f"{path} is missing or damaged; restored from "
+    if policy_hash == begun.reference:  # stopped before the file was written
+        return Recovered(policy, begun, f"{note}the policy")
     if best.is_file():
         weights = read_checkpoint(best)["network_weights"]
-        if hash_weights(weights) == expected_hash:
-            return weights, str(best)
-    return None
+        if hash_weights(weights) == begun.reference:
+            return Recovered(weights, begun, f"{note}{best}")
+    note = (
+        f"WARNING: {path} is missing or damaged and the weights it held are gone. "
+        "The current weights become the reference, and this round is mined again."
+    )
+    return Recovered(policy, replace(begun, policy=policy_hash, reference=policy_hash), note)

@@ -1,4 +1,4 @@
-"""May a training start, or go on? Its data, its folder, and what an earlier run left there."""
+"""May a training start, or go on? Its class, its data, its folder, and what was left there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunetv2_mapo.guards.signatures import check_signatures
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.reference import REFERENCE
 from nnunetv2_mapo.method.store import PREFERENCES, Round, StoreError
@@ -31,6 +33,22 @@ _held: dict[tuple[int, Path], int] = {}
 
 class InUseError(RuntimeError):
     """Another process trains in the folder; the message says which."""
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse a trainer class that cannot train here: its settings, its methods, nnU-Net's folders.
+
+    Raises:
+        TypeError: Its settings are no `MAPOConfig`.
+        InputError: A setting is not valid, or nnU-Net cannot call one of its methods.
+    """
+    if not isinstance(trainer.mapo, MAPOConfig):
+        message = f"{trainer.__name__}.mapo is {trainer.mapo!r}: a MAPOConfig(…) is needed."
+        raise TypeError(message)
+    check_signatures(trainer)
+    trainer.mapo.validate()
+    nnUNet_preprocessed.require()
+    nnUNet_results.require()
 
 
 def check_fold(fold: int | str) -> None:

@@ -7,11 +7,14 @@ import torch
 
 from nnunetv2_mapo.guards import checkpoint as checkpoint_module
 from nnunetv2_mapo.guards.checkpoint import (
+    Begun,
     Hashed,
+    Loaded,
     adding_to_checkpoint,
     already_read,
-    find_lost_reference,
+    explaining_other_network,
     read_checkpoint,
+    recover_reference,
 )
 from nnunetv2_mapo.support.files import WriteError, hash_weights
 
@@ -109,12 +112,54 @@ def test_one_file_is_answered_and_the_others_are_read(tmp_path):
         assert torch.load(tmp_path / "other.pth") == {"other": 1}
 
 
+def test_a_stock_checkpoint_says_nothing_of_mapo():
+    assert Loaded.of({}) == Loaded(None, None, None, None)
+
+
+def test_what_a_checkpoint_says_is_kept_until_it_is_used():
+    weights = {"weight": torch.ones(3)}
+    mapo = {
+        "config": {"tau": 0.1}, "random_state": {"torch": 1}, "schedule": "warm-up",
+        "reference": {"weights": weights, "sha256": hash_weights(weights)},
+    }  # fmt: skip
+    assert Loaded.of(mapo) == Loaded({"tau": 0.1}, {"torch": 1}, weights, "warm-up")
+
+
+def test_weights_of_another_network_are_told_from_other_errors():
+    network = torch.nn.Linear(2, 1)
+    other = torch.nn.Linear(3, 1).state_dict()
+    with (
+        pytest.raises(
+            ValueError, match=r"a\.pth holds the weights of another network .* 2d: weight"
+        ),
+        explaining_other_network("a.pth", other, network, plans="2d"),
+    ):
+        network.load_state_dict(other)
+    weights = network.state_dict()
+    with (
+        pytest.raises(RuntimeError, match="Invalid device"),
+        explaining_other_network("a.pth", weights, network, plans="2d"),
+    ):
+        network.to("no device")
+
+
 def test_a_lost_reference_is_found_in_the_policy_or_in_the_best_checkpoint(tmp_path):
     path, lost = tmp_path / "reference.pth", checkpoint_of(1.0)["network_weights"]
     other = checkpoint_of(2.0)["network_weights"]
-    assert find_lost_reference(path, other, hash_weights(lost)) is None
-    assert find_lost_reference(path, lost, hash_weights(lost)) == (lost, "the policy")
+    begun = Begun(2, "of the policy", hash_weights(lost), (3, 5))
+    found = recover_reference(path, lost, begun)
+    assert found == (lost, begun, f"{path} is missing or damaged; restored from the policy")
     save(tmp_path / "checkpoint_best.pth", 1.0)
-    weights, source = find_lost_reference(path, other, hash_weights(lost))
-    assert hash_weights(weights) == hash_weights(lost)
-    assert source == str(tmp_path / "checkpoint_best.pth")
+    found = recover_reference(path, other, begun)
+    assert hash_weights(found.weights) == hash_weights(lost)
+    assert found.begun == begun
+    assert found.note.endswith(f"restored from {tmp_path / 'checkpoint_best.pth'}")
+
+
+def test_where_a_lost_reference_is_gone_the_policy_takes_its_place(tmp_path):
+    path, policy = tmp_path / "reference.pth", checkpoint_of(2.0)["network_weights"]
+    save(tmp_path / "checkpoint_best.pth", 3.0)
+    found = recover_reference(path, policy, Begun(2, "lost", "lost", (3, 5)))
+    assert found.weights is policy
+    assert found.begun == Begun(2, hash_weights(policy), hash_weights(policy), (3, 5))
+    assert found.note.startswith(f"WARNING: {path} is missing or damaged and the weights it held")
