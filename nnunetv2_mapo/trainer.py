@@ -84,7 +84,7 @@ from nnunetv2_mapo.method.sampling import CandidateSampler, make_sampler
 from nnunetv2_mapo.method.schedule import Schedule
 from nnunetv2_mapo.method.store import PREFERENCES, Round
 from nnunetv2_mapo.method.summary import RoundSummary
-from nnunetv2_mapo.method.unlabelled import UnlabelledImages
+from nnunetv2_mapo.method.unlabelled import UnlabelledImages, label_loss
 from nnunetv2_mapo.support.device import read_state, untouched, write_state
 from nnunetv2_mapo.support.files import WriteError, hash_json, hash_shapes, hash_weights
 from nnunetv2_mapo.support.table import format_duration
@@ -284,12 +284,8 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         batch = next(self._unlabelled_loader)
         no_dropout = torch.zeros(len(batch["data"]), device=self.device)
         if not self.mapo.has_preferences:
-            data = batch["data"].to(self.device, non_blocking=True)
-            target = [each.to(self.device, non_blocking=True) for each in _listed(batch["target"])]
             with self.dropout.at(no_dropout):
-                output = self.network(data)
-            loss: Tensor = base(output, target if isinstance(batch["target"], list) else target[0])
-            return loss
+                return label_loss(self.network, batch, base, self.device)
         batch, pairs = self._find_pairs(batch)
         pairs = self._ask_reference(batch["data"], pairs)
         with self.dropout.at(no_dropout):
@@ -691,10 +687,6 @@ def _finish(*loaders: Any) -> None:
     for loader in loaders:
         if hasattr(loader, "_finish"):  # of batchgenerators' loaders with processes
             loader._finish()
-
-
-def _listed(target: Any) -> list[Tensor]:
-    return target if isinstance(target, list) else [target]
 
 
 class nnUNetTrainer_MAPO(MAPOTrainer, nnUNetTrainer):  # type: ignore[misc]  # nnU-Net ships no types

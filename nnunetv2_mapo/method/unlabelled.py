@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from nnunetv2_mapo.method.choices import IMAGES, Answer, pair_of
 from nnunetv2_mapo.method.labels import Labels
@@ -69,6 +70,30 @@ def _load_case(
     locations = {_LEARNT: places, annotated: places}
     stack = images.stacks.open_stack(identifier)
     return data, stack, previous, {**properties, "class_locations": locations}
+
+
+def label_loss(
+    network: nn.Module, batch: Mapping[str, Any], base: nn.Module, device: torch.device
+) -> Tensor:
+    """The base trainer's loss of images whose label is what was chosen or predicted.
+
+    Args:
+        network: As it is trained, its dropout off.
+        batch: nnU-Net's: `data` of shape `(B, channels, *patch)`, and `target` of shape
+            `(B, 1, *patch)`, or a list of these, one of each scale of deep supervision.
+        base: Takes the network's output and such a target.
+        device: Where the network lies.
+
+    Returns:
+        A single number.
+    """
+    data, target = batch["data"].to(device, non_blocking=True), batch["target"]
+    if isinstance(target, list):
+        target = [each.to(device, non_blocking=True) for each in target]
+    else:
+        target = target.to(device, non_blocking=True)
+    loss: Tensor = base(network(data), target)
+    return loss
 
 
 def open_images(folder: Path) -> Any:

@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from test_choices import CANDIDATES, say
 
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.store import Round
-from nnunetv2_mapo.method.unlabelled import NUM_PLACES, settle
+from nnunetv2_mapo.method.unlabelled import NUM_PLACES, label_loss, settle
 
-CLASSES = Labels(3)
+CLASSES, CPU = Labels(3), torch.device("cpu")
 MAPS = CANDIDATES[:, None].astype(np.int8)  # (K, 1, 1, 10): three axes, as nnU-Net has them
 
 
@@ -108,3 +109,17 @@ def test_stacks_that_are_there_stay_and_others_are_made_anew(tmp_path):
 @pytest.mark.parametrize("use", ["preferences", "chosen"])
 def test_images_without_a_preference_are_left_out(tmp_path, use):
     assert len(make(tmp_path, use, say(verdict="equal", image="image_0"))) == 0
+
+
+def test_labels_are_learnt_with_the_loss_of_the_base_trainer():
+    network = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        network.weight.fill_(2.0)
+    batch = {"data": torch.tensor([[3.0]]), "target": torch.tensor([[1.0]])}
+    loss = label_loss(network, batch, torch.nn.L1Loss(), CPU)
+    assert loss.item() == 5.0  # |2 * 3 - 1|
+    loss.backward()
+    assert network.weight.grad.item() == 3.0
+    batch["target"] = [torch.tensor([[1.0]]), torch.tensor([[4.0]])]
+    loss = label_loss(network, batch, lambda output, target: output - target[1], CPU)
+    assert loss.item() == 2.0
