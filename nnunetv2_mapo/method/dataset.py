@@ -249,7 +249,8 @@ class MoveDisagreement:
 
 def _as_row(points: Tensor) -> Tensor:
     """Points, shape `(N, dim)`, as the grid of a patch that is N voxels long and one wide."""
-    return points.view(len(points), *[1] * (points.shape[1] - 1), -1)
+    num_points, num_axes = points.shape
+    return points.view(num_points, *[1] * (num_axes - 1), num_axes)
 
 
 def _join_corners(values: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -361,6 +361,18 @@ def test_the_weight_stays_with_its_voxels_and_is_not_interpolated(num_dimensions
 
 
 @in_2d_and_3d
+def test_a_patch_without_any_of_the_disagreement_has_zeros(num_dimensions):
+    stack = torch.zeros(5, *WHOLE[num_dimensions], dtype=torch.int16)
+    corner = (0,) * num_dimensions
+    stack[(2, *corner)], stack[(3, *corner)], stack[(4, *corner)] = 1, 100, 7
+    transforms = carry_preferences(training_transforms(num_dimensions), num_channels=4)
+    for seed in range(3):
+        _, (_, preferences) = augment(transforms, stack[:1].float(), stack, seed)
+        assert preferences.shape == (4, *PATCH[num_dimensions])
+        assert not preferences.any()
+
+
+@in_2d_and_3d
 def test_preferences_without_rotation_are_cropped_with_their_weight(num_dimensions):
     stack = weighted_stack(WHOLE[num_dimensions])
     transforms = training_transforms(num_dimensions)
