@@ -23,6 +23,7 @@ from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, Finding
 # Measured: a step with pairs / the stock trainer's, see docs/reference/benchmarks.md; with the
 # reference as a second network, and without.
 _STEP_FACTORS = {True: 1.3, False: 1.02}
+_MEMORY_FACTORS = {2: 1.08, 3: 1.28}  # the same of a training's peak memory, by dimensions
 _NUM_TIMED = 3  # forward passes of which the median counts
 # Threads that wait without spinning leave busy cores to those that compute. Not OMP_THREAD_LIMIT:
 # PyTorch's convolutions wait for ever for the threads that it withholds.
@@ -58,6 +59,8 @@ def estimate_costs(trainer: Any, training: Any) -> Iterator[Finding]:
         f"rounds of {num_cases} cases; a step of a round about "
         f"{_STEP_FACTORS[trainer.mapo.needs_network]} times the stock trainer's"
     )
+    if not trainer.mapo.needs_network:  # of which it was not measured
+        what += f", peak memory {_MEMORY_FACTORS[len(plan.patch_size)]} times"
     if trainer.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(trainer.device) / 1e9
         what += f"; {peak:.1f} GB of the device were needed so far"
