@@ -11,6 +11,7 @@ from nnunetv2_mapo.cli.options import (
     add_device,
     add_model,
     announce_imports,
+    check_checkpoints,
     make_folder,
     parse_count,
     parse_fold,
@@ -103,6 +104,8 @@ def _check_folders(arguments: argparse.Namespace) -> str:
 
 def _run_choose(arguments: argparse.Namespace) -> None:
     _check_choose(arguments)
+    if not arguments.summary:
+        check_checkpoints(arguments)
     arguments.error = arguments.error or 0.0
     if arguments.export:
         make_folder(arguments.export)

@@ -67,6 +67,25 @@ def find_model(arguments: argparse.Namespace) -> None:
         raise CommandError(message)
 
 
+def check_checkpoints(arguments: argparse.Namespace) -> None:
+    """Refuse a fold or a checkpoint that the model does not have, before anything slow.
+
+    Raises:
+        CommandError: It names those that there are.
+    """
+    folds = arguments.folds or [] if "folds" in arguments else [arguments.fold]
+    for fold in folds:
+        folder = arguments.model / f"fold_{fold}"
+        if not folder.is_dir():
+            near = _list(arguments.model, "fold_*")
+            message = f"Fold {fold} is not in {arguments.model}. {near} Name the fold with -f."
+            raise CommandError(message)
+        if not (folder / arguments.checkpoint).is_file():
+            near = _list(folder, "checkpoint_*.pth")
+            message = f"{folder / arguments.checkpoint} is missing. {near} Name another with -chk."
+            raise CommandError(message)
+
+
 def _find_dataset(name: str) -> Path:
     """Folder of a data set in nnUNet_results, by its name or number."""
     results = os.environ.get("nnUNet_results")  # noqa: SIM112  # nnU-Net's own name

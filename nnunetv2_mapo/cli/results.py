@@ -11,6 +11,7 @@ from nnunetv2_mapo.cli.options import (
     add_device,
     add_model,
     announce_imports,
+    check_checkpoints,
     make_folder,
     parse_count,
     parse_fold,
@@ -146,6 +147,7 @@ def add_export(commands: Commands) -> None:
 
 
 def _run_export(arguments: argparse.Namespace) -> None:
+    check_checkpoints(arguments)
     announce_imports("PyTorch and nnU-Net")
     from nnunetv2_mapo.tools.export import run_export
 
@@ -205,6 +207,7 @@ def _run_uncertainty(arguments: argparse.Namespace) -> None:
             message = f"-o {output} is a folder of the input: it would be overwritten."
     if message:
         raise CommandError(message)
+    check_checkpoints(arguments)
     make_folder(output / FOLDER)
     announce_imports("PyTorch and nnU-Net")
     from nnunetv2_mapo.tools.uncertainty.run import run_uncertainty

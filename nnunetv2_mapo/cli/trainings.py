@@ -11,6 +11,7 @@ from nnunetv2_mapo.cli.options import (
     add_device,
     add_model,
     announce_imports,
+    check_checkpoints,
     make_folder,
     parse_count,
     parse_fold,
@@ -136,6 +137,7 @@ def add_preview(commands: Commands) -> None:
 def _run_preview(arguments: argparse.Namespace) -> None:
     if arguments.rates and (problems := RATES.check("--rates", arguments.rates)):
         raise CommandError(*problems)
+    check_checkpoints(arguments)
     announce_imports("PyTorch")
     from nnunetv2_mapo.tools.preview import run_preview
 

@@ -79,9 +79,9 @@ def _break(text: str, width: int) -> list[str]:
     return [line.replace("_ ", "_") for line in lines]
 
 
-def wrap(text: str) -> str:
-    """Lines of at most `WIDTH` characters; a longer word, such as a path, stays whole."""
-    return "\n".join(_wrap(text, WIDTH))
+def wrap(text: str, width: int = WIDTH) -> str:
+    """Lines of at most so many characters; a longer word, such as a path, stays whole."""
+    return "\n".join(_wrap(text, width))
 
 
 def wrap_commands(text: str) -> str:

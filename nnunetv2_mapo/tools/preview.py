@@ -20,7 +20,7 @@ from nnunetv2_mapo.method.summary import HARDLY_LEARNT
 from nnunetv2_mapo.method.volumes import Channel
 from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.support.table import format_table
+from nnunetv2_mapo.support.table import format_table, wrap
 from nnunetv2_mapo.tools.models import TrainedModel, open_miner, open_model
 from nnunetv2_mapo.tools.nnunet import say_train
 from nnunetv2_mapo.tools.recommendation import (
@@ -179,8 +179,9 @@ class Preview:
         ]
         for name, settings in self.settings.items():
             lines.append(
-                f"With the {name} settings (rates to {settings.rates[-1]:g}, tau {settings.tau}) "
-                f"{self.found.count_pairs(settings)} of {num_samples} samples would have a pair."
+                f'With pair="case" and the {name} rates (to {settings.rates[-1]:g}) and tau '
+                f"({settings.tau}) {self.found.count_pairs(settings)} of {num_samples} samples "
+                "would have a pair."
             )
         return "\n".join([*lines, *self._advise(), *self._warn()])
 
@@ -189,9 +190,9 @@ class Preview:
         fall = MAPOConfig().rates_dice_fall
         rate = self.found.rate_at_fall(fall)
         limit = "at least " if rate == self.rates[-1] else "about "
-        return (
+        return wrap(
             f"nnUNetTrainer_MAPO finds its rates itself: here 0 to {limit}{rate:.2g}, where the "
-            f"median Dice has lost {fall:.0%}.\nEvery part in which a candidate then differs "
+            f"median Dice has lost {fall:.0%}. Every part in which a candidate then differs "
             'is preferred or not. Of pair="case", two whole candidates:'
         )
 
@@ -219,12 +220,14 @@ class Preview:
         *_, (name, best) = self.settings.items()
         default = MAPOConfig().granularity
         granularity = self.model.mapo["granularity"] if self.model.mapo else default
+        as_it_is = ["", "Train with MAPO as it is, and its control:", *self._say_train("_MAPO")]
         if name == "default" and granularity == default:
-            return ["", "Train with MAPO as it is, and its control:", *self._say_train("_MAPO")]
+            return as_it_is
         num_dimensions = len(self.model.configuration_manager.patch_size)
         return [
+            *(as_it_is if granularity == default else []),
             "",
-            f"To train with the {name} ones, save this as a file in a folder that "
+            f'To train with pair="case" and the {name} ones, save this as a file in a folder that',
             "nnUNet_extTrainer names:",
             "",
             format_trainer(best, num_dimensions, granularity),
@@ -271,4 +274,4 @@ class Preview:
                 "Even the largest rate leaves useful candidates: look at higher ones with --rates.",
             ),
         ]
-        return [f"Note: {note}" for holds, note in notes if holds]
+        return [wrap(f"Note: {note}") for holds, note in notes if holds]

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from command_line_page import PAGE, make_page
@@ -85,6 +86,24 @@ def test_wrong_paths_are_named_before_anything_heavy_is_imported(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Importing" not in done.stderr
     assert "-d 4 is not one data set in" in done.stderr
+
+
+def test_folds_and_checkpoints_are_looked_for_before_anything_heavy_is_imported(tmp_path, capsys):
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "fold_0" / "checkpoint_final.pth").touch()
+    model, output = str(tmp_path), str(tmp_path / "out")
+    paths = ["-i", model, "-o", output]
+    for words, said in (
+        (["uncertainty", model, *paths], "There is: fold_0. Name the fold with -f."),
+        (["export", model, "-o", output, "-f", "1"], "Fold 1 is not in"),
+        (["preview", model, "-f", "all"], "Fold all is not in"),
+        (["choose", model, *paths, "-chk", "x.pth"], "There is: checkpoint_final.pth. Name anoth"),
+    ):
+        assert main(words) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert "Importing" not in error
+    assert not Path(output).exists()
 
 
 def test_warnings_of_others_about_their_future_are_not_shown(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from nnunetv2_mapo.method import dropout
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.store import SampleRecord
+from nnunetv2_mapo.support.table import WIDTH
 from nnunetv2_mapo.tools.models import TrainedModel
 from nnunetv2_mapo.tools.preview import Preview, look_at
 from nnunetv2_mapo.tools.recommendation import Settings
@@ -123,8 +124,20 @@ def test_default_is_trained_as_it_is_only_with_the_dropout_that_was_looked_at():
     assert "finds its rates itself: here 0 to about 0.053, where" in same  # 10 of 18.75 %
     assert "MAPOConfig" not in same
     assert "as it is" not in other
-    assert "To train with the default ones" in other
+    assert 'To train with pair="case" and the default ones' in other
     assert "granularity='channel'" in other
+
+
+def test_mapo_as_it_is_is_named_also_where_pairs_of_whole_candidates_need_other_settings():
+    text = preview(make_model(), 0.8, 0.75)  # a gap below tau
+    as_it_is, of_cases = text.split('To train with pair="case" and the recommended ones')
+    assert "-tr nnUNetTrainer_MAPO\n" in as_it_is
+    assert "-tr nnUNetTrainer\n" in as_it_is
+    assert "-tr nnUNetTrainer_MAPO_Previewed\n" in of_cases
+
+
+def test_no_line_is_longer_than_a_terminal():
+    assert max(map(len, preview(make_model(), 0.01, 0.01).splitlines())) <= WIDTH
 
 
 def test_few_pairs_are_said():

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nnunetv2_mapo
+from nnunetv2_mapo.support.table import WIDTH, wrap
 from nnunetv2_mapo.tools.nnunet import say_train
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
+_INDENT = 9  # characters before what a check saw
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 
 
@@ -28,8 +30,9 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         """Level and what in columns, what mends it below, indented."""
-        lines = [*self.what.splitlines(), *(f"  {line}" for line in self.mend.splitlines())]
-        return f"{self.level:9}" + f"\n{'':9}".join(lines)
+        what = "\n".join(wrap(line, WIDTH - _INDENT) for line in self.what.splitlines())
+        lines = [*what.splitlines(), *(f"  {line}" for line in self.mend.splitlines())]
+        return f"{self.level:{_INDENT}}" + f"\n{'':{_INDENT}}".join(lines)
 
 
 class Problem(Exception):  # noqa: N818  # no error of the program: it ends the checks

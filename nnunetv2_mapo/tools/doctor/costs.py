@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +23,11 @@ from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, Finding
 # Measured: a step with pairs / the stock trainer's, see docs/reference/benchmarks.md; with the
 # reference as a second network, and without.
 _STEP_FACTORS = {True: 1.3, False: 1.02}
+_MEMORY_FACTORS = {2: 1.08, 3: 1.28}  # the same of a training's peak memory, by dimensions
 _NUM_TIMED = 3  # forward passes of which the median counts
+# Threads that wait without spinning leave busy cores to those that compute. Not OMP_THREAD_LIMIT:
+# PyTorch's convolutions wait for ever for the threads that it withholds.
+_WAIT_POLICY, _PASSIVE = "OMP_WAIT_POLICY", "PASSIVE"
 
 
 def estimate_costs(trainer: Any, training: Any) -> Iterator[Finding]:
@@ -54,6 +59,8 @@ def estimate_costs(trainer: Any, training: Any) -> Iterator[Finding]:
         f"rounds of {num_cases} cases; a step of a round about "
         f"{_STEP_FACTORS[trainer.mapo.needs_network]} times the stock trainer's"
     )
+    if not trainer.mapo.needs_network:  # of which it was not measured
+        what += f", peak memory {_MEMORY_FACTORS[len(plan.patch_size)]} times"
     if trainer.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(trainer.device) / 1e9
         what += f"; {peak:.1f} GB of the device were needed so far"
@@ -61,7 +68,12 @@ def estimate_costs(trainer: Any, training: Any) -> Iterator[Finding]:
 
 
 def check_threads(trainer: Any) -> Iterator[Finding]:
-    """Say where the threads with which nnU-Net trains on a CPU are slower than a single one."""
+    """Say where the threads with which nnU-Net trains on a CPU are slower than a single one.
+
+    Not where they wait as they should: the rest is nnU-Net's.
+    """
+    if os.environ.get(_WAIT_POLICY, "").upper() == _PASSIVE:
+        return
     num_threads, before = multiprocessing.cpu_count(), torch.get_num_threads()
     shape = (1, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
     network, images = trainer.network, torch.zeros(shape)
@@ -74,7 +86,7 @@ def check_threads(trainer: Any) -> Iterator[Finding]:
             f"nnU-Net computes with {num_threads} threads here, which takes {many / one:.1f} times "
             "as long as with one: the network is small, or the cores are busy"
         )
-        yield Finding(NOTE, what, "OMP_THREAD_LIMIT=1 nnUNetv2_train …")
+        yield Finding(NOTE, what, f"{_WAIT_POLICY}={_PASSIVE} nnUNetv2_train …")
 
 
 def _time(network: torch.nn.Module, images: torch.Tensor, num_threads: int) -> float:

@@ -77,8 +77,10 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             evaluated[fold] = evaluate(Path(fold, "validation"))
             _report(evaluated[fold], fold, output / fold / "validation")
         evaluated.pop(FOLD_ALL, None)
-        if evaluated:
+        if len(evaluated) > 1:
             _report(merge_evaluations(evaluated), ", ".join(evaluated), output)
+        elif evaluated:  # its table is printed already
+            _write(merge_evaluations(evaluated), output)
     except (EvaluationError, WriteError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
@@ -94,12 +96,16 @@ def _report(evaluation: Evaluation, name: str, folder: Path) -> None:
     if num_empty := int(((error == -1) | (error.isna() & values["Dice"].notna())).sum()):
         print(
             f"One mask is empty and the other is not {num_empty} times: Dice and NSD are 0 there, "
-            "ASD and HD95 the image's diagonal."
+            "ASD and HD95\nthe image's diagonal."
         )
     print(
         f"Surfaces: {provenance['implementation']}, distances in {provenance['unit']}; "
         f"NSD within {provenance['tolerance']}"
     )
+    _write(evaluation, folder)
+
+
+def _write(evaluation: Evaluation, folder: Path) -> None:
     write_evaluation(evaluation, folder)
     print(f"Written: metrics.json and metrics.csv in {folder}", flush=True)
 

@@ -73,7 +73,12 @@ def open_model(arguments: Namespace) -> tuple[nnUNetPredictor, dict[str, Any]]:
     largest = max(mapo[f"rates_{num_dimensions}d"]) if has_dropout else 0.0
     if arguments.rate is None:
         arguments.rate = min(USUAL_RATE, largest)
-        print(f"Rate {arguments.rate}: this network was trained with dropout up to {largest}.")
+        print(
+            f"Rate {arguments.rate}: this network was trained with dropout up to {largest}."
+            if largest
+            else "Rate 0: this network was trained without dropout, so the maps are of its plain "
+            f"softmax. --rate {USUAL_RATE} shows how fragile it is."
+        )
     elif arguments.rate > largest:
         print(
             f"NOTE: by its checkpoint this network was trained with dropout at rates up to "
