@@ -10,13 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.random import SFC64
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nnunetv2_mapo.method.dropout_sites import Layer, find_dropout_sites
 from nnunetv2_mapo.method.output_heads import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from nnunetv2_mapo.support.errors import InputError
+
+MOST_NOISE = 2**22  # random numbers that are drawn at once in inference, 24 MB with their masks
 
 
 class Switch:
@@ -137,10 +141,14 @@ class SiteHook:
             raise ValueError(message)
         # Attention in windows folds several windows of a sample into the batch.
         rates = self.switch.rates.repeat_interleave(num_rows // num_samples)
+        is_element = self.switch.granularity == "element"
+        takes_turns = is_element and self.is_in_place and features.numel() > MOST_NOISE
+        if takes_turns and _is_eager_inference():
+            return _drop_in_turns(features, rates, num_samples)
         if self.batch_axis:
             features = features.transpose(0, self.batch_axis)
         shape = list(features.shape)
-        if self.switch.granularity == "channel":
+        if not is_element:
             # of an included module the last axis of tokens, else axis 1
             channels = (self.channel_axis or (-1 if features.ndim == 3 else 1)) % features.ndim
             shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(shape)]
@@ -148,6 +156,22 @@ class SiteHook:
         if self.is_in_place:
             return features.mul_(multiplier)
         return (features * multiplier).transpose(0, self.batch_axis)
+
+
+def _is_eager_inference() -> bool:
+    # Not wherever gradients are off: a checkpointed block must draw the same once more with them.
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
+def _drop_in_turns(features: Tensor, rates: Tensor, num_samples: int) -> Tensor:
+    """Multiply the features of one sample after the other, so that the noise of one is in memory.
+
+    Features `(rows, …)` of so many samples, changed in place; the rate of each row `(rows,)`.
+    """
+    size = len(features) // num_samples
+    for rows, rate in zip(torch.split(features, size), torch.split(rates, size), strict=True):
+        rows.mul_(dropout_multiplier(rate, rows.shape).to(rows.dtype))
+    return features
 
 
 def dropout_multiplier(rates: Tensor, shape: Sequence[int]) -> Tensor:
@@ -167,11 +191,20 @@ def _keep(rates: Tensor, shape: Sequence[int]) -> Tensor:
     # Eager random numbers cost more than the convolution of a thin layer. One 64-bit draw gives
     # four 16-bit numbers; a rate is met to within 2^-17.
     num_elements = torch.Size(shape).numel()
-    words = torch.empty((num_elements + 3) // 4, dtype=torch.int64, device=rates.device)
-    noise = words.random_(-(2**63), None).view(torch.int16)[:num_elements].view(shape)
+    words = _draw_words((num_elements + 3) // 4, rates.device)
+    noise = words.view(torch.int16)[:num_elements].view(shape)
     threshold = (rates * 2**16 - 2**15).round().clamp(max=2**15 - 1).to(torch.int16)
     # Straight to float: a mask in between is two more passes over memory.
     return torch.ge(noise, threshold, out=torch.empty(shape, device=rates.device))
+
+
+def _draw_words(number: int, device: torch.device) -> Tensor:
+    """So many random 64-bit numbers, shape `(number,)`, by the state of torch's generator."""
+    if device.type != "cpu":
+        return torch.empty(number, dtype=torch.int64, device=device).random_(-(2**63), None)
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    words = SFC64(seed).random_raw(number)  # in a third of the time of torch's Mersenne Twister
+    return torch.from_numpy(words.view(np.int64))
 
 
 def sample_rates(rates: Sequence[float], num_samples: int, device: torch.device) -> Tensor:

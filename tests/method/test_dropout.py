@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from itertools import count
 
 import pytest
 import torch
@@ -35,19 +34,15 @@ every_network = pytest.mark.parametrize(
 class SiteNoise:
     """Mask source that gives the same noise to every sample, and to a site in every forward pass.
 
-    So the masks of a batch of K rates are those of K passes with one rate each.
+    So the masks of a batch of K rates are those of K passes with one rate each. Sites whose outputs
+    have one shape share their noise.
     """
 
     def __init__(self) -> None:
-        self.site = count()
         self.masks: list[Tensor] = []
 
-    def start_forward(self) -> None:
-        self.site = count()
-        self.masks = []
-
     def __call__(self, rates: Tensor, shape) -> Tensor:
-        rng = torch.Generator().manual_seed(next(self.site))
+        rng = torch.Generator().manual_seed(0)
         noise = torch.rand((1, *shape[1:]), generator=rng)
         rates = rates.view(-1, *[1] * (len(shape) - 1))
         mask = (noise >= rates) / (1 - rates)
@@ -76,7 +71,7 @@ def count_dropped(factors: Tensor) -> int:
 
 @every_network
 @pytest.mark.parametrize("granularity", ["element", "channel"])
-@torch.no_grad()
+@torch.inference_mode()
 def test_a_candidate_of_a_batch_equals_its_single_pass(
     make_network, site_noise, num_dimensions, architecture, norm, granularity
 ):
@@ -86,7 +81,7 @@ def test_a_candidate_of_a_batch_equals_its_single_pass(
     with dropout.at(RATES):
         batched = network(window.repeat(len(RATES), *[1] * (window.ndim - 1)))
     for candidate, rate in enumerate(RATES):
-        site_noise.start_forward()
+        site_noise.masks.clear()
         with dropout.at(rate[None]):
             single = network(window)
         assert len(site_noise.masks) == len(dropout.sites)
@@ -323,6 +318,19 @@ def test_torchs_fused_transformer_layer_does_not_bypass_dropout():
         dropped = network(tokens)
     torch.testing.assert_close(dropped[0], plain[0])
     assert (dropped[1] - plain[1]).abs().max() > 0.01
+
+
+@torch.inference_mode()
+def test_in_inference_the_noise_of_one_sample_is_in_memory_at_a_time(site_noise, monkeypatch):
+    monkeypatch.setattr(nnunetv2_mapo.method.dropout, "MOST_NOISE", 1000)
+    layer = nn.Linear(8, 64)
+    dropout = StochasticDropout(nn.ModuleList([layer]), NUM_HEADS)
+    windows = torch.randn(2 * 3, 5, 8)  # three windows of each of two samples
+    expected = layer(windows)
+    with dropout.at(torch.tensor([0.0, 0.5])):
+        features = layer(windows)
+    assert [mask.shape for mask in site_noise.masks] == [(3, 5, 64)] * 2
+    assert torch.equal(features, expected * torch.cat(site_noise.masks))
 
 
 @torch.no_grad()
