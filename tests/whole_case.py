@@ -26,10 +26,11 @@ def segment(miner: Any, image: torch.Tensor) -> torch.Tensor:
     lead = torch.zeros(labels.shape, dtype=torch.float16)
     weight = compute_gaussian(tuple(miner.patch_size), dtype=torch.float16, device=CPU)
     windows = find_windows(padded.shape[1:], miner.patch_size, miner.config.tile_step_size)
-    for start in range(0, len(windows), miner.windows_per_forward):
-        batch = windows[start : start + miner.windows_per_forward]
+    size = max(1, miner.images_per_forward // miner.sampler.num_passes)
+    for start in range(0, len(windows), size):
+        batch = windows[start : start + size]
         images = torch.stack([padded[(slice(None), *window.place)] for window in batch])
-        found = miner.sampler.segment(miner.network, images, miner.labels)
+        found = miner.sampler.segment(miner.network, images, miner.labels, miner.images_per_forward)
         for window, ballots in zip(batch, found, strict=True):
             place = (slice(None), *window.place)
             vote(labels[place], lead[place], ballots, weight)

@@ -16,7 +16,7 @@ from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.pairing import MinedCase, PairFinder, make_finder
 from nnunetv2_mapo.method.reference import bind_reference, measure_margins
-from nnunetv2_mapo.method.sampling import CandidateSampler, fit_windows_per_forward
+from nnunetv2_mapo.method.sampling import CandidateSampler, fit_images_per_forward
 from nnunetv2_mapo.method.volumes import Volume, make_compressed
 from nnunetv2_mapo.method.windows import (
     Index,
@@ -42,7 +42,7 @@ class Miner:
     network: nn.Module  # the policy, not compiled, in evaluation mode
     sampler: CandidateSampler  # makes its candidates
     finder: PairFinder  # finds the pairs among these
-    windows_per_forward: int  # windows in one forward pass, each with all its candidates
+    images_per_forward: int  # windows times candidates in one forward pass
     device: torch.device  # where the network lies
     # weights of the reference whose margins are cached, by name; None: those of the network
     reference: Mapping[str, Tensor] | None = None
@@ -92,9 +92,12 @@ class Miner:
         num_planes = self.patch_size[0] if len(self.patch_size) == 3 else 1
         votes = RollingVotes((num_candidates, num_planes, *padded.shape[1:]), dtype, weight)
         windows = find_windows(padded.shape, self.patch_size, self.config.tile_step_size)
-        for batch, images in self.read_batches(image, windows):
+        num_windows = max(1, self.images_per_forward // self.sampler.num_passes)
+        for batch, images in self.read_batches(image, windows, num_windows):
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                label_maps = self.sampler.segment(self.network, images, self.labels)
+                label_maps = self.sampler.segment(
+                    self.network, images, self.labels, self.images_per_forward
+                )
             for window, label_map in zip(batch, label_maps.cpu(), strict=True):
                 _store_planes(found, votes, padded, until=window.first_plane)
                 votes.vote(window.place, label_map)
@@ -103,16 +106,15 @@ class Miner:
         return candidates
 
     def read_batches(
-        self, image: Volume, windows: Sequence[Window]
+        self, image: Volume, windows: Sequence[Window], size: int
     ) -> Iterator[tuple[Sequence[Window], Tensor]]:
-        """Windows of a case in batches of `windows_per_forward`, with their images on the device.
+        """Windows of a case in batches of a size, with their images on the device.
 
         Arguments as of `find_candidates` and `find_windows`. The next batch is read while one is
         in use.
         """
         front = Padded.around(image.shape[1:], self.patch_size).front
-        starts = range(0, len(windows), self.windows_per_forward)
-        batches = (windows[start : start + self.windows_per_forward] for start in starts)
+        batches = (windows[start : start + size] for start in range(0, len(windows), size))
         read = ((b, torch.stack([read_window(image, w.place, front) for w in b])) for b in batches)
         for batch, images in read_ahead(read):
             yield batch, images.to(self.device, non_blocking=True)
@@ -127,10 +129,8 @@ class Miner:
         padded = Padded.around(image.shape[1:], self.patch_size)
         windows = find_windows(padded.shape, self.patch_size, self.config.tile_step_size)
         windows = [each for each in windows if _has_pair(preferences, padded.clip(each.cell))]
-        num_windows = self.windows_per_forward * self.sampler.num_passes
-        reader = replace(self, windows_per_forward=num_windows)
         planes = _MarginPlanes(preferences)
-        for batch, images in reader.read_batches(image, windows):
+        for batch, images in self.read_batches(image, windows, self.images_per_forward):
             pairs = [read_window(preferences, each.place, padded.front) for each in batch]
             chosen, rejected, *_ = torch.stack(pairs, 1).to(self.device)
             margins = measure_margins(reference, images, chosen, rejected, self.labels)
@@ -196,34 +196,30 @@ def make_miner(
 ) -> Miner:
     """Miner for a configuration `plan` of nnU-Net; the other arguments as of `Miner`."""
     # nnU-Net's global batch size: the pairs must not depend on the number of ranks
-    num_windows = fit_windows_per_forward(sampler.num_passes, plan.batch_size)
-    return Miner(network, sampler, make_finder(config, labels, plan), num_windows, device)
+    num_images = fit_images_per_forward(plan.batch_size)
+    return Miner(network, sampler, make_finder(config, labels, plan), num_images, device)
 
 
 def mine_within_memory(
     miner: Miner, work: Callable[[Miner], T], seed: str, log: Log
 ) -> tuple[Miner, T]:
-    """Do work with a miner, with half as many windows in a forward pass whenever memory runs out.
+    """Do work with a miner, with half as many images in a forward pass whenever memory runs out.
 
     The seed and that number decide the candidates. It returns the miner for the work to come, too.
 
     Raises:
-        OutOfMemoryError: There is not enough memory for a single window.
+        OutOfMemoryError: There is not enough memory for a single image.
     """
 
-    def work_with(num_windows: int) -> T:
+    def work_with(num_images: int) -> T:
         with seeded(seed, miner.device):
-            return work(replace(miner, windows_per_forward=num_windows))
+            return work(replace(miner, images_per_forward=num_images))
 
-    num_passes = miner.sampler.num_passes
-    advice = (
-        f"Mining runs out of memory on {miner.device} even with a single window of "
-        f"{tuple(miner.patch_size)} voxels, {num_passes} times in a forward pass. The "
-        "cases mined before are kept: free memory there and go on with --c"
-    )
-    num_windows, result = within_memory(
-        work_with, miner.windows_per_forward, miner.device,
-        advice=advice + (", or start anew with fewer candidates." if num_passes > 1 else "."),
+    num_images, result = within_memory(
+        work_with, miner.images_per_forward, miner.device,
+        advice=f"Mining runs out of memory on {miner.device} even with a single image of "
+        f"{tuple(miner.patch_size)} voxels in a forward pass. The cases mined before are kept: "
+        "free memory there and go on with --c.",
         log=lambda text: log(f"mining {text}"),
     )  # fmt: skip
-    return replace(miner, windows_per_forward=num_windows), result
+    return replace(miner, images_per_forward=num_images), result

@@ -40,10 +40,8 @@ def spread_rates(largest: float, number: int) -> tuple[float, ...]:
 
 
 def with_rates(miner: Miner, rates: Sequence[float]) -> Miner:
-    """A miner with dropout at other rates, and as many samples in a forward pass."""
-    num_windows = miner.windows_per_forward * len(miner.sampler.values) // len(rates)
-    sampler = replace(miner.sampler, values=tuple(rates))
-    return replace(miner, sampler=sampler, windows_per_forward=max(1, num_windows))
+    """A miner with dropout at other rates."""
+    return replace(miner, sampler=replace(miner.sampler, values=tuple(rates)))
 
 
 def find_rates(

@@ -31,11 +31,13 @@ class CandidateSampler(ABC):
         return len(self.values)
 
     @abstractmethod
-    def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
-        """Candidates of each window, label maps `(W, K, *patch)`, in one forward pass.
+    def segment(
+        self, network: nn.Module, windows: Tensor, labels: Labels, images_per_forward: int
+    ) -> Tensor:
+        """Candidates of each window, label maps `(W, K, *patch)`.
 
         The windows `(W, channels, *patch)` lie on the device of the network, the policy in
-        evaluation mode.
+        evaluation mode. A forward pass has at most `images_per_forward` of the W K images.
         """
 
 
@@ -45,13 +47,12 @@ def full_resolution(outputs: Any) -> Tensor:
     return logits
 
 
-def fit_windows_per_forward(num_passes: int, batch_size: int) -> int:
-    """Windows that fit into a forward pass, >= 1, each `num_passes` times for its candidates.
+def fit_images_per_forward(batch_size: int) -> int:
+    """Images that a forward pass without gradients may have where a training step has a batch.
 
-    A forward pass without gradients needs about a quarter of the memory of a training step, whose
-    `batch_size` fits the device.
+    An image needs about half of what it needs in a training step (`tests/benchmarks/memory.py`).
     """
-    return max(1, 4 * batch_size // num_passes)
+    return 2 * batch_size
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,18 @@ class DropoutSampler(CandidateSampler):
 
     dropout: StochasticDropout  # of the network
 
-    def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
+    def segment(
+        self, network: nn.Module, windows: Tensor, labels: Labels, images_per_forward: int
+    ) -> Tensor:
         """See `CandidateSampler.segment`."""
         rates = torch.tensor(self.values, device=windows.device)
-        with self.dropout.at(rates.repeat(len(windows))):
-            outputs = network(windows.repeat_interleave(len(rates), 0))
-        label_maps = labels.label_map(full_resolution(outputs))
-        return label_maps.view(-1, len(rates), *label_maps.shape[1:])
+        inputs = torch.split(windows.repeat_interleave(len(rates), 0), images_per_forward)
+        rates_of_inputs = torch.split(rates.repeat(len(windows)), images_per_forward)
+        label_maps = []
+        for images, rates_of_images in zip(inputs, rates_of_inputs, strict=True):
+            with self.dropout.at(rates_of_images):
+                label_maps.append(labels.label_map(full_resolution(network(images))))
+        return torch.cat(label_maps).view(-1, len(rates), *label_maps[0].shape[1:])
 
 
 @dataclass(frozen=True)
@@ -79,15 +85,20 @@ class NoiseSampler(CandidateSampler):
 
     num_image_channels: int  # that get noise; behind them is a cascade's previous stage
 
-    def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
+    def segment(
+        self, network: nn.Module, windows: Tensor, labels: Labels, images_per_forward: int
+    ) -> Tensor:
         """See `CandidateSampler.segment`."""
         sigmas = torch.tensor(self.values, device=windows.device)
         inputs = windows.repeat_interleave(len(sigmas), 0)
         image = inputs[:, : self.num_image_channels]
         strength = sigmas.repeat(len(windows)).view(-1, *[1] * (image.ndim - 1))
         image += strength * torch.randn_like(image)
-        label_maps = labels.label_map(full_resolution(network(inputs)))
-        return label_maps.view(-1, len(sigmas), *label_maps.shape[1:])
+        label_maps = [
+            labels.label_map(full_resolution(network(images)))
+            for images in torch.split(inputs, images_per_forward)
+        ]
+        return torch.cat(label_maps).view(-1, len(sigmas), *label_maps[0].shape[1:])
 
 
 @dataclass(frozen=True)
@@ -99,9 +110,15 @@ class ThresholdSampler(CandidateSampler):
         """One for all candidates."""
         return 1
 
-    def segment(self, network: nn.Module, windows: Tensor, labels: Labels) -> Tensor:
+    def segment(
+        self, network: nn.Module, windows: Tensor, labels: Labels, images_per_forward: int
+    ) -> Tensor:
         """See `CandidateSampler.segment`."""
-        return cut(full_resolution(network(windows)).float(), self.values, labels)
+        label_maps = [
+            cut(full_resolution(network(images)).float(), self.values, labels)
+            for images in torch.split(windows, images_per_forward)
+        ]
+        return torch.cat(label_maps)
 
 
 def cut(logits: Tensor, thresholds: Sequence[float], labels: Labels) -> Tensor:

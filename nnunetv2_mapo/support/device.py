@@ -34,40 +34,40 @@ def choose_device(name: str | None) -> torch.device:
 
 
 class OutOfMemoryError(MAPOError, RuntimeError):
-    """Not even a single window fits into memory; the message says what to do."""
+    """Not even a single image fits into memory; the message says what to do."""
 
 
 def within_memory(
     work: Callable[[int], T],
-    num_windows: int,
+    num_images: int,
     device: torch.device,
     *,
     advice: str,
     log: Callable[[str], None],
 ) -> tuple[int, T]:
-    """Do work, with half as many windows in a forward pass whenever memory runs out.
+    """Do work, with half as many images in a forward pass whenever memory runs out.
 
-    Returns the number of windows for the work to come, and the result.
+    Returns the number of images for the work to come, and the result.
 
     Args:
-        work: What to do, with so many windows in a forward pass.
-        num_windows: As many at first, >= 1.
+        work: What to do, with so many images in a forward pass.
+        num_images: As many at first, >= 1.
         device: Where memory may run out.
-        advice: Message of the `OutOfMemoryError` where a single window is too much.
+        advice: Message of the `OutOfMemoryError` where a single image is too much.
         log: Takes what a user should know.
     """
     while True:
         try:
-            return num_windows, work(num_windows)
+            return num_images, work(num_images)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if num_windows == 1:
+            if num_images == 1:
                 raise OutOfMemoryError(advice) from error
         # Not in the except clause, whose traceback holds what is to be freed.
-        num_windows //= 2
+        num_images //= 2
         empty_cache(device)
-        log(f"ran out of memory: {num_windows} windows a forward pass now")
+        log(f"ran out of memory: {num_images} images a forward pass now")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

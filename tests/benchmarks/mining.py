@@ -104,21 +104,24 @@ def _make_predictor(trainer: Any) -> nnUNetPredictor:
 def _only_forward(miner: Miner, image: Tensor) -> None:
     """The network's work in `Miner.mine` and nothing else, in the same batches."""
     for windows in _batches(miner, image):
-        miner.network(windows.repeat_interleave(miner.sampler.num_passes, 0))
+        images = windows.repeat_interleave(miner.sampler.num_passes, 0)
+        for batch in images.split(miner.images_per_forward):
+            miner.network(batch)
 
 
 @torch.inference_mode()
 def _with_dropout(miner: Miner, image: Tensor) -> None:
     """The same, with the dropout that makes the candidates, and their label maps."""
     for windows in _batches(miner, image):
-        miner.sampler.segment(miner.network, windows, miner.labels)
+        miner.sampler.segment(miner.network, windows, miner.labels, miner.images_per_forward)
 
 
 def _batches(miner: Miner, image: Tensor) -> Iterator[Tensor]:
     padded = pad_nd_image(image, miner.patch_size, "constant", {"value": 0})
     places = find_windows(padded.shape[1:], miner.patch_size, miner.config.tile_step_size)
-    for start in range(0, len(places), miner.windows_per_forward):
-        batch = places[start : start + miner.windows_per_forward]
+    size = max(1, miner.images_per_forward // miner.sampler.num_passes)
+    for start in range(0, len(places), size):
+        batch = places[start : start + size]
         yield torch.stack([padded[(slice(None), *window.place)] for window in batch])
 
 

@@ -95,13 +95,13 @@ def test_a_picture_that_does_not_fit_does_not_stop_a_training(
     assert "progress_mapo.png could not be written" in read_log(trainer)
 
 
-def test_no_memory_for_a_window_keeps_what_was_mined(
+def test_no_memory_for_an_image_keeps_what_was_mined(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find_candidates, calls = Miner.find_candidates, []
 
     def fail_after_two(self: Miner, image: Any) -> Any:
-        calls.append(self.windows_per_forward)
+        calls.append(self.images_per_forward)
         if len(calls) > 2:
             message = "CUDA out of memory"
             raise torch.cuda.OutOfMemoryError(message)
@@ -110,10 +110,10 @@ def test_no_memory_for_a_window_keeps_what_was_mined(
     trainer = make_trainer()
     with monkeypatch.context() as patch:
         patch.setattr(Miner, "find_candidates", fail_after_two)
-        with pytest.raises(OutOfMemoryError, match="fewer candidates"):
+        with pytest.raises(OutOfMemoryError, match="free memory there"):
             trainer.run_training()
-    assert calls == [2, 2, 2, 1]
-    assert "mining ran out of memory: 1 windows a forward pass now" in read_log(trainer)
+    assert calls == [4, 4, 4, 2, 1]
+    assert "mining ran out of memory: 1 images a forward pass now" in read_log(trainer)
     again = make_trainer(continue_training=True)
     again.run_training()
     assert "2 of 4 cases are in" in read_log(again)

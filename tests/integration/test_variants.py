@@ -145,7 +145,7 @@ def test_thresholds_move_the_foreground_both_ways(make_variant: MakeVariant) -> 
     trainer.set_deep_supervision_enabled(False)
     windows = image[:, :8, :16, :16][None]
     with torch.no_grad():
-        plain, more, less = trainer.sampler.segment(trainer.network, windows, trainer.labels)[0]
+        plain, more, less = trainer.sampler.segment(trainer.network, windows, trainer.labels, 3)[0]
     assert (more > 0).sum() > (plain > 0).sum() > (less > 0).sum()
 
 

@@ -37,14 +37,14 @@ RATES = (0.0, 0.2, 0.5, 0.8)
 
 @pytest.fixture
 def make_miner(make_network):
-    def make(patch_size, labels=CLASSES, windows_per_forward=3, **given) -> Miner:
+    def make(patch_size, labels=CLASSES, images_per_forward=12, **given) -> Miner:
         network = make_network(len(patch_size), num_heads=labels.num_heads)
         sampler = DropoutSampler(RATES, StochasticDropout(network, labels.num_heads))
         # what no test says otherwise: pairs of two candidates from windows side by side
         usual = {"pair": "case", "agree": False, "tau": 1e-6, "tile_step_size": 1.0}
         config = MAPOConfig(**{**usual, "reference": "none", **given})
         finder = PairFinder(labels, config, patch_size)
-        return Miner(network, sampler, finder, windows_per_forward, CPU)
+        return Miner(network, sampler, finder, images_per_forward, CPU)
 
     return make
 
@@ -80,12 +80,12 @@ def class_dice(prediction: np.ndarray, target: np.ndarray) -> float:
 # One case -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("windows_per_forward", [1, 3, 100])
+@pytest.mark.parametrize("images_per_forward", [1, 4, 12, 400])
 def test_the_first_candidate_is_the_plain_prediction_window_by_window(
-    make_miner, windows_per_forward
+    make_miner, images_per_forward
 ):
     for shape, patch_size in (((8, 16, 16), (8, 8, 8)), ((3, 16, 8), (8, 8))):
-        miner = make_miner(patch_size, windows_per_forward=windows_per_forward)
+        miner = make_miner(patch_size, images_per_forward=images_per_forward)
         image, _ = some_case(shape)
         expected = np.zeros(shape)
         axes = range(3) if len(patch_size) == 3 else (1, 2)
@@ -213,7 +213,7 @@ def test_margins_beyond_the_fixed_point_are_clamped(make_miner):
 
 def test_only_windows_with_a_pair_are_asked_for_margins(make_miner):
     image, _ = some_case((8, 16, 16))
-    miner = make_miner((8, 8, 8), reference="cached", windows_per_forward=1)
+    miner = make_miner((8, 8, 8), reference="cached", images_per_forward=1)
     seen = []
     miner.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     chosen = torch.zeros(8, 16, 16, dtype=torch.int16)
@@ -243,7 +243,7 @@ def test_candidates_are_those_of_votes_that_are_counted_at_the_end(
 
 
 def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
-    miner = make_miner((8, 8, 8), windows_per_forward=1)
+    miner = make_miner((8, 8, 8), images_per_forward=4)
     seen = fail_above(miner, 10**6, RuntimeError())
     image, _ = some_case((16, 16, 16))
     whole = segment(miner, image)
@@ -254,7 +254,7 @@ def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
     assert not torch.equal(half[0], whole[0])
 
 
-def test_a_miner_of_a_configuration_fills_four_training_batches(make_miner):
+def test_a_forward_pass_of_mining_has_two_training_batches(make_miner):
     made, plan = (
         make_miner((8, 8)),
         SimpleNamespace(patch_size=(8, 8), batch_size=2, spacing=[0.5, 2.0]),
@@ -262,7 +262,7 @@ def test_a_miner_of_a_configuration_fills_four_training_batches(make_miner):
     config = MAPOConfig()
     miner = make_miner_by_settings(config, made.network, made.sampler, made.labels, plan, CPU)
     assert miner.config is config
-    assert miner.windows_per_forward == 2  # 4 times a batch of 2, by 4 rates
+    assert miner.images_per_forward == 4
 
 
 # A round ------------------------------------------------------------------------------------------
@@ -625,29 +625,29 @@ def fail_above(miner: Miner, most_samples: int, error: Exception) -> list[int]:
     ],
     ids=["cuda", "cpu"],
 )
-def test_out_of_memory_halves_the_windows_of_a_forward_pass_for_good(tmp_path, make_miner, error):
+def test_out_of_memory_halves_the_images_of_a_forward_pass_for_good(tmp_path, make_miner, error):
     load, logged = Cases("a", "b"), []
-    miner = make_miner((4, 4, 4), windows_per_forward=8)
+    miner = make_miner((4, 4, 4), images_per_forward=32)
     seen = fail_above(miner, 2 * len(RATES), error)
     mined = round_in(tmp_path / "short")
     mine_round(miner, load, ["a", "b"], mined, logged.append)
     assert [each // len(RATES) for each in seen] == [8, 4, *[2] * 12]  # 2 x 12 windows of 4³
     assert len(logged) == 3
-    assert "2 windows a forward pass now" in logged[1]
+    assert "8 images a forward pass now" in logged[1]
     whole = round_in(tmp_path / "whole")
-    mine_round(make_miner((4, 4, 4), windows_per_forward=2), load, ["a", "b"], whole, print)
+    mine_round(make_miner((4, 4, 4), images_per_forward=8), load, ["a", "b"], whole, print)
     for identifier, stack in read_stacks(mined, "ab").items():
         assert np.array_equal(stack, read_stacks(whole, "ab")[identifier])
 
 
-def test_out_of_memory_with_a_single_window_keeps_the_cases_before_and_says_what_to_do(
+def test_out_of_memory_with_a_single_image_keeps_the_cases_before_and_says_what_to_do(
     tmp_path, make_miner
 ):
     load, mined = Cases("a", "b"), round_in(tmp_path)
-    miner = make_miner((8, 8, 8), windows_per_forward=2)
+    miner = make_miner((8, 8, 8), images_per_forward=2)
     mine_round(miner, load, ["a"], mined, print)
     fail_above(miner, 0, torch.cuda.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(OutOfMemoryError, match=r"single window of \(8, 8, 8\) .* go on with --c"):
+    with pytest.raises(OutOfMemoryError, match=r"single image of \(8, 8, 8\) .* go on with --c"):
         mine_round(miner, load, ["a", "b"], mined, print)
     assert list(mined.find_finished(["a", "b"]).records) == ["a"]
 
@@ -678,7 +678,7 @@ def test_a_damaged_case_is_mined_again_with_a_warning(tmp_path, make_miner):
         assert np.array_equal(stack, before[identifier])
 
 
-def test_a_lack_of_memory_for_margins_halves_the_windows_too(tmp_path, make_miner, monkeypatch):
+def test_a_lack_of_memory_for_margins_halves_the_images_too(tmp_path, make_miner, monkeypatch):
     sizes, logged, measure_margins = [], [], mining.measure_margins
 
     def limited(reference, images, *others):
@@ -689,7 +689,7 @@ def test_a_lack_of_memory_for_margins_halves_the_windows_too(tmp_path, make_mine
         return measure_margins(reference, images, *others)
 
     load, mined = Cases("a", "b"), round_in(tmp_path / "short")
-    plenty = make_miner((4, 4, 4), windows_per_forward=2, reference="cached")
+    plenty = make_miner((4, 4, 4), images_per_forward=8, reference="cached")
     mine_round(plenty, load, ["a", "b"], round_in(tmp_path / "plenty"), print)
     monkeypatch.setattr(mining, "measure_margins", limited)
     mine_round(plenty, load, ["a", "b"], mined, logged.append)

@@ -104,9 +104,3 @@ def test_a_network_without_any_dice_says_nothing_about_rates(miner):
     wrong = lambda case: 1 - plain_prediction(miner, images)(case)  # noqa: E731
     assert find(miner, images, wrong, messages) == (0.0, 0.1, 0.2)  # those of training
     assert "rates of training" in messages[0]
-
-
-def test_fewer_rates_leave_room_for_more_windows(miner):
-    assert miner.windows_per_forward == 2  # 4 times a batch of 2, by 3 rates
-    assert with_rates(miner, (0.1,)).windows_per_forward == 6
-    assert with_rates(miner, (0.0, 0.1, 0.2)).windows_per_forward == 2

@@ -11,7 +11,6 @@ from nnunetv2_mapo.method.sampling import (
     NoiseSampler,
     ThresholdSampler,
     cut,
-    fit_windows_per_forward,
     full_resolution,
     make_sampler,
 )
@@ -35,7 +34,7 @@ def test_candidates_of_rate_zero_are_the_plain_predictions(make_network, num_dim
     expected = plain_label_map(network(windows), labels)
     dropout = StochasticDropout(network, 3)
     torch.manual_seed(0)
-    candidates = DropoutSampler((0.0, 0.4, 0.8), dropout).segment(network, windows, labels)
+    candidates = DropoutSampler((0.0, 0.4, 0.8), dropout).segment(network, windows, labels, 4)
     assert candidates.shape == (2, 3, *[8] * num_dimensions)
     assert candidates.dtype == torch.uint8
     # candidate 0 of window w is window w's: candidates of a window lie next to each other
@@ -53,7 +52,7 @@ def test_each_window_has_its_own_candidates(make_network):
     expected = network(windows).argmax(1)
     assert len({tuple(window.flatten().tolist()) for window in expected}) == 3
     dropout = StochasticDropout(network, 3)
-    candidates = DropoutSampler((0.0, 0.0), dropout).segment(network, windows, CLASSES)
+    candidates = DropoutSampler((0.0, 0.0), dropout).segment(network, windows, CLASSES, 4)
     for candidate in (0, 1):
         assert torch.equal(candidates[:, candidate].long(), expected)
 
@@ -68,24 +67,8 @@ def test_deep_supervision_gives_candidates_at_full_resolution(make_network):
     assert full_resolution(tuple(outputs)) is outputs[0]
     assert full_resolution(outputs[0]) is outputs[0]
     dropout = StochasticDropout(network, 3)
-    candidates = DropoutSampler((0.0,), dropout).segment(network, windows, CLASSES)
+    candidates = DropoutSampler((0.0,), dropout).segment(network, windows, CLASSES, 4)
     assert torch.equal(candidates[:, 0].long(), outputs[0].argmax(1))
-
-
-@pytest.mark.parametrize(
-    ("num_candidates", "batch_size", "num_windows"),
-    [
-        (7, 2, 1),  # 8 samples fit: one window of 7
-        (11, 12, 4),  # 48 samples fit: four windows of 11
-        (4, 1, 1),
-        (7, 1, 1),  # never none
-        (2, 2, 4),
-    ],
-)
-def test_a_forward_pass_holds_four_times_the_training_batch(
-    num_candidates, batch_size, num_windows
-):
-    assert fit_windows_per_forward(num_candidates, batch_size) == num_windows
 
 
 # Every sampler -----------------------------------------------------------------------------------
@@ -93,9 +76,12 @@ def test_a_forward_pass_holds_four_times_the_training_batch(
 
 @pytest.mark.parametrize("name", ["dropout", "threshold", "noise"])
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
+@pytest.mark.parametrize("images_per_forward", [1, 4, 100])  # of two windows, three candidates each
 @torch.inference_mode()
-def test_the_first_candidate_is_plain_and_the_others_differ(make_network, name, labels):
-    network = make_network()
+def test_the_first_candidate_is_plain_and_the_others_differ(
+    make_network, name, labels, images_per_forward
+):
+    network, seen = make_network(), []
     windows = torch.randn(2, 1, 16, 16)
     image, expected = windows.clone(), plain_label_map(network(windows), labels)
     config = MAPOConfig(
@@ -105,7 +91,10 @@ def test_the_first_candidate_is_plain_and_the_others_differ(make_network, name, 
         noise_sigmas=(0.0, 1.0, 2.0),
     )
     sampler = make_sampler(config, 2, StochasticDropout(network, 3), num_image_channels=1)
-    candidates = sampler.segment(network, windows, labels)
+    network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    candidates = sampler.segment(network, windows, labels, images_per_forward)
+    assert max(seen) <= images_per_forward
+    assert sum(seen) == 2 * sampler.num_passes
     assert candidates.shape == (2, 3, 16, 16)
     assert candidates.dtype == torch.uint8
     assert torch.equal(candidates[:, 0].long(), expected)
@@ -150,7 +139,7 @@ def test_threshold_one_half_is_argmax_also_where_logits_tie(num_heads):
 def test_a_higher_threshold_never_adds_foreground():
     sampler = ThresholdSampler(MAPOConfig().thresholds)
     logits = torch.randn(1, 3, 1000)
-    candidates = sampler.segment(torch.nn.Identity(), logits, CLASSES)
+    candidates = sampler.segment(torch.nn.Identity(), logits, CLASSES, 4)
     sizes = {
         threshold: int((candidate > 0).sum())
         for threshold, candidate in zip(sampler.values, candidates[0], strict=True)
@@ -170,7 +159,7 @@ def test_noise_has_its_standard_deviation_and_spares_the_previous_stage():
 
     windows = torch.randn(2, 3, 64, 64)  # two image channels, one of a previous stage
     torch.manual_seed(0)
-    NoiseSampler((0.0, 0.05, 0.5), 2).segment(network, windows, CLASSES)
+    NoiseSampler((0.0, 0.05, 0.5), 2).segment(network, windows, CLASSES, 6)
     (inputs,) = seen
     noise = (inputs - windows.repeat_interleave(3, 0)).view(2, 3, 3, 64, 64)
     assert torch.equal(noise[:, 0], torch.zeros(2, 3, 64, 64))

@@ -82,19 +82,19 @@ def test_output_heads_are_those_of_a_training(monkeypatch):
     assert [list(sites) for sites in found] == [["body"]]
 
 
-def test_fewer_windows_stay_fewer_for_the_cases_to_come(monkeypatch, capsys):
+def test_fewer_images_stay_fewer_for_the_cases_to_come(monkeypatch, capsys):
     tried, find_candidates = [], Miner.find_candidates
 
     def find_with_few(miner, image):
-        tried.append(miner.windows_per_forward)
-        if miner.windows_per_forward > 1:
+        tried.append(miner.images_per_forward)
+        if miner.images_per_forward > 1:
             raise torch.cuda.OutOfMemoryError
         return find_candidates(miner, image)
 
     monkeypatch.setattr(Miner, "find_candidates", find_with_few)
     assert list(look(make_model())) == ["a", "b"]
-    assert tried == [2, 1, 1]  # 4 times a batch of 1, by 2 rates
-    assert "mining ran out of memory: 1 windows a forward pass now" in capsys.readouterr().out
+    assert tried == [2, 1, 1]  # twice a batch of 1
+    assert "mining ran out of memory: 1 images a forward pass now" in capsys.readouterr().out
 
 
 def test_network_is_plain_again_afterwards_even_after_an_error(monkeypatch):
