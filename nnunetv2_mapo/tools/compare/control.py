@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.tools.compare import Method
-from nnunetv2_mapo.tools.history import History
+from nnunetv2_mapo.tools.history import History, has_no_pairs
 
 _DROPOUT = ("warmup_dropout", "rates_2d", "rates_3d", "granularity", "dropout_include",
             "dropout_exclude")  # fmt: skip
@@ -30,14 +30,15 @@ class Pair(NamedTuple):
 def choose_pairs(methods: Sequence[Method]) -> list[Pair]:
     """Comparisons of the methods; the first one is the primary.
 
-    It is of the last method with preferences (without any, of the last one) and its control, or
-    else the first other method. The others are compared with their control and with the first
-    method, the baseline.
+    It is of the last method that learnt from preferences (without any, of the last one that was
+    to, or else the last one) and its control, or else the first other method. The others are
+    compared with their control and with the first method, the baseline.
 
     Args:
         methods: Two or more.
     """
-    primary = ([each for each in methods if prefers(each)] or [*methods])[-1]
+    learnt, asked = ([each for each in methods if told(each)] for told in (prefers, wants_pairs))
+    primary = (learnt or asked or [*methods])[-1]
     pairs: dict[frozenset[str], Pair] = {}
     for method in (primary, *methods):
         others = [each for each in methods if each is not method]
@@ -51,6 +52,12 @@ def choose_pairs(methods: Sequence[Method]) -> list[Pair]:
 
 
 def prefers(method: Method) -> bool:
+    """Whether a method's training learnt from preferences; one that found no pair did not."""
+    known = [history for history in method.histories.values() if history is not None]
+    return wants_pairs(method) and not has_no_pairs(known)
+
+
+def wants_pairs(method: Method) -> bool:
     """Whether a method's training was to learn from preferences."""
     history = _any_history(method)
     if history is None or history.config is None:

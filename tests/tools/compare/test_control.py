@@ -20,6 +20,7 @@ CONTROL, CHOICES = f"{TUNED}_NoPreference", f"{MAPO}_Choices"
 TRAININGS = {
     STOCK: None,
     MAPO: PLAIN,
+    f"{MAPO}_Strict": replace(PLAIN, tau=0.9),
     f"{MAPO}_NoPreference": replace(PLAIN, num_rounds=0),
     TUNED: DROPOUT,
     CONTROL: replace(DROPOUT, num_rounds=0),
@@ -33,10 +34,11 @@ TRAININGS = {
 }
 
 
-def make_methods(tmp_path: Path, *trainers: str) -> list[Method]:
+def make_methods(tmp_path: Path, *trainers: str, without_pairs: str = "") -> list[Method]:
     folders = [tmp_path / f"{trainer}__nnUNetPlans__2d" for trainer in trainers]
     for trainer, folder in zip(trainers, folders, strict=True):
-        write_training(folder / "fold_0", TRAININGS[trainer], pairs=(3, 1))
+        pairs = (0, 0) if trainer == without_pairs else (3, 1)
+        write_training(folder / "fold_0", TRAININGS[trainer], pairs=pairs)
         write_metrics(folder / "fold_0" / "validation", RISING)
     return read_methods(folders)
 
@@ -62,6 +64,20 @@ def test_the_primary_comparison_is_of_preferences_with_their_control(tmp_path, t
     assert pairs[0] == expected[0]
     assert len({frozenset(pair) for pair in pairs}) == len(pairs)
     assert {frozenset(pair) for pair in pairs} >= {frozenset(pair) for pair in expected}
+
+
+@pytest.mark.parametrize("last", [f"{MAPO}_Strict", MAPO])
+def test_a_training_without_pairs_is_the_control_of_one_with_pairs(tmp_path, last):
+    trainers = sorted((MAPO, f"{MAPO}_Strict"), key=lambda each: each == last)
+    methods = make_methods(tmp_path, *trainers, without_pairs=f"{MAPO}_Strict")
+    assert choose_pairs(methods) == [Pair(MAPO, f"{MAPO}_Strict")]
+
+
+def test_alone_with_its_base_a_training_without_pairs_is_what_is_asked_about(tmp_path):
+    for trainers in ((STOCK, MAPO), (MAPO, STOCK)):
+        folder = tmp_path / trainers[0]
+        methods = make_methods(folder, *trainers, without_pairs=MAPO)
+        assert choose_pairs(methods) == [Pair(MAPO, STOCK)]
 
 
 def test_folders_of_segmentations_are_compared_with_the_first(tmp_path):
