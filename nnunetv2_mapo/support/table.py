@@ -72,6 +72,22 @@ def format_table(
     return "\n".join(lines)
 
 
+def stack_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns do not fit into a line as several ones, each with the first column."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    groups: list[list[int]] = [[]]
+    for place, width in enumerate(widths[1:], 1):
+        used = widths[0] + sum(2 + widths[each] for each in groups[-1])
+        if groups[-1] and used + 2 + width > WIDTH:
+            groups.append([])
+        groups[-1].append(place)
+    tables = (
+        [[row[place] for place in (0, *group)] for row in (header, *rows)] for group in groups
+    )
+    return "\n\n".join(format_table(first, others) for first, *others in tables)
+
+
 def _break(text: str, width: int) -> list[str]:
     """Lines of a cell: broken at spaces, and where that is not enough behind underscores."""
     spaced = text.replace("_", "_\0") if max(map(len, text.split())) > width else text

@@ -111,6 +111,8 @@ def run_report(arguments: argparse.Namespace) -> None:
         )
     except (ComparisonError, StoreError, WriteError) as error:
         raise CommandError(str(error)) from error
+    for name, value in outcome.tiles:
+        print(f"{name}: {value}")
     print(f"Written: {output}")
 
 

@@ -208,12 +208,13 @@ def test_what_is_no_model_folder_is_refused(
 
 
 def test_results_are_compared_with_another_training_and_the_model_may_be_named(
-    make_trainer: MakeTrainer,
+    make_trainer: MakeTrainer, capsys: Any
 ) -> None:
     stock, folder = train(make_trainer, STOCK), train(make_trainer, MAPO)
     model = ["-d", "990", "-c", "3d_fullres", "-tr", MAPO]
     assert main(["report", *model, "-f", "0", "--compare", str(stock)]) == 0
-    page = (folder / "report.html").read_text()
+    said, page = capsys.readouterr().out, (folder / "report.html").read_text()
+    assert re.search(rf"^Dice, {MAPO} minus {STOCK}: [+-]0\.\d\d\d, not shown$", said, re.M)
     assert "Dice and IoU only" in page
     titles = re.findall(r"<p><b>(\w+) case: case_\d, slice \d+ of 12</b></p>", page)
     assert titles == ["Best", "Worst"]  # of two cases

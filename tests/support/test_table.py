@@ -1,6 +1,13 @@
 from __future__ import annotations
 
-from nnunetv2_mapo.support.table import format_table, join_names, list_some, name_blocks
+from nnunetv2_mapo.support.table import (
+    WIDTH,
+    format_table,
+    join_names,
+    list_some,
+    name_blocks,
+    stack_table,
+)
 
 
 def test_table_aligns_names_left_and_numbers_right():
@@ -11,6 +18,16 @@ def test_table_aligns_names_left_and_numbers_right():
         "warm-up   0.5",
         "final    0.75",
     ]
+
+
+def test_columns_that_do_not_fit_into_a_line_go_on_below():
+    header, row = ["class", *(f"metric {n} [mm]" for n in range(9))], ["1", *map(str, range(9))]
+    first, second = stack_table(header, [row]).split("\n\n")
+    for table, cells in ((first, header[:7]), (second, ["class", *header[7:]])):
+        assert all(len(line) <= WIDTH for line in table.splitlines())
+        assert table.splitlines()[0].split("  ") == cells
+    assert second.splitlines()[-1].split() == ["1", "6", "7", "8"]
+    assert stack_table(header[:3], [row[:3]]) == format_table(header[:3], [row[:3]])
 
 
 def test_of_many_names_ten_are_listed():

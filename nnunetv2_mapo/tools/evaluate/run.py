@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.support.table import format_table, list_some
+from nnunetv2_mapo.support.table import list_some, stack_table
 from nnunetv2_mapo.tools.evaluate import (
     SUMMARY_JSON,
     Evaluation,
@@ -91,7 +91,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 def _report(evaluation: Evaluation, name: str, folder: Path) -> None:
     """Print the means of the folds `name`, if it is of folds, and write the metrics."""
     values, provenance = evaluation.values, evaluation.provenance
-    print(f"\n{name}\n{format_table(*tabulate_means(evaluation))}")
+    print(f"\n{name}\n{stack_table(*tabulate_means(evaluation))}")
     error = values["relative_volume_error"]
     if num_empty := int(((error == -1) | (error.isna() & values["Dice"].notna())).sum()):
         print(
