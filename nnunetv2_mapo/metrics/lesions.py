@@ -35,12 +35,16 @@ class LesionCounts(NamedTuple):
     @property
     def is_false(self) -> NDArray[np.bool_]:
         """Lesions of the prediction without a voxel in the truth, `(P,)`."""
-        return ~np.isin(np.arange(len(self.predicted)), self.shared[:, 0])
+        is_false = np.ones(len(self.predicted), bool)
+        is_false[self.shared[:, 0]] = False
+        return is_false
 
     @property
     def is_missed(self) -> NDArray[np.bool_]:
         """Lesions of the truth without a voxel in the prediction, `(T,)`."""
-        return ~np.isin(np.arange(len(self.target)), self.shared[:, 1])
+        is_missed = np.ones(len(self.target), bool)
+        is_missed[self.shared[:, 1]] = False
+        return is_missed
 
 
 class _Counted(NamedTuple):
@@ -70,14 +74,16 @@ class Lesions:
         """
         box = grow(change.box, self._prediction.shape, 1)
         before, after = crop(self._prediction, change, box)
-        stays = before.copy()  # what has a neighbour in the part's box
-        stays[inside(change.box, box)] = False
         local = find_components(after)
-        pairs = np.unique(np.stack((find_components(before)[stays], local[stays])), axis=1)
         touched, old = np.unique(self._predicted[box].astype(np.int64), return_inverse=True)
         if touched[0]:
             touched, old = np.append(0, touched), old + 1  # no background in the box
         touched = touched[1:]
+        if len(touched) == 1 and local.max() == 1:  # most parts move a border
+            return self._resize(int(touched[0]) - 1, box, before, after)
+        stays = before.copy()  # what has a neighbour in the part's box
+        stays[inside(change.box, box)] = False
+        pairs = np.unique(np.stack((find_components(before)[stays], local[stays])), axis=1)
         if len(np.unique(pairs[0])) == pairs.shape[1]:  # what was connected here still is
             new = self._follow(box, touched, old, local, stays)
         else:
@@ -87,6 +93,25 @@ class Lesions:
             mask &= (lesions == 0) | np.isin(lesions, touched)
             new = _count(find_components(mask), self._target[around])
         return self._replace(touched - 1, *new)
+
+    def _resize(self, number: int, box: Box, before: Mask, after: Mask) -> LesionCounts:
+        """Counts with another border of one lesion in a box, in which it is and stays alone."""
+        counts, is_new = self.counts, after & ~before
+        sizes, shared = counts.predicted.copy(), counts.shared
+        sizes[number] += int(after.sum()) - int(before.sum())
+        there = self._target[box]
+        size = len(counts.target) + 1
+        gain = np.bincount(there[is_new], minlength=size) - np.bincount(
+            there[before & ~after], minlength=size
+        )
+        if gain[1:].any():
+            is_own = shared[:, 0] == number
+            voxels = gain[1:]
+            voxels[shared[is_own, 1]] += shared[is_own, 2]
+            found = np.flatnonzero(voxels)
+            own = np.column_stack((np.full(len(found), number), found, voxels[found]))
+            shared = np.concatenate((shared[~is_own], own))
+        return counts._replace(predicted=sizes, shared=shared)
 
     def _follow(
         self,
