@@ -16,7 +16,7 @@ from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.pairing import MinedCase, PairFinder, make_finder
 from nnunetv2_mapo.method.reference import bind_reference, measure_margins
-from nnunetv2_mapo.method.sampling import CandidateSampler, fit_images_per_forward
+from nnunetv2_mapo.method.sampling import CandidateSampler
 from nnunetv2_mapo.method.volumes import Volume, make_compressed
 from nnunetv2_mapo.method.windows import (
     Index,
@@ -195,8 +195,9 @@ def make_miner(
     device: torch.device,
 ) -> Miner:
     """Miner for a configuration `plan` of nnU-Net; the other arguments as of `Miner`."""
-    # nnU-Net's global batch size: the pairs must not depend on the number of ranks
-    num_images = fit_images_per_forward(plan.batch_size)
+    # As many images as a training step has, for which there is memory (measured: memory.py). Those
+    # of nnU-Net's global batch: the pairs must not depend on the number of ranks.
+    num_images = plan.batch_size
     return Miner(network, sampler, make_finder(config, labels, plan), num_images, device)
 
 

@@ -47,14 +47,6 @@ def full_resolution(outputs: Any) -> Tensor:
     return logits
 
 
-def fit_images_per_forward(batch_size: int) -> int:
-    """Images that a forward pass without gradients may have where a training step has a batch.
-
-    An image needs about half of what it needs in a training step (`tests/benchmarks/memory.py`).
-    """
-    return 2 * batch_size
-
-
 @dataclass(frozen=True)
 class DropoutSampler(CandidateSampler):
     """Segments a window once for each dropout rate, the first 0."""

@@ -254,7 +254,7 @@ def test_windows_that_overlap_more_cover_the_case_with_more_passes(make_miner):
     assert not torch.equal(half[0], whole[0])
 
 
-def test_a_forward_pass_of_mining_has_two_training_batches(make_miner):
+def test_a_forward_pass_of_mining_has_a_training_batch(make_miner):
     made, plan = (
         make_miner((8, 8)),
         SimpleNamespace(patch_size=(8, 8), batch_size=2, spacing=[0.5, 2.0]),
@@ -262,7 +262,7 @@ def test_a_forward_pass_of_mining_has_two_training_batches(make_miner):
     config = MAPOConfig()
     miner = make_miner_by_settings(config, made.network, made.sampler, made.labels, plan, CPU)
     assert miner.config is config
-    assert miner.images_per_forward == 4
+    assert miner.images_per_forward == 2
 
 
 # A round ------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def make_model(granularity: str = "element", **dataset_json: object) -> TrainedM
         trainer_name="nnUNetTrainer_MAPO",
         configuration="2d",
         plans_manager=None,
-        configuration_manager=SimpleNamespace(patch_size=(8, 8), batch_size=1, spacing=(1.0, 1.0)),
+        configuration_manager=SimpleNamespace(patch_size=(8, 8), batch_size=2, spacing=(1.0, 1.0)),
         label_manager=None,
         dataset_json=dataset_json or {"channel_names": {"0": "MRI"}},
         folder=Path("Dataset001_One/nnUNetTrainer_MAPO__nnUNetPlans__2d"),
@@ -93,7 +93,7 @@ def test_fewer_images_stay_fewer_for_the_cases_to_come(monkeypatch, capsys):
 
     monkeypatch.setattr(Miner, "find_candidates", find_with_few)
     assert list(look(make_model())) == ["a", "b"]
-    assert tried == [2, 1, 1]  # twice a batch of 1
+    assert tried == [2, 1, 1]  # a batch of 2
     assert "mining ran out of memory: 1 images a forward pass now" in capsys.readouterr().out
 
 

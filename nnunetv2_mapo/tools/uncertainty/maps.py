@@ -24,7 +24,7 @@ from torch._dynamo import OptimizedModule
 from nnunetv2_mapo.method.cases import channels_of
 from nnunetv2_mapo.method.dropout import StochasticDropout
 from nnunetv2_mapo.method.labels import Labels
-from nnunetv2_mapo.method.sampling import fit_images_per_forward, full_resolution
+from nnunetv2_mapo.method.sampling import full_resolution
 from nnunetv2_mapo.support.device import within_memory
 from nnunetv2_mapo.tools.uncertainty.measures import Maps, predictive_entropy, vote_variance
 
@@ -111,7 +111,7 @@ def make_sampler(
     if isinstance(network, OptimizedModule):
         network = network._orig_mod  # what was compiled without hooks may not see them
     plan, num_channels = predictor.configuration_manager, len(channels_of(predictor.dataset_json))
-    size = fit_images_per_forward(plan.batch_size)
+    size = plan.batch_size  # a training step has so many images
     device = next(network.parameters()).device
     images = torch.zeros(1, num_channels, *plan.patch_size, device=device)
     sampler = copy(predictor)
