@@ -231,6 +231,6 @@ def test_a_broken_import_is_one_problem_with_its_error(monkeypatch, tmp_path):
         text=True,
         check=False,
     )
-    what = "PROBLEM  nnUNetv2_train would fail: OSError: libcudart.so"
-    assert f"{what}\n         {file}, line 1\n" in done.stdout
+    what = "PROBLEM nnUNetv2_train would fail: OSError: libcudart.so"
+    assert f"{what} {file}, line 1" in " ".join(done.stdout.split())
     assert done.returncode == 1
