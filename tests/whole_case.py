@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+from sklearn.metrics import f1_score
 
 from nnunetv2_mapo.method.selection import candidate_dice
 from nnunetv2_mapo.method.windows import find_windows, vote
@@ -59,3 +60,12 @@ def pair_regions(
             chosen[wins], rejected[wins] = better[wins], worse[wins]
     weight = np.maximum(1, np.rint(np.minimum(1, largest / tau) * 100)) * (largest > 0)
     return np.stack((chosen, rejected, weight)).astype(np.int16) * (largest > 0).any()
+
+
+def class_dice(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Independent of the package: scikit-learn's F1 of the foreground classes that are present."""
+    present = sorted(set(np.unique(prediction)) | set(np.unique(target)) - {0})
+    present = [label for label in present if label > 0]
+    if not present:
+        return 1.0
+    return f1_score(target.ravel(), prediction.ravel(), labels=present, average="macro")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.support.files import find_checkpoint, list_there
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DEVICES = ("cpu", "cuda", "mps")
@@ -62,7 +63,7 @@ def find_model(arguments: argparse.Namespace) -> None:
         model = folder / "__".join((arguments.trainer, arguments.plans, arguments.configuration))
     arguments.model = model.expanduser().resolve()
     if not arguments.model.is_dir():
-        near = _list(arguments.model.parent, "*__*__*")
+        near = list_there(arguments.model.parent, "*__*__*")
         message = f"There is no trained model {arguments.model}. {near}"
         raise CommandError(message)
 
@@ -73,17 +74,8 @@ def check_checkpoints(arguments: argparse.Namespace) -> None:
     Raises:
         CommandError: It names those that there are.
     """
-    folds = arguments.folds or [] if "folds" in arguments else [arguments.fold]
-    for fold in folds:
-        folder = arguments.model / f"fold_{fold}"
-        if not folder.is_dir():
-            near = _list(arguments.model, "fold_*")
-            message = f"Fold {fold} is not in {arguments.model}. {near} Name the fold with -f."
-            raise CommandError(message)
-        if not (folder / arguments.checkpoint).is_file():
-            near = _list(folder, "checkpoint_*.pth")
-            message = f"{folder / arguments.checkpoint} is missing. {near} Name another with -chk."
-            raise CommandError(message)
+    for fold in arguments.folds or [] if "folds" in arguments else [arguments.fold]:
+        find_checkpoint(arguments.model, fold, arguments.checkpoint)
 
 
 def _find_dataset(name: str) -> Path:
@@ -95,15 +87,11 @@ def _find_dataset(name: str) -> Path:
     number = f"Dataset{int(name):03d}_*" if name.isdecimal() else name
     found = [path for path in Path(results).glob(number) if path.is_dir()]
     if len(found) != 1:
-        message = f"-d {name} is not one data set in {results}. {_list(Path(results), 'Dataset*')}"
+        message = (
+            f"-d {name} is not one data set in {results}. {list_there(Path(results), 'Dataset*')}"
+        )
         raise CommandError(message)
     return found[0]
-
-
-def _list(folder: Path, pattern: str) -> str:
-    """What there is instead, in words."""
-    names = sorted(path.name for path in folder.glob(pattern))
-    return f"There is: {', '.join(names)}." if names else "There is none at all."
 
 
 def announce_imports(names: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, fingerprints that show damage, state dicts compared."""
+"""Files that appear complete or not at all, or are not there; fingerprints that show damage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_mapo.support.errors import MAPOError
+from nnunetv2_mapo.support.errors import CommandError, MAPOError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +25,30 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class WriteError(MAPOError, RuntimeError):
     """A file could not be written; the message says which, why, and how to go on."""
+
+
+def find_checkpoint(model: Path, fold: int | str, name: str) -> Path:
+    """Path of a checkpoint of a model's fold.
+
+    Raises:
+        CommandError: The fold or the checkpoint is missing; it names those that there are.
+    """
+    path = model / f"fold_{fold}" / name
+    if not path.parent.is_dir():
+        near = list_there(model, "fold_*")
+        message = f"Fold {fold} is not in {model}. {near} Name the fold with -f."
+        raise CommandError(message)
+    if not path.is_file():
+        near = list_there(path.parent, "checkpoint_*.pth")
+        message = f"{path} is missing. {near} Name another with -chk."
+        raise CommandError(message)
+    return path
+
+
+def list_there(folder: Path, pattern: str) -> str:
+    """What there is instead, in words."""
+    names = sorted(path.name for path in folder.glob(pattern))
+    return f"There is: {', '.join(names)}." if names else "There is none at all."
 
 
 @contextmanager

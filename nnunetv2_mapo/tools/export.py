@@ -27,11 +27,10 @@ from nnunetv2_mapo.guards.fine_tuning import find_base_trainer
 from nnunetv2_mapo.method.progress import register_keys
 from nnunetv2_mapo.support.device import choose_device
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.support.files import complete_or_absent
+from nnunetv2_mapo.support.files import complete_or_absent, find_checkpoint
 from nnunetv2_mapo.tools import stock_logits
 from nnunetv2_mapo.tools.models import (
     ModelError,
-    find_checkpoint,
     open_model,
     read_model,
 )

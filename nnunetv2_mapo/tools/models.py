@@ -24,6 +24,7 @@ from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.mining import Miner, make_miner
 from nnunetv2_mapo.method.sampling import make_sampler
 from nnunetv2_mapo.support.errors import CommandError
+from nnunetv2_mapo.support.files import find_checkpoint
 
 
 class ModelError(CommandError):
@@ -169,25 +170,3 @@ def load_folds(
                 "file as plans.json."
             )
             raise ModelError(message) from error
-
-
-def find_checkpoint(folder: Path, fold: int | str, checkpoint: str) -> Path:
-    """Path of a checkpoint of a model.
-
-    Raises:
-        ModelError: The fold or the checkpoint is missing.
-    """
-    path = folder / f"fold_{fold}" / checkpoint
-    if not path.parent.is_dir():
-        message = f"Fold {fold} is not in {folder}. {_list(folder, 'fold_*')}"
-        raise ModelError(message)
-    if not path.is_file():
-        message = f"{path} is missing. {_list(path.parent, 'checkpoint_*.pth')}"
-        raise ModelError(message)
-    return path
-
-
-def _list(folder: Path, pattern: str) -> str:
-    """What there is instead, in words."""
-    names = sorted(path.name for path in folder.glob(pattern))
-    return f"There is: {', '.join(names)}." if names else "There is none at all."

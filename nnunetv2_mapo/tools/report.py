@@ -23,7 +23,7 @@ from nnunetv2_mapo.method.store import MinedRound, StoreError, read_rounds
 from nnunetv2_mapo.method.summary import summarize_stored
 from nnunetv2_mapo.support.errors import CommandError, InputError
 from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.support.table import format_duration
+from nnunetv2_mapo.support.table import format_duration, wrap
 from nnunetv2_mapo.tools.compare import ComparisonError
 from nnunetv2_mapo.tools.figures import draw_curves, draw_dice_of_candidates
 from nnunetv2_mapo.tools.history import (
@@ -112,7 +112,7 @@ def run_report(arguments: argparse.Namespace) -> None:
     except (ComparisonError, StoreError, WriteError) as error:
         raise CommandError(str(error)) from error
     for name, value in outcome.tiles:
-        print(f"{name}: {value}")
+        print(wrap(f"{name}: {value}"))
     print(f"Written: {output}")
 
 

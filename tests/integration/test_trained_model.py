@@ -102,8 +102,8 @@ def test_previewed_trainer_and_its_control_train_by_the_printed_commands(
     monkeypatch.setenv("nnUNet_extTrainer", paths)
     commands = [shlex.split(line) for line in shown.splitlines() if "nnUNetv2_train" in line]
     trainers = [words[words.index("-tr") + 1] for words in commands]
-    recommended = ["nnUNetTrainerTiny_MAPO_Previewed", "nnUNetTrainerTiny"]
-    assert trainers in (recommended, ["nnUNetTrainerTiny_MAPO", "nnUNetTrainerTiny", *recommended])
+    control = "nnUNetTrainerTiny"
+    assert trainers == [f"{control}_MAPO", control, f"{control}_MAPO_Previewed", control]
     for command, dataset, configuration, fold, _, trainer in commands:
         assert (command, dataset) == ("nnUNetv2_train", DATASET)
         trained = make_trainer(trainer, configuration, fold=int(fold))

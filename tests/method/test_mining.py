@@ -68,15 +68,6 @@ def some_case(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
     return image, torch.randint(0, 3, shape, generator=rng).short()
 
 
-def class_dice(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Independent of the package: scikit-learn's F1 of the foreground classes that are present."""
-    present = sorted(set(np.unique(prediction)) | set(np.unique(target)) - {0})
-    present = [label for label in present if label > 0]
-    if not present:
-        return 1.0
-    return f1_score(target.ravel(), prediction.ravel(), labels=present, average="macro")
-
-
 # One case -----------------------------------------------------------------------------------------
 
 
@@ -124,7 +115,7 @@ def test_a_case_smaller_than_the_patch_is_padded_with_zeros(make_miner, shape, p
     plain = segment(miner, padded)[0][inside]
     samples = [...] if len(patch_size) == 3 else range(shape[0])
     for sample, record in zip(samples, mined.records, strict=True):
-        dice = class_dice(plain[sample].numpy(), segmentation[sample].numpy())
+        dice = whole_case.class_dice(plain[sample].numpy(), segmentation[sample].numpy())
         assert record.dice[0] == pytest.approx(dice, abs=1e-6)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import whole_case
-from sklearn.metrics import f1_score
 from torch import Tensor
 
 from nnunetv2_mapo.method import pairing
@@ -44,15 +43,6 @@ def some_case(shape, labels=CLASSES, seed=0, share=0.1) -> tuple[Tensor, Tensor]
     return torch.stack([plain, *(redraw(plain, share) for _ in range(3))]), truth
 
 
-def class_dice(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Independent of the package: scikit-learn's F1 of the foreground classes that are present."""
-    present = sorted(set(np.unique(prediction)) | set(np.unique(target)) - {0})
-    present = [label for label in present if label > 0]
-    if not present:
-        return 1.0
-    return f1_score(target.ravel(), prediction.ravel(), labels=present, average="macro")
-
-
 # Two candidates -----------------------------------------------------------------------------------
 
 
@@ -60,7 +50,7 @@ def class_dice(prediction: np.ndarray, target: np.ndarray) -> float:
 def test_a_3d_case_gives_one_pair_of_best_and_worst_candidate(seed):
     candidates, truth = some_case((10, 9, 12), seed=seed)
     found = finder_of((8, 8, 8)).find_pairs(candidates, truth)
-    dice = [class_dice(candidate.numpy(), truth.numpy()) for candidate in candidates]
+    dice = [whole_case.class_dice(candidate.numpy(), truth.numpy()) for candidate in candidates]
     (record,) = found.records
     assert record.dice == pytest.approx(dice, abs=1e-6)
     assert record.chosen == int(np.argmax(dice))
@@ -78,7 +68,7 @@ def test_a_2d_case_gives_one_record_and_one_pair_a_slice():
     assert found.preferences[0].shape == (12, 12, 9)
     assert len(found.records) == 12
     for plane, record in enumerate(found.records):
-        dice = [class_dice(c[plane].numpy(), truth[plane].numpy()) for c in candidates]
+        dice = [whole_case.class_dice(c[plane].numpy(), truth[plane].numpy()) for c in candidates]
         assert record.dice == pytest.approx(dice, abs=1e-6)
         assert np.array_equal(found.preferences[0][plane], candidates[np.argmax(dice), plane])
         assert np.array_equal(found.preferences[1][plane], candidates[np.argmin(dice), plane])
@@ -118,7 +108,7 @@ def test_ignored_voxels_neither_disagree_nor_count(patch_size):
         part = ... if len(patch_size) == 3 else sample
         counted = ~ignored[part]
         dice = [
-            class_dice(c[part][counted].numpy(), annotated[part][counted].numpy())
+            whole_case.class_dice(c[part][counted].numpy(), annotated[part][counted].numpy())
             for c in candidates
         ]
         assert record.dice == pytest.approx(dice, abs=1e-6)
@@ -144,7 +134,7 @@ def test_each_unit_chooses_its_own_pair(patch_size, unit):
     assert len(mined.records) == len(units)
     for place, record in zip(units, mined.records, strict=True):
         found = candidates[(slice(None), *place)].numpy()
-        dice = [class_dice(candidate, truth[place].numpy()) for candidate in found]
+        dice = [whole_case.class_dice(candidate, truth[place].numpy()) for candidate in found]
         assert record.dice == pytest.approx(dice, abs=1e-6)
         assert np.array_equal(mined.preferences[0][place], found[np.argmax(dice)])
         assert np.array_equal(mined.preferences[1][place], found[np.argmin(dice)])
@@ -177,7 +167,10 @@ def test_region_pairs_are_put_together_of_each_sample_s_candidates(patch_size, l
         assert record.has_pair
         if labels is CLASSES:
             truth = slab.target
-            expected = [class_dice(chosen, truth), class_dice(rejected, truth)]
+            expected = [
+                whole_case.class_dice(chosen, truth),
+                whole_case.class_dice(rejected, truth),
+            ]
             assert record.pair_dice == pytest.approx(expected, abs=1e-6)
         assert 0 <= record.num_preferred <= record.num_parts > 0
 

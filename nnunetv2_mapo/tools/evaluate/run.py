@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.files import WriteError
-from nnunetv2_mapo.support.table import list_some, stack_table
+from nnunetv2_mapo.support.table import list_some, stack_table, wrap
 from nnunetv2_mapo.tools.evaluate import (
     SUMMARY_JSON,
     Evaluation,
@@ -94,14 +94,16 @@ def _report(evaluation: Evaluation, name: str, folder: Path) -> None:
     print(f"\n{name}\n{stack_table(*tabulate_means(evaluation))}")
     error = values["relative_volume_error"]
     if num_empty := int(((error == -1) | (error.isna() & values["Dice"].notna())).sum()):
-        print(
+        told = (
             f"One mask is empty and the other is not {num_empty} times: Dice and NSD are 0 there, "
-            "ASD and HD95\nthe image's diagonal."
+            "ASD and HD95 the image's diagonal."
         )
-    print(
+        print(wrap(told))
+    told = (
         f"Surfaces: {provenance['implementation']}, distances in {provenance['unit']}; "
         f"NSD within {provenance['tolerance']}"
     )
+    print(wrap(told))
     _write(evaluation, folder)
 
 

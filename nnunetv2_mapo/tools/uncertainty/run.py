@@ -18,7 +18,8 @@ from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_split
 from nnunetv2_mapo.method.cases import channels_of, labels_of
 from nnunetv2_mapo.support.device import choose_device, seeded
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.tools.models import find_checkpoint, load_folds, read_model
+from nnunetv2_mapo.support.files import find_checkpoint
+from nnunetv2_mapo.tools.models import load_folds, read_model
 from nnunetv2_mapo.tools.uncertainty import FOLDER, USUAL_RATE
 from nnunetv2_mapo.tools.uncertainty.maps import (
     make_maps,

@@ -123,6 +123,7 @@ ARMS: dict[str, Arm | None] = {
     "kappa_half": Arm({"kappa": 0.5}),
     "regions": Arm(asked=("--regions",)),
     "mapo_10": Arm(asked=WRONG),
+    "chosen_label_10": Arm({"unlabelled": "chosen"}, asked=WRONG),
     "outlines_10": Arm({"unlabelled": "chosen"}, num_outlines=10),
     "outlines_30": Arm({"unlabelled": "chosen"}, num_outlines=30),
     "regions_10": Arm(asked=("--regions", *WRONG)),

@@ -56,7 +56,7 @@ CHOICES = (
     "wrong_too",
 )
 CHOSEN = ("control", "mapo", "pseudo_label", "chosen_label", "regions")
-WORTH = ("mapo_10", "regions_10", "outlines_10", "outlines_30")
+WORTH = ("mapo_10", "regions_10", "outlines_10", "outlines_30", "chosen_label_10")
 RANKED = {  # data set -> trainer by its metric, and the plain loss that claims the same
     "Nuclei": ("mapo_lesion_f1", "loss_blob"),
     "Vessels": ("mapo_cldice", "loss_cldice"),
