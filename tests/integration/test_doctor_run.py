@@ -70,7 +70,7 @@ def test_a_sane_environment_is_ready_and_names_the_command_and_nothing_is_left(
     assert "fold 0: 4 training and 2 validation cases; a training begins" in said
     assert "checkpoints and preferences usually need less than" in said
     assert re.search(r"mining takes about [\d.]+ s a case \(case_\d, untrained\)", said)
-    assert "about 1.02 times the stock trainer's, peak memory 1.13 times" in said
+    assert "about 1.02 times the stock trainer's, peak memory 1.04 times" in said
     assert f"{TRAINER}(MAPOTrainer, nnUNetTrainerTiny)" in out
     assert list_files(boxes) == before
 

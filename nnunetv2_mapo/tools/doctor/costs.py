@@ -23,7 +23,7 @@ from nnunetv2_mapo.tools.doctor.checks import NOTE, OK, Finding
 # Measured: a step with pairs / the stock trainer's, see docs/reference/benchmarks.md; with the
 # reference as a second network, and without.
 _STEP_FACTORS = {True: 1.3, False: 1.02}
-_MEMORY_FACTORS = {2: 1.08, 3: 1.13}  # the same of a training's peak memory, by dimensions
+_MEMORY_FACTORS = {2: 1.08, 3: 1.04}  # the same of a training's peak memory, by dimensions
 _NUM_TIMED = 3  # forward passes of which the median counts
 # Threads that wait without spinning leave busy cores to those that compute. Not OMP_THREAD_LIMIT:
 # PyTorch's convolutions wait for ever for the threads that it withholds.
