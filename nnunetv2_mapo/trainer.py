@@ -7,7 +7,6 @@ trainer's own network, loss, optimiser, augmentation and training step stay what
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -63,6 +62,7 @@ from nnunetv2_mapo.method.progress import (
     plot_progress,
     register_keys,
     round_values,
+    say_next,
     step_means,
 )
 from nnunetv2_mapo.method.rates import find_rates, with_rates
@@ -499,19 +499,12 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         log_metric(self.logger, value, self.current_epoch)
 
     def perform_actual_validation(self, *args: Any, **kwargs: Any) -> None:
-        """The base trainer's validation; the log ends with what a training without pairs is."""
+        """The base trainer's validation; the log ends with the command that comes next."""
         super().perform_actual_validation(*args, **kwargs)
-        logged = self.logger.local_logger.my_fantastic_logging
-        if not self.mapo.learns_unlabelled and are_none(find_pairs(logged, self.schedule.stages)):
-            preview = shlex.join(
-                ["nnUNetv2_mapo", "preview", "-d", self.plans_manager.dataset_name,
-                 "-c", self.configuration_name, "-f", str(self.fold), "-tr", type(self).__name__,
-                 "-p", self.plans_manager.plans_name]
-            )  # fmt: skip
-            self._log(
-                "WARNING: no round had a pair, so this training is a CONTROL: it cannot show what "
-                f"preferences do. To see at which settings there are pairs: {preview}"
-            )
+        if self.mapo.num_rounds and self.mapo.has_preferences:
+            logged = self.logger.local_logger.my_fantastic_logging
+            has_pairs = not are_none(find_pairs(logged, self.schedule.stages))
+            self._log(say_next(self, has_pairs=has_pairs or self.mapo.learns_unlabelled))
 
     def on_epoch_end(self) -> None:
         """Draw `progress_mapo.png` besides nnU-Net's `progress.png`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,6 +139,28 @@ def find_pairs(logged: Mapping[str, Sequence[Any]], stages: Sequence[Stage]) -> 
 def are_none(rounds: Sequence[MinedPairs]) -> bool:
     """Whether rounds were mined, and nothing was found in any of them."""
     return bool(rounds) and all(mined.num_pairs == 0 for mined in rounds)
+
+
+def say_next(trainer: Any, *, has_pairs: bool) -> str:
+    """What a finished training is, and the command that comes next.
+
+    A comparison with the base trainer names the control where that is another one.
+    """
+    model = Path(trainer.output_folder_base)
+    names = type(trainer).__name__, *model.name.split("__")[1:]
+    if has_pairs:
+        base = model.with_name("__".join([names[0].partition("_MAPO")[0], *names[1:]]))
+        compare = shlex.join(["nnUNetv2_mapo", "compare", str(base), str(model)])
+        return f"did preferences help? Once the control is trained as well: {compare}"
+    preview = shlex.join(
+        ["nnUNetv2_mapo", "preview", "-d", trainer.plans_manager.dataset_name,
+         "-c", trainer.configuration_name, "-f", str(trainer.fold), "-tr", names[0],
+         "-p", trainer.plans_manager.plans_name]
+    )  # fmt: skip
+    return (
+        "WARNING: no round had a pair, so this training is a CONTROL: it cannot show what "
+        f"preferences do. To see at which settings there are pairs: {preview}"
+    )
 
 
 def estimate_left(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -109,6 +110,15 @@ def say_train(
     words = ["nnUNetv2_train", dataset, configuration, str(fold), "-tr", trainer]
     words += ["-p", plans] if plans != "nnUNetPlans" else []
     return shlex.join([*words, *(["-device", device] if device not in ("", "cuda") else [])])
+
+
+def trained_on(model: Path) -> str:
+    """Kind of device that a model's last fold was trained on by `debug.json`; empty if unknown."""
+    debug = max(model.glob("fold_*/debug.json"), default=model)
+    try:
+        return str(json.loads(debug.read_text(encoding="utf-8"))["device"]).partition(":")[0]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def find_command(name: str) -> str:

@@ -22,7 +22,7 @@ from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.table import format_table, wrap
 from nnunetv2_mapo.tools.models import TrainedModel, open_miner, open_model
-from nnunetv2_mapo.tools.nnunet import say_train
+from nnunetv2_mapo.tools.nnunet import say_train, trained_on
 from nnunetv2_mapo.tools.recommendation import (
     ENOUGH_PAIRS,
     CandidateDice,
@@ -242,9 +242,10 @@ class Preview:
         """
         model = self.model
         dataset, plans = model.folder.parent.name, model.folder.name.split("__")[1]
+        device = trained_on(model.folder)
         base = model.trainer_name.partition("_MAPO")[0]
         return [
-            "  " + say_train(dataset, model.configuration, model.fold, trainer, plans)
+            "  " + say_train(dataset, model.configuration, model.fold, trainer, plans, device)
             for trainer in (f"{base}{variant}", base)
         ]
 

@@ -74,6 +74,9 @@ def test_ranks_agree_on_the_quantile_and_on_the_moving_average(boxes: Path, tmp_
     assert 0 < num_pairs < len(gaps)
     assert first["weights"] == second["weights"]
     assert first["reference"] == second["reference"] != first["weights"]
+    measured = first["logged"]["validation/metric"]
+    assert measured == second["logged"]["validation/metric"]
+    assert all(0 <= value <= 1 for value in measured)
 
 
 def test_ranks_take_the_rates_that_the_first_one_found(boxes: Path, tmp_path: Path) -> None:

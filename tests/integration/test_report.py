@@ -131,6 +131,8 @@ def test_a_training_without_pairs_is_a_control_in_its_log_and_its_page(
     other = train(make_trainer, MAPO)
     [log] = (other / "fold_0").glob("training_log*.txt")
     assert "CONTROL" not in log.read_text()
+    compare = f"nnUNetv2_mapo compare {other.with_name(other.name.replace(MAPO, STOCK))} {other}"
+    assert log.read_text().rstrip().endswith(compare)
     assert 'class="alarm"' not in report(other)
 
 

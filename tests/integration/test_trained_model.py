@@ -104,8 +104,9 @@ def test_previewed_trainer_and_its_control_train_by_the_printed_commands(
     trainers = [words[words.index("-tr") + 1] for words in commands]
     control = "nnUNetTrainerTiny"
     assert trainers == [f"{control}_MAPO", control, f"{control}_MAPO_Previewed", control]
-    for command, dataset, configuration, fold, _, trainer in commands:
+    for command, dataset, configuration, fold, _, trainer, *device in commands:
         assert (command, dataset) == ("nnUNetv2_train", DATASET)
+        assert device == ["-device", "cpu"]  # what the model was trained on
         trained = make_trainer(trainer, configuration, fold=int(fold))
         trained.num_epochs, trained.num_iterations_per_epoch = 2, 1
         trained.run_training()

@@ -17,7 +17,7 @@ from nnunetv2_mapo.tools.compare.control import Pair, list_mixed, name_control, 
 from nnunetv2_mapo.tools.compare.statistics import FEW_CASES, LEVEL, NOT_SHOWN
 from nnunetv2_mapo.tools.history import History, describe_pairs, has_no_pairs
 from nnunetv2_mapo.tools.metrics import METRICS
-from nnunetv2_mapo.tools.nnunet import say_train
+from nnunetv2_mapo.tools.nnunet import say_train, trained_on
 
 NUM_FOLDS = 5  # of nnU-Net's cross-validation
 
@@ -176,7 +176,8 @@ def _preview(method: Method, history: History) -> str:
 
 def _train(method: Method, fold: str, trainer: str | None = None) -> str:
     dataset, own, plans, configuration = _names(method)
-    return say_train(dataset, configuration, fold, trainer or own, plans)
+    names = (dataset, configuration, fold, trainer or own, plans)
+    return say_train(*names, trained_on(method.folder))
 
 
 def _go_on(method: Method, control: Method) -> str:

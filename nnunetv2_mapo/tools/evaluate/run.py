@@ -41,7 +41,7 @@ from nnunetv2_mapo.tools.evaluate.case_metrics import (
     make_task,
 )
 from nnunetv2_mapo.tools.metrics import GROUPS
-from nnunetv2_mapo.tools.nnunet import say_train
+from nnunetv2_mapo.tools.nnunet import say_train, trained_on
 
 FOLD_ALL = "fold_all"  # validates on its training cases
 
@@ -160,7 +160,8 @@ def _say_finish(model: Path, fold: str) -> str:
     trainer, plans, configuration = (*folder.name.split("__"), "PLANS", "CONFIGURATION")[:3]
     number = fold.removeprefix("fold_")
     option = "--val" if (model / fold / "checkpoint_final.pth").is_file() else "--c"
-    return f"{say_train(folder.parent.name, configuration, number, trainer, plans)} {option}"
+    names = (folder.parent.name, configuration, number, trainer, plans)
+    return f"{say_train(*names, trained_on(model))} {option}"
 
 
 def evaluate_folder(

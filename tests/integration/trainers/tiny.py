@@ -97,6 +97,7 @@ class nnUNetTrainer_MAPO_tinyaverage(nnUNetTrainer_MAPO):
         reference="network",
         reference_update="average",
         reference_decay=0.5,
+        best_by="metric",
     )
 
 

@@ -422,8 +422,10 @@ def test_a_fold_without_finished_validation_is_left_out_only_if_asked(model, cap
     command = f"  nnUNetv2_train {dataset} {model_name[2]} 1 -tr {model_name[0]}"
     assert f"{command} --c\n" in error  # nnU-Net refuses --val before the training is finished
     (model / "fold_1" / "checkpoint_final.pth").touch()
+    (model / "fold_0" / "debug.json").write_text("no JSON")
+    (model / "fold_1" / "debug.json").write_text('{"device": "cpu"}')
     assert main(["evaluate", str(model), "-np", "1"]) == 1
-    assert f"{command} --val\n" in capsys.readouterr().err
+    assert f"{command} -device cpu --val\n" in capsys.readouterr().err
     assert main(["evaluate", str(model), "-np", "1", "--chill"]) == 0
     assert capsys.readouterr().out.count("\nSurfaces: ") == 1  # the fold is the whole, too
     assert read_evaluation(model).cases == ["case_0", "case_1"]
