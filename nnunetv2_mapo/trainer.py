@@ -399,7 +399,9 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if self._begun.round:
             start.check_pairs(self._round(self._begun.round))
         if self.local_rank == 0:
-            start.clear_folder(self._folder, is_new=not (self.current_epoch or self._begun.round))
+            is_new = not (self.current_epoch or self._begun.round)
+            if place := start.clear_folder(self._folder, is_new=is_new):
+                self._log(f"NOTICE: what an earlier training left here is now in {place}")
 
     def _check_metric(self, training: Any, validation: Any) -> None:
         """Hold the metric against its contract; fix the patches that it is to be measured on."""
@@ -617,7 +619,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             self._barrier()  # every rank has looked before the first one writes
             if self.local_rank == 0:
                 write_reference(path, weights)
-        return weights
+        return {name: weight.to(self.device) for name, weight in weights.items()}
 
     # What they share ------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import distributed as dist
 
 from nnunetv2_mapo.guards.base_checkpoint import compare_plans, have_same_heads
 from nnunetv2_mapo.guards.known_cases import KnownCases
@@ -26,6 +25,7 @@ from nnunetv2_mapo.method.choices import (
     read_answers,
     read_model,
 )
+from nnunetv2_mapo.method.rounds import Ranks
 from nnunetv2_mapo.method.store import Round
 from nnunetv2_mapo.method.unlabelled import FOLDER, UnlabelledImages, open_images, settle
 from nnunetv2_mapo.support.files import hash_array, hash_json
@@ -91,8 +91,7 @@ def learn_from_choices(trainer: Any, validation: Any, folder: Path) -> Unlabelle
             images = settle(
                 choices.dataset, choices.answers, use, stacks, trainer.labels, patch_size
             )
-        if trainer.is_ddp:
-            dist.barrier()
+        Ranks.find().gather(None)
     require_images(choices, images)
     num_images = len(choices.dataset.identifiers)
     trainer.print_to_log_file(f"MAPO: {choices}; {len(images)} of {num_images} images are used")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
 import socket
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -154,13 +154,28 @@ def lock_folder(folder: Path) -> None:
     _held[os.getpid(), path] = file
 
 
-def clear_folder(folder: Path, *, is_new: bool) -> None:
-    """Remove what killed writers left, and before a new start the preferences of an earlier one."""
-    if is_new:
-        shutil.rmtree(folder / PREFERENCES, ignore_errors=True)
-        (folder / REFERENCE).unlink(missing_ok=True)
+def clear_folder(folder: Path, *, is_new: bool) -> Path | None:
+    """Remove what killed writers left, and before a new start set an earlier training aside.
+
+    Of that nothing is lost, and nothing is taken for the new one's: `--c` would go on with the
+    earlier one's final checkpoint, and its validation be compared.
+
+    Returns:
+        Folder in which the earlier training is now; None if there was none.
+    """
     for leftover in folder.rglob(f"*{UNFINISHED}"):
         leftover.unlink()
+    names = (PREFERENCES, REFERENCE, "validation")
+    earlier = [*folder.glob("checkpoint_*.pth"), *(folder / name for name in names)]
+    earlier = [path for path in earlier if path.exists()]
+    if not (is_new and earlier):
+        return None
+    numbers = itertools.count(1)
+    place = next(path for n in numbers if not (path := folder / f"earlier_{n}").exists())
+    place.mkdir()
+    for path in earlier:
+        path.rename(place / path.name)
+    return place
 
 
 def check_settings(trainer: str, settings: MAPOConfig, earlier: dict[str, Any] | None) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from datetime import timedelta
+from functools import cache, partial
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
@@ -55,17 +56,18 @@ class Ranks:
         if self.size == 1:
             return [part]
         parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, part)
+        dist.all_gather_object(parts, part, _waiting_group(dist.group.WORLD))
         return parts
-
-    def meet(self, place: int, num_cases: int) -> None:
-        """Wait at some cases of this rank's share, so often that the backend's time is never up."""
-        if place % 20 == 0 and place < num_cases // self.size:
-            self.gather(None)
 
     def share(self, work: Sequence[T]) -> Sequence[T]:
         """Cases, or other work, of this one."""
         return work[self.rank :: self.size]
+
+
+@cache
+def _waiting_group(_world: Any) -> Any:
+    """All ranks, which wait as long as a round may take; NCCL would give up after minutes."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=2))
 
 
 def settle_values(mined: Round, find: Callable[[], Sequence[float]]) -> tuple[float, ...]:
@@ -124,8 +126,7 @@ def mine_round(
     if config.tau_quantile is not None:
         tau = quantile_tau(found, config.tau_quantile)
         kept = {}
-        for place, identifier in enumerate(ranks.share(identifiers)):
-            ranks.meet(place, len(identifiers))
+        for identifier in ranks.share(identifiers):
             kept[identifier] = _drop_small_gaps(mined, identifier, found[identifier], miner, tau)
         found |= _merge(ranks.gather(kept))
     records = {identifier: found[identifier] for identifier in identifiers}
@@ -165,10 +166,9 @@ def _mine_cases(
     ):
         opened, num_pairs = None, 0  # no more than one case, for the memory
         try:
-            for place, (identifier, volumes) in enumerate(progress):
+            for identifier, volumes in progress:
                 image, segmentation = volumes
                 volumes.clear()  # what was read of an image stays in memory while it is open
-                ranks.meet(place, len(missing))
                 miner, candidates = mine_within_memory(
                     miner, partial(Miner.find_candidates, image=image),
                     f"{miner.config.seed}/{mined.origin['round']}/{identifier}", log,
@@ -237,7 +237,7 @@ def _drop_small_gaps(
 ) -> list[SampleRecord]:
     """Take the pairs off a case whose gap is below τ; a case without any stays as it is."""
     kept = [
-        replace(each, rejected=None, num_disagreeing=0) if each.gap < tau else each
+        replace(each, rejected=None, num_disagreeing=0) if each.pair_gap < tau else each
         for each in records
     ]
     if kept != records:

@@ -80,8 +80,18 @@ class SampleRecord:
     @property
     def gap(self) -> float:
         """Gap between the best and the worst candidate, by the metric that ranks two of them."""
-        values = self.dice if self.scores is None or self.pair_dice else self.scores
-        return max(values) - min(values)
+        return max(self._values) - min(self._values)
+
+    @property
+    def pair_gap(self) -> float:
+        """The same between the two candidates that are the pair, which τ has a limit of; or 0."""
+        if self.rejected is None:
+            return 0.0
+        return self._values[self.chosen] - self._values[self.rejected]
+
+    @property
+    def _values(self) -> list[float]:
+        return self.dice if self.scores is None or self.pair_dice else self.scores
 
 
 class Finished(NamedTuple):

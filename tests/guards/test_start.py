@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nnunetv2_mapo.guards.start import InUseError, lock_folder
+from nnunetv2_mapo.guards.start import InUseError, clear_folder, lock_folder
 
 HOLD = """
 import os, sys, time
@@ -61,6 +61,20 @@ def test_other_folders_are_free(tmp_path):
     with process:
         lock_folder(tmp_path / "b")
         process.kill()
+
+
+def test_an_earlier_training_is_set_aside_and_not_taken_for_the_new_one(tmp_path):
+    files = ["checkpoint_final.pth", "reference.pth", "validation/summary.json"]
+    for number in (1, 2):
+        for name in files:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(str(number))
+        assert clear_folder(tmp_path, is_new=False) is None
+        assert clear_folder(tmp_path, is_new=True) == tmp_path / f"earlier_{number}"
+        assert clear_folder(tmp_path, is_new=True) is None
+    for number in (1, 2):
+        for name in files:
+            assert (tmp_path / f"earlier_{number}" / name).read_text() == str(number)
 
 
 def test_the_same_process_may_begin_again(tmp_path):

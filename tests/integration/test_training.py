@@ -406,6 +406,14 @@ def test_a_missing_reference_is_restored_or_replaced_and_said_so(make_trainer: M
     assert (Path(trainer.output_folder) / "reference.pth").is_file()
 
 
+def test_a_restored_reference_is_on_the_device(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    stop_in_epoch(trainer, epoch=3)
+    (Path(trainer.output_folder) / "reference.pth").unlink()
+    trainer.device = torch.device("meta")  # any other than that of the file
+    assert {weight.device.type for weight in trainer._read_reference().values()} == {"meta"}
+
+
 def test_a_reference_that_was_not_written_any_more_is_the_policy_of_its_round(
     make_trainer: MakeTrainer,
 ) -> None:

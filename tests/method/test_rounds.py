@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from miners import CPU, RATES, fail_above, some_case, units_of, with_settings
-from torch import Tensor
+from torch import Tensor, multiprocessing
+from torch import distributed as dist
 
 from nnunetv2_mapo.method import mining, rounds, store
 from nnunetv2_mapo.method.config import MAPOConfig
@@ -18,7 +22,7 @@ from nnunetv2_mapo.method.examples import choose_samples
 from nnunetv2_mapo.method.mining import Miner
 from nnunetv2_mapo.method.pairing import PairFinder
 from nnunetv2_mapo.method.rounds import Ranks, draw_cases, mine_round, thin_out_earlier
-from nnunetv2_mapo.method.store import Round, read_round
+from nnunetv2_mapo.method.store import Round, SampleRecord, read_round
 from nnunetv2_mapo.support.device import OutOfMemoryError, seeded
 
 
@@ -241,6 +245,19 @@ def test_an_error_in_finding_pairs_ends_the_round(tmp_path, make_miner, monkeypa
             mine_round(make_miner((8, 8, 8)), Cases(*cases), list(cases), round_in(tmp_path), print)
 
 
+def wait_for_the_first_rank(rank: int, folder: Path) -> None:
+    rendezvous = f"file://{folder}/rendezvous"
+    most = timedelta(seconds=2)
+    dist.init_process_group("gloo", rendezvous, rank=rank, world_size=2, timeout=most)
+    values = rounds.settle_values(round_in(folder / "round"), lambda: time.sleep(4) or (0.0, 0.1))
+    assert values == (0.0, 0.1)
+    dist.destroy_process_group()
+
+
+def test_ranks_wait_longer_for_each_other_than_the_backend_would(tmp_path):
+    multiprocessing.spawn(wait_for_the_first_rank, (tmp_path,), nprocs=2)
+
+
 # Some of the cases --------------------------------------------------------------------------------
 
 
@@ -325,6 +342,24 @@ def test_with_a_quantile_the_samples_with_the_largest_gaps_keep_their_pairs(
     manifest = json.loads((mined.folder / "manifest.json").read_text())
     rejected = [s["rejected"] for case in manifest["cases"].values() for s in case["samples"]]
     assert sum(each is not None for each in rejected) == summary.num_pairs
+
+
+def test_with_a_quantile_the_gap_that_counts_is_that_of_the_pair():
+    """A limit from above can make a pair of others than the best and the worst."""
+    record = SampleRecord([0.9, 0.89, 0.2], chosen=0, rejected=1, num_disagreeing=9, num_voxels=99)
+    assert record.pair_gap == pytest.approx(0.01)
+    assert record.gap == pytest.approx(0.7)
+    assert replace(record, rejected=None).pair_gap == 0
+    assert replace(record, scores=[0.5, 0.1, 0.9]).pair_gap == pytest.approx(0.4)
+
+
+def test_a_pair_below_the_quantile_is_dropped_whatever_the_others_differ_by(tmp_path, make_miner):
+    miner = make_miner((8, 8, 8), tau_quantile=0.5, tau_max=1e-3, **units_of("slice"))
+    mined = round_in(tmp_path)
+    summary = mine_round(miner, Cases(*"abcd"), list("abcd"), mined, print)
+    records = mined.find_finished("abcd").records.values()
+    gaps = [record.pair_gap for case in records for record in case if record.has_pair]
+    assert all(gap >= summary.tau for gap in gaps)
 
 
 def test_a_round_that_was_stopped_while_pairs_were_dropped_ends_the_same(
