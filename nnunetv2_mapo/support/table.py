@@ -102,8 +102,9 @@ def wrap(text: str, width: int = WIDTH) -> str:
 
 def wrap_commands(text: str) -> str:
     """Indented commands, one on each line of the text; a long one goes on behind a backslash."""
-    commands = [_wrap(f"  {line}", WIDTH - 2, "    ") for line in text.splitlines()]
-    return "\n".join(" \\\n".join(lines) for lines in commands)
+    whole = re.sub(r"'[^']*'", lambda quoted: quoted[0].replace(" ", "\0"), text)
+    commands = [_wrap(f"  {line}", WIDTH - 2, "    ") for line in whole.splitlines()]
+    return "\n".join(" \\\n".join(lines) for lines in commands).replace("\0", " ")
 
 
 def _wrap(text: str, width: int, indent: str = "") -> list[str]:

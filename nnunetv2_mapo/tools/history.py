@@ -44,6 +44,7 @@ class History:
         config: Settings of MAPO, as of `MAPOConfig.to_dict`; None without MAPO.
         begun: Epoch in which each round that has begun did so.
         choices: Experts' choices that were learnt from, as of `guards.choices`; None without.
+        base: Hash of the weights that a fine-tuning started from; None without.
     """
 
     checkpoint: Path
@@ -57,6 +58,7 @@ class History:
     config: dict[str, Any] | None
     begun: tuple[int, ...] = ()
     choices: dict[str, Any] | None = None
+    base: str | None = None
 
     @property
     def fold(self) -> str:
@@ -100,7 +102,7 @@ def read_history(fold: Path) -> History:
     starts, ends = logged["epoch_start_timestamps"], logged["epoch_end_timestamps"]
     plans = PlansManager(origin["plans"]).get_configuration(origin["configuration"])
     logs, mapo = _read_logs(fold), checkpoint.get("mapo", {})
-    return History(
+    history = History(
         checkpoint=path,
         num_epochs=max(_planned_epochs(fold), len(ends)),
         num_epochs_done=len(ends),
@@ -112,7 +114,14 @@ def read_history(fold: Path) -> History:
         config=mapo.get("config"),
         begun=tuple(mapo.get("begun", {}).get("first_epochs", ())),
         choices=mapo.get("choices"),
+        base=(mapo.get("base") or {}).get("weights"),
     )
+    try:
+        _ = history.stages
+    except ValueError as error:  # only its best checkpoint is there, and that does not say how long
+        message = f"{path} does not say how long the training is: {error}"
+        raise HistoryError(message) from error
+    return history
 
 
 def _latest_checkpoint(fold: Path) -> Path:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -101,24 +99,6 @@ class NNUNet:
             )
             raise CommandError(message)
         print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def say_train(
-    dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, device: str = ""
-) -> str:
-    """Command that trains; without a device on nnU-Net's default, a GPU."""
-    words = ["nnUNetv2_train", dataset, configuration, str(fold), "-tr", trainer]
-    words += ["-p", plans] if plans != "nnUNetPlans" else []
-    return shlex.join([*words, *(["-device", device] if device not in ("", "cuda") else [])])
-
-
-def trained_on(model: Path) -> str:
-    """Kind of device that a model's last fold was trained on by `debug.json`; empty if unknown."""
-    debug = max(model.glob("fold_*/debug.json"), default=model)
-    try:
-        return str(json.loads(debug.read_text(encoding="utf-8"))["device"]).partition(":")[0]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def find_command(name: str) -> str:

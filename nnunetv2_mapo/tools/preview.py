@@ -22,7 +22,6 @@ from nnunetv2_mapo.support.device import OutOfMemoryError, choose_device
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.table import format_table, wrap
 from nnunetv2_mapo.tools.models import TrainedModel, open_miner, open_model
-from nnunetv2_mapo.tools.nnunet import say_train, trained_on
 from nnunetv2_mapo.tools.recommendation import (
     ENOUGH_PAIRS,
     CandidateDice,
@@ -30,6 +29,7 @@ from nnunetv2_mapo.tools.recommendation import (
     format_trainer,
     recommend,
 )
+from nnunetv2_mapo.tools.train_command import name_of, say_finish
 from nnunetv2_mapo.tools.trainers import open_training_cases
 
 CASE_TAU = 0.1  # at which two candidates make a pair, see docs/how-to/preview.md
@@ -238,16 +238,17 @@ class Preview:
     def _say_train(self, variant: str) -> list[str]:
         """Commands that train a variant of the model's base trainer, and the control of that.
 
-        The control is the base trainer itself: these variants have no dropout in training.
+        The control is the base trainer itself: these variants have no dropout in training. What is
+        trained already is not trained again.
         """
-        model = self.model
-        dataset, plans = model.folder.parent.name, model.folder.name.split("__")[1]
-        device = trained_on(model.folder)
+        model, lines = self.model, []
+        if (name := name_of(model.folder)) is None:
+            return []
         base = model.trainer_name.partition("_MAPO")[0]
-        return [
-            "  " + say_train(dataset, model.configuration, model.fold, trainer, plans, device)
-            for trainer in (f"{base}{variant}", base)
-        ]
+        for trainer in (f"{base}{variant}", base):
+            command = say_finish(model.folder, name._replace(trainer=trainer), model.fold)
+            lines.append(f"  {command}" if command else f"  ({trainer} is trained already)")
+        return lines
 
     def _warn(self) -> list[str]:
         *_, best = self.settings.values()

@@ -104,9 +104,12 @@ def test_previewed_trainer_and_its_control_train_by_the_printed_commands(
     trainers = [words[words.index("-tr") + 1] for words in commands]
     control = "nnUNetTrainerTiny"
     assert trainers == [f"{control}_MAPO", control, f"{control}_MAPO_Previewed", control]
-    for command, dataset, configuration, fold, _, trainer, *device in commands:
+    for command, dataset, configuration, fold, _, trainer, *options in commands:
         assert (command, dataset) == ("nnUNetv2_train", DATASET)
-        assert device == ["-device", "cpu"]  # what the model was trained on
+        assert options[:2] == ["-device", "cpu"]  # what the model was trained on
+        if options[2:]:  # it is trained already, and would be begun anew
+            assert (trainer, options[2:]) == (control, ["--val"])
+            continue
         trained = make_trainer(trainer, configuration, fold=int(fold))
         trained.num_epochs, trained.num_iterations_per_epoch = 2, 1
         trained.run_training()

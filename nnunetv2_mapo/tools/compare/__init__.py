@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nnunetv2_mapo.guards.checkpoint import LATEST
 from nnunetv2_mapo.tools.evaluate import (
     METRICS_JSON,
     SUMMARY_JSON,
@@ -20,6 +21,8 @@ from nnunetv2_mapo.tools.evaluate import (
 )
 from nnunetv2_mapo.tools.evaluate.case_metrics import EvaluationError
 from nnunetv2_mapo.tools.history import History, HistoryError, read_history
+
+_COLUMNS = {"metric", "case", "class", "method"}  # of the tables in which methods are columns, too
 
 
 class ComparisonError(RuntimeError):
@@ -81,7 +84,7 @@ def _find_results(
     """Where each folder holds the results of each fold; of a folder of segmentations, fold `""`."""
     results = [_find_folds(folder) for folder in folders]
     chosen = {str(fold) for fold in wanted or {fold for found in results for fold in found}}
-    if wanted is None and chosen != {"all"}:
+    if wanted is None and chosen - {""} != {"all"}:
         # fold_all validates on its training cases: only those who ask for it compare it
         chosen.discard("all")
     models = {f: found for f, found in zip(folders, results, strict=True) if "" not in found}
@@ -120,7 +123,21 @@ def _find_folds(folder: Path) -> dict[str, Path]:
             "validation is finished, or a folder that nnUNetv2_mapo evaluate was run on."
         )
         raise ComparisonError(message)
+    for fold in found:
+        _check_latest(folder / f"fold_{fold}")
     return found
+
+
+def _check_latest(fold: Path) -> None:
+    """Refuse a fold that was trained on after its validation: that is of an earlier training."""
+    summary, latest = fold / "validation" / SUMMARY_JSON, fold / LATEST
+    both = summary.is_file() and latest.is_file()
+    if both and summary.stat().st_mtime < latest.stat().st_mtime:
+        message = (
+            f"{fold} is being trained anew: {LATEST} is newer than its validation, which is of an "
+            "earlier training. Compare it when it is finished, or other folds with -f."
+        )
+        raise ComparisonError(message)
 
 
 def name_methods(folders: Sequence[Path]) -> list[str]:
@@ -136,7 +153,7 @@ def name_methods(folders: Sequence[Path]) -> list[str]:
         [path.name for path in paths],
         [str(path) for path in paths],
     ):
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(names) and not {*names} & _COLUMNS:
             return names
     message = "A folder is given twice: give each method once."
     raise ComparisonError(message)

@@ -67,34 +67,45 @@ def wants_pairs(method: Method) -> bool:
 
 def is_control(other: Method, method: Method) -> bool:
     """Whether one method is the other one without preferences."""
-    are_known = _any_history(other) and _any_history(method)
-    return bool(are_known) and not prefers(other) and not list_mixed(method, other)
+    history = _any_history(method)
+    if history is None or prefers(other) or list_mixed(method, other):
+        return False
+    # without its checkpoints, its name tells
+    trainers = [_split_name(each)[0] for each in (method, other)]
+    return bool(_any_history(other)) or trainers[1] == name_control(trainers[0], history)
 
 
 def list_mixed(method: Method, other: Method) -> list[str]:
-    """In what two trainings differ besides preferences, in words; empty if one is not known."""
+    """In what two trainings differ besides preferences, in words, as far as it is known."""
+    (trainer, *plan), (base, *others) = (_split_name(each) for each in (method, other))
+    differences = {}
+    if plan and others:  # models
+        bases = (name.partition("_MAPO")[0] for name in (trainer, base))
+        differences = {
+            "the base trainer": len({*bases}) > 1,
+            "plans or configuration": plan != others,
+        }
     mine, theirs = _any_history(method), _any_history(other)
-    if mine is None or theirs is None:
-        return []
-    a, b = (_settings_without_preferences(history) for history in (mine, theirs))
-    base, plan = zip(*(_split_name(each) for each in (method, other)), strict=True)
-    return [
-        words
-        for words, differs in {
+    if mine is not None and theirs is not None:
+        a, b = (_settings_without_preferences(history) for history in (mine, theirs))
+        differences = {
             "dropout in training": _dropout(a) != _dropout(b),
-            "the start": a.fine_tune != b.fine_tune,
+            "the start": a.fine_tune != b.fine_tune or _starts_differ(mine, theirs),
             "the number of epochs": mine.num_epochs != theirs.num_epochs,
             "the learning rate": _learning_rate(a) != _learning_rate(b),
             "labels of unlabelled images": _labels(mine) != _labels(theirs),
-            "the base trainer": base[0] != base[1],
-            "plans or configuration": plan[0] != plan[1],
-        }.items()
-        if differs
-    ]
+            **differences,
+        }
+    return [words for words, differs in differences.items() if differs]
 
 
 def name_control(trainer: str, history: History) -> str:
-    """Trainer of the control: the base trainer itself where MAPO changes nothing else."""
+    """Trainer of the control: the base trainer itself where MAPO changes nothing else.
+
+    Empty if the trainer's name does not say what its base is.
+    """
+    if "_MAPO" not in trainer:
+        return ""
     config, plain = _settings_without_preferences(history), MAPOConfig()
     is_plain = (_dropout(config), config.fine_tune, _learning_rate(config)) == (
         _dropout(plain), plain.fine_tune, _learning_rate(plain)
@@ -132,7 +143,12 @@ def _labels(history: History) -> str:
     return "" if config.has_preferences or not config.learns_unlabelled else config.unlabelled
 
 
-def _split_name(method: Method) -> tuple[str, list[str]]:
-    """Base trainer, and plans and configuration, of a model folder."""
-    trainer, *plan = method.folder.resolve().name.split("__")
-    return trainer.partition("_MAPO")[0], plan
+def _starts_differ(mine: History, theirs: History) -> bool:
+    """Whether the same fold was fine-tuned from other weights."""
+    is_known = mine.base is not None and theirs.base is not None
+    return is_known and mine.fold == theirs.fold and mine.base != theirs.base
+
+
+def _split_name(method: Method) -> list[str]:
+    """Trainer, plans and configuration of a model folder; of another one its name."""
+    return method.folder.resolve().name.split("__")

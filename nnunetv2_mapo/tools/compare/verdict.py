@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -17,9 +18,13 @@ from nnunetv2_mapo.tools.compare.control import Pair, list_mixed, name_control, 
 from nnunetv2_mapo.tools.compare.statistics import FEW_CASES, LEVEL, NOT_SHOWN
 from nnunetv2_mapo.tools.history import History, describe_pairs, has_no_pairs
 from nnunetv2_mapo.tools.metrics import METRICS
-from nnunetv2_mapo.tools.nnunet import say_train, trained_on
-
-NUM_FOLDS = 5  # of nnU-Net's cross-validation
+from nnunetv2_mapo.tools.train_command import (
+    ModelName,
+    count_folds,
+    find_beside,
+    name_of,
+    say_finish,
+)
 
 
 class Row(NamedTuple):
@@ -95,17 +100,17 @@ def answer(
     first, found = rows[0], of_primary.iloc[0]
     method, control = methods[first.method], methods[first.control]
     histories = [each for each in method.histories.values() if each is not None]
-    if has_no_pairs(histories):
+    name = name_of(method.folder)
+    if name and has_no_pairs(histories):
         meaning = (
             f"{first.method} had no pair in any round: it is a control itself, and this says "
             "nothing about preferences."
         )
-        return Answer(rows, meaning, _preview(method, histories[0]), is_about_preferences=False)
+        return Answer(rows, meaning, _preview(name, histories[0]), is_about_preferences=False)
     meaning = explain(first, found)
-    if prefers(method) and (reason := _why_no_control(method, control)):
+    if name and prefers(method) and (reason := _why_no_control(method, control)):
         meaning += f" {reason}: only a control shows what preferences do."
-        trainer = name_control(_names(method)[1], histories[0])
-        return Answer(rows, meaning, _train(method, histories[0].fold, trainer))
+        return Answer(rows, meaning, _get_control(method, name, control, histories[0]))
     return Answer(rows, meaning, _go_on(method, control))
 
 
@@ -161,30 +166,38 @@ def _sign(value: float) -> str:
 # What to do next ----------------------------------------------------------------------------------
 
 
-def _names(method: Method) -> tuple[str, str, str, str]:
-    """Data set, trainer, plans and configuration of a model folder."""
-    folder = method.folder.resolve()
-    trainer, plans, configuration = folder.name.split("__")
-    return folder.parent.name, trainer, plans, configuration
+def _preview(name: ModelName, history: History) -> str:
+    words = ["nnUNetv2_mapo", "preview", "-d", name.dataset, "-c", name.configuration]
+    return shlex.join([*words, "-f", history.fold, "-tr", name.trainer, "-p", name.plans])
 
 
-def _preview(method: Method, history: History) -> str:
-    dataset, trainer, plans, configuration = _names(method)
-    words = ["nnUNetv2_mapo", "preview", "-d", dataset, "-c", configuration, "-f", history.fold]
-    return shlex.join([*words, "-tr", trainer, "-p", plans])
+def _get_control(method: Method, name: ModelName, other: Method, history: History) -> str:
+    """Of a method that was compared with something else: the command that trains its control.
 
-
-def _train(method: Method, fold: str, trainer: str | None = None) -> str:
-    dataset, own, plans, configuration = _names(method)
-    names = (dataset, configuration, fold, trainer or own, plans)
-    return say_train(*names, trained_on(method.folder))
+    A control that is trained already is compared with.
+    """
+    trainer = name_control(name.trainer, history)
+    if not trainer:
+        return _compare(other.folder, method, "-o", "comparison")
+    name = name._replace(trainer=trainer)
+    command = say_finish(method.folder, name, history.fold)
+    return command or _compare(find_beside(method.folder, name), method, "-f", history.fold)
 
 
 def _go_on(method: Method, control: Method) -> str:
     """More cases by the next fold of both; with all folds, where the cases can be looked at."""
-    missing = [str(fold) for fold in range(NUM_FOLDS) if str(fold) not in method.histories]
-    are_models = all(each.folder.resolve().name.count("__") == 2 for each in (method, control))
-    if are_models and missing and "all" not in method.histories:
-        return "\n".join(_train(each, missing[0]) for each in (method, control))
-    folders = (str(each.folder) for each in (control, method))
-    return shlex.join(["nnUNetv2_mapo", "compare", *folders, "-o", "comparison"])
+    named = [(each.folder, name_of(each.folder)) for each in (method, control)]
+    models = [(folder, name) for folder, name in named if name]
+    if len(models) == len(named) and "all" not in method.histories:
+        num_folds = count_folds(models[0][1].dataset)
+        others = {*map(str, range(num_folds))} - {*method.histories}
+        for fold in sorted(others, key=int):
+            if commands := [*filter(None, (say_finish(*model, fold) for model in models))]:
+                return "\n".join(commands)
+        if others:  # are finished, and were left out
+            return _compare(control.folder, method)
+    return _compare(control.folder, method, "-o", "comparison")
+
+
+def _compare(control: Path, method: Method, *options: str) -> str:
+    return shlex.join(["nnUNetv2_mapo", "compare", str(control), str(method.folder), *options])

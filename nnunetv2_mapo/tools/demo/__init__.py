@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from argparse import Namespace
@@ -148,7 +149,7 @@ class Demo:
         started = time.monotonic()
         print(f"Everything goes to {self.root}. Environment of nnU-Net's commands:")
         for name, value in self.nnunet.paths.items():
-            print(f"  export {name}={value}")
+            print(f"  export {name}={shlex.quote(str(value))}")
         self._write_data()
         self._plan()
         for trainer in (TRAINER, CONTROL):

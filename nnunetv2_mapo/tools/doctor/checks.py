@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import nnunetv2_mapo
 from nnunetv2_mapo.support.table import WIDTH, wrap
-from nnunetv2_mapo.tools.nnunet import say_train
+from nnunetv2_mapo.tools.train_command import say_train
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 _INDENT = 9  # characters before what a check saw
@@ -105,6 +106,8 @@ def find_dataset(asked: Asked) -> Asked:
         others = ", ".join(sorted(path.stem for path in found.folder.glob("*Plans*.json")))
         number = str(found.dataset)[7:10]
         plan = f"nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity"
+        if size := re.fullmatch(r"nnUNetResEncUNet(M|L|XL)Plans", found.plans):
+            plan += f" -pl nnUNetPlannerResEnc{size[1]}"
         raise Problem(what, f"{plan}\n(or, with -p, other plans: {others}; or {choose})") from None
     default = "3d_fullres" if "3d_fullres" in configurations else "2d"
     found = replace(found, configuration=asked.configuration or default)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,7 +40,7 @@ from nnunetv2_mapo.tools.evaluate.case_metrics import (
     make_task,
 )
 from nnunetv2_mapo.tools.metrics import GROUPS
-from nnunetv2_mapo.tools.nnunet import say_train, trained_on
+from nnunetv2_mapo.tools.train_command import name_of, say_finish
 
 FOLD_ALL = "fold_all"  # validates on its training cases
 
@@ -128,9 +127,8 @@ def _read_dataset_json(path: Path) -> dict[str, Any]:
 def _find_references(predictions: Path, *, is_model: bool) -> Path:
     """Folder of the ground truth that nnU-Net keeps of a model's data set."""
     preprocessed = nnUNet_preprocessed.get() or "$nnUNet_preprocessed"
-    # resolve() would follow links, and the name of a link is the one that counts
-    dataset = Path(os.path.abspath(predictions)).parent.name  # noqa: PTH100
-    references = Path(preprocessed, dataset, "gt_segmentations")
+    name = name_of(predictions)
+    references = Path(preprocessed, name.dataset if name else "", "gt_segmentations")
     if is_model and references.is_dir():
         return references
     problem = f"There is no ground truth in {references}. " if is_model else ""
@@ -145,23 +143,14 @@ def _keep_finished(predictions: Path, folds: Sequence[str], *, chill: bool) -> l
     if len(finished) == len(folds) or (chill and finished):
         return finished
     unfinished = sorted({*folds} - {*finished})
-    commands = "\n".join(f"  {_say_finish(predictions, fold)}" for fold in unfinished)
     message = (
         f"{', '.join(unfinished)} of {predictions}: no finished validation. Leave it out with "
-        f"--chill, or finish it:\n{commands}"
+        "--chill, or finish it"
     )
+    if name := name_of(predictions):
+        numbers = (fold.removeprefix("fold_") for fold in unfinished)
+        message += ":" + "".join(f"\n  {say_finish(predictions, name, fold)}" for fold in numbers)
     raise CommandError(message)
-
-
-def _say_finish(model: Path, fold: str) -> str:
-    """Command that finishes a fold; nnU-Net refuses --val before its training is finished."""
-    # resolve() would follow links, and the name of a link is the one that counts
-    folder = Path(os.path.abspath(model))  # noqa: PTH100
-    trainer, plans, configuration = (*folder.name.split("__"), "PLANS", "CONFIGURATION")[:3]
-    number = fold.removeprefix("fold_")
-    option = "--val" if (model / fold / "checkpoint_final.pth").is_file() else "--c"
-    names = (folder.parent.name, configuration, number, trainer, plans)
-    return f"{say_train(*names, trained_on(model))} {option}"
 
 
 def evaluate_folder(

@@ -96,6 +96,28 @@ def test_what_differs_besides_preferences_is_named(tmp_path):
     assert list_mixed(mapo, other) == ["the base trainer"]
 
 
+def test_without_its_checkpoints_the_name_of_a_training_tells(tmp_path):
+    for trainer in (STOCK, "nnUNetTrainerDA5"):
+        write_metrics(tmp_path / f"{trainer}__nnUNetPlans__2d/fold_0/validation", RISING)
+    write_training(tmp_path / f"{MAPO}__nnUNetPlans__2d/fold_0", PLAIN, pairs=(3, 1))
+    write_metrics(tmp_path / f"{MAPO}__nnUNetPlans__2d/fold_0/validation", RISING)
+    names = ("nnUNetTrainerDA5", STOCK, MAPO)
+    methods = read_methods([tmp_path / f"{name}__nnUNetPlans__2d" for name in names])
+    assert choose_pairs(methods)[0] == Pair(MAPO, STOCK)
+    assert list_mixed(methods[2], methods[0]) == ["the base trainer"]
+
+
+def test_fine_tunings_of_other_weights_are_a_mixture(tmp_path):
+    folders = []
+    for name, weights in ((f"{MAPO}_Tune_NoPreference", "a"), (f"{MAPO}_Tune", "b")):
+        folders.append(tmp_path / f"{name}__nnUNetPlans__2d")
+        config = replace(PLAIN, fine_tune=True, num_rounds=0 if weights == "a" else 2)
+        write_training(folders[-1] / "fold_0", config, pairs=(3, 1), base={"weights": weights})
+        write_metrics(folders[-1] / "fold_0/validation", RISING)
+    control, mapo = read_methods(folders)
+    assert list_mixed(mapo, control) == ["the start"]
+
+
 @pytest.mark.parametrize(
     ("trainer", "config", "expected"),
     [
@@ -103,6 +125,7 @@ def test_what_differs_besides_preferences_is_named(tmp_path):
         (f"{MAPO}_IPO", replace(PLAIN, loss_type="ipo"), STOCK),
         (TUNED, DROPOUT, CONTROL),
         (f"{MAPO}_Tune", replace(PLAIN, fine_tune=True), f"{MAPO}_Tune_NoPreference"),
+        ("Own", PLAIN, ""),
         (f"{MAPO}_Long", replace(PLAIN, num_epochs_2d=6), f"{MAPO}_Long_NoPreference"),
     ],
 )

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from metric_files import write_metrics, write_training
+from metric_files import RISING, write_metrics, write_training
 from test_control import CONTROL, DROPOUT, MAPO, PLAIN, STOCK, TUNED
 
 from nnunetv2_mapo.cli import main
 from nnunetv2_mapo.method.config import MAPOConfig
+from nnunetv2_mapo.support.table import wrap_commands
+from nnunetv2_mapo.tools.compare import read_methods
+from nnunetv2_mapo.tools.compare.tables import compare_methods
 from nnunetv2_mapo.tools.compare.verdict import Row, explain, tabulate_rows
+from nnunetv2_mapo.tools.train_command import name_of
 
 NUM_CASES = 24
 
@@ -93,16 +99,83 @@ def test_lines_fit_a_terminal_and_details_come_on_demand(models, capsys):
     assert short.splitlines()[0].startswith("method ")
 
 
-def test_a_mixture_of_preferences_and_dropout_is_called_one(models, capsys):
-    main(["compare", models[STOCK], models[TUNED]])
+def advice_of(*arguments: str) -> list[str]:
+    """Commands that a comparison ends with, as a shell takes them."""
+    comparison = compare_methods(read_methods([Path(each) for each in arguments]))
+    shown = wrap_commands(comparison.answer.advice)
+    return [shlex.join(shlex.split(line)) for line in shown.replace("\\\n", " ").splitlines()]
+
+
+def test_a_mixture_of_preferences_and_dropout_is_called_one(tmp_path, capsys):
+    stock = write_model(tmp_path, STOCK, 0.0, None)
+    tuned = write_model(tmp_path, TUNED, 0.05, DROPOUT, pairs=(24, 7))
+    main(["compare", stock, tuned])
     printed = capsys.readouterr().out
     said = printed.replace("\n", " ")
     assert "This mixes preferences with dropout in training: only a control" in said
     assert f"  nnUNetv2_train Dataset900_X 2d 0 -tr {CONTROL}" in printed
-    main(["compare", models[CONTROL], models[TUNED]])
-    printed = capsys.readouterr().out
-    assert "mixes" not in printed
-    assert f"  nnUNetv2_train Dataset900_X 2d 1 -tr {TUNED}" in printed  # the next fold
+
+
+def test_a_control_that_is_there_already_is_compared_with(models, capsys):
+    stock, control, tuned = models.values()
+    assert advice_of(stock, tuned) == [f"nnUNetv2_mapo compare {control} {tuned} -f 0"]
+    main(["compare", control, tuned])
+    assert "mixes" not in capsys.readouterr().out
+
+
+def test_the_next_fold_is_one_of_the_split_that_is_not_trained_yet(models, tmp_path, monkeypatch):
+    """A finished training would be begun anew, and a fold beyond the split be drawn at random."""
+    _, control, tuned = models.values()
+    split = tmp_path / "Dataset900_X" / "splits_final.json"
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    split.write_text("[1]")
+    last = [f"nnUNetv2_mapo compare {control} {tuned} -o comparison"]
+    assert advice_of(control, tuned) == last
+    split.write_text("[1, 2]")
+    train = "nnUNetv2_train Dataset900_X 2d 1 -tr {}"
+    assert advice_of(control, tuned) == [train.format(TUNED), train.format(CONTROL)]
+    fold = Path(control) / "fold_1"
+    write_training(fold)
+    assert advice_of(control, tuned) == [train.format(TUNED), train.format(CONTROL) + " --val"]
+    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
+    assert advice_of(control, tuned) == [train.format(TUNED), train.format(CONTROL) + " --c"]
+
+
+def test_a_training_that_was_begun_anew_is_not_compared_by_its_earlier_validation(models, capsys):
+    fold = Path(models[STOCK]) / "fold_0"
+    latest = fold / "checkpoint_latest.pth"
+    (fold / "checkpoint_final.pth").rename(latest)
+    os.utime(latest, (2e9, 2e9))
+    assert main(["compare", models[STOCK], models[TUNED]]) == 1
+    assert "fold_0 is being trained anew: checkpoint_latest.pth" in capsys.readouterr().err
+
+
+def test_commands_hold_in_folders_with_spaces_and_in_those_that_were_moved(tmp_path):
+    root = tmp_path / "results of a very long study of the year with many words in its name"
+    folders = [
+        write_model(root, STOCK, 0.0, None),
+        write_model(root, MAPO, 0.05, PLAIN, pairs=(24, 7)),
+    ]
+    command = shlex.join(["nnUNetv2_mapo", "compare", *folders, "-o", "comparison"])
+    assert advice_of(*folders) == [command]
+    for folder in folders:
+        Path(folder, "plans.json").write_text('{"dataset_name": "Dataset004_Y"}')
+    assert name_of(Path(folders[0])) == ("Dataset004_Y", STOCK, "nnUNetPlans", "2d")
+
+
+@pytest.mark.parametrize("name", ["case", "metric"])
+def test_a_method_may_be_called_like_a_column(tmp_path, capsys, name):
+    folders = [tmp_path / name, tmp_path / "other"]
+    for folder in folders:
+        write_metrics(folder, RISING)
+    assert main(["compare", *map(str, folders), "-o", str(tmp_path / "out")]) == 0
+
+
+def test_the_fold_of_all_cases_and_a_folder_of_segmentations_are_compared(tmp_path):
+    model, folder = tmp_path / f"{STOCK}__nnUNetPlans__2d", tmp_path / "segmentations"
+    for each in (model / "fold_all" / "validation", folder):
+        write_metrics(each, RISING)
+    assert main(["compare", str(model), str(folder)]) == 0
 
 
 def test_a_training_without_pairs_is_a_control_and_preview_is_next(tmp_path, capsys):

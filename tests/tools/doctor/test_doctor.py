@@ -149,6 +149,8 @@ def test_a_raw_data_set_is_planned_by_the_command(nnunet):
     (nnunet / "nnUNet_raw" / "Dataset007_Sample").mkdir()
     command = find_problem(ASKED).mend.splitlines()[0]
     assert command == "nnUNetv2_plan_and_preprocess -d 007 --verify_dataset_integrity"
+    large = find_problem(replace(ASKED, plans="nnUNetResEncUNetLPlans"))
+    assert large.mend.splitlines()[0] == f"{command} -pl nnUNetPlannerResEncL"
 
 
 def test_missing_or_damaged_plans_are_named(planned):

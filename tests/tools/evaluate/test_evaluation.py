@@ -416,6 +416,7 @@ def test_the_fold_of_all_cases_is_evaluated_but_not_part_of_the_whole(model, cap
 
 def test_a_fold_without_finished_validation_is_left_out_only_if_asked(model, capsys):
     (model / "fold_1" / "validation" / "summary.json").unlink()
+    (model / "fold_1" / "checkpoint_latest.pth").touch()
     assert main(["evaluate", str(model), "-np", "1"]) == 1
     assert "fold_1 of" in (error := capsys.readouterr().err)
     dataset, model_name = model.parent.name, model.name.split("__")
