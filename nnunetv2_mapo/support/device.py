@@ -71,8 +71,10 @@ def within_memory(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory ran out, on any device or in one of its libraries."""
+    said = ("can't allocate memory", "MPS backend out of memory", "_STATUS_ALLOC_FAILED")
+    is_cuda = isinstance(error, torch.cuda.OutOfMemoryError)
+    return is_cuda or any(words in str(error) for words in said)
 
 
 @contextmanager

@@ -398,8 +398,10 @@ def test_a_round_that_was_stopped_while_pairs_were_dropped_ends_the_same(
     [
         torch.cuda.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB, max allowed: 9.07 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
-    ids=["cuda", "cpu"],
+    ids=["cuda", "cpu", "mps", "cublas"],
 )
 def test_out_of_memory_halves_the_images_of_a_forward_pass_for_good(tmp_path, make_miner, error):
     load, logged = Cases("a", "b"), []
