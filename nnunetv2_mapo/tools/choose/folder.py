@@ -16,7 +16,14 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.guards.start import LOCK, InUseError, lock_folder
-from nnunetv2_mapo.method.choices import IMAGES, MODEL, VERSION, ChoicesError, read_model
+from nnunetv2_mapo.method.choices import (
+    IMAGES,
+    MODEL,
+    VERSION,
+    ChoicesError,
+    name_files,
+    read_model,
+)
 from nnunetv2_mapo.support.files import (
     UNFINISHED,
     complete_or_absent,
@@ -107,15 +114,26 @@ class ChoicesFolder:
         except Exception as error:  # whatever unpickling a damaged file raises
             message = (
                 f"{self.images / identifier}.pkl is damaged ({type(error).__name__}: {error}). "
-                f"Delete the files {identifier}* there: the image is segmented anew."
+                f"Delete {name_files(identifier)} there: the image is segmented anew."
             )
             raise ChoicesError(message) from error
 
     def read_image(self, identifier: str) -> KeptImage:
-        """Read an image whole."""
+        """Read an image whole.
+
+        Raises:
+            ChoicesError: A file of it is damaged or missing.
+        """
         dataset = nnUNetDatasetBlosc2(str(self.images), [identifier])
-        data, candidates, _, properties = dataset.load_case(identifier)
-        return KeptImage(data[:], candidates[:], properties)
+        try:
+            data, candidates, _, properties = dataset.load_case(identifier)
+            return KeptImage(data[:], candidates[:], properties)
+        except Exception as error:  # Blosc2's, unpickling's, the file system's
+            message = (
+                f"{identifier} in {self.images} cannot be read ({type(error).__name__}: {error}). "
+                f"Delete {name_files(identifier)} there: the image is segmented anew."
+            )
+            raise ChoicesError(message) from error
 
     def write_image(
         self,

@@ -50,8 +50,12 @@ def test_an_image_whose_writing_fails_leaves_nothing(folder, monkeypatch):
 
 def test_a_damaged_image_is_named_with_what_to_do(folder):
     (folder.images / "image_0.pkl").write_bytes(b"half")
-    with pytest.raises(ChoicesError, match=r"image_0\.pkl is damaged .* Delete the files image_0"):
+    with pytest.raises(ChoicesError, match=r"image_0\.pkl is damaged"):
         folder.read_kept("image_0")
+    (folder.images / "image_1_seg.b2nd").write_bytes(b"half")
+    words = r"cannot be read .* Delete image_1\.b2nd, image_1_seg\.b2nd and image_1\.pkl there"
+    with pytest.raises(ChoicesError, match=words):
+        folder.read_image("image_1")
 
 
 def test_a_folder_is_opened_again_by_the_same_model(tmp_path):
@@ -105,6 +109,8 @@ def test_a_folder_is_read_without_this_package_as_documented(folder, monkeypatch
     answer = Answer("image_0", "sha", "sha", (1, 0, 2), "choice", "Ada", 1.0, "now", best=1)
     append_answer(folder.path, answer)
     append_undo(folder.path, append_answer(folder.path, answer))
+    with (folder.path / "choices.jsonl").open("a") as file:
+        file.write('{"version": 1, "ima')
     page = Path(__file__).parents[3] / "docs/how-to/choices.md"
     [code] = re.findall(r"```py\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(folder.path.parent)
