@@ -73,6 +73,7 @@ def preprocess(
     reader = model.plans_manager.image_reader_writer_class()
     segmentation = None
     try:
+        "".join(files).encode()  # SimpleITK ends the process at a name that is not UTF-8
         image, properties = reader.read_images(files)
         if truth is not None:
             segmentation, _ = reader.read_seg(str(truth))

@@ -10,6 +10,7 @@ import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 
 from nnunetv2_mapo.method.choices import Answer, ChoicesError, append_answer, append_undo
+from nnunetv2_mapo.support.errors import MAPOError
 from nnunetv2_mapo.support.files import WriteError, hash_array
 from nnunetv2_mapo.tools.choose.candidates import Differing
 from nnunetv2_mapo.tools.choose.folder import open_folder
@@ -90,6 +91,16 @@ def test_a_folder_whose_first_start_was_killed_is_begun_anew(tmp_path):
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ChoicesError, match="holds something else"):
+        open_folder(tmp_path, ORIGIN)
+
+
+@pytest.mark.parametrize("name", ["images", "mapo.lock"])
+def test_a_folder_that_cannot_be_written_to_is_said(tmp_path, name):
+    (tmp_path / name).touch()
+    if name == "mapo.lock":  # as another account's file, which root could write to
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+    with pytest.raises(MAPOError, match=rf"{name} cannot be (made|written) .* another folder"):
         open_folder(tmp_path, ORIGIN)
 
 
