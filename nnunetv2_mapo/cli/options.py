@@ -84,8 +84,9 @@ def _find_dataset(name: str) -> Path:
     if not results:
         message = "nnUNet_results is not set: export nnUNet_results=FOLDER, or give a MODEL_FOLDER."
         raise CommandError(message)
-    number = f"Dataset{int(name):03d}_*" if name.isdecimal() else name
-    found = [path for path in Path(results).glob(number) if path.is_dir()]
+    found = [path for path in Path(results).glob("*") if path.is_dir() and path.name == name]
+    if name.isdecimal():
+        found = [*filter(Path.is_dir, Path(results).glob(f"Dataset{int(name):03d}_*"))]
     if len(found) != 1:
         message = (
             f"-d {name} is not one data set in {results}. {list_there(Path(results), 'Dataset*')}"

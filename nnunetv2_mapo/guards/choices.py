@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from nnunetv2_mapo.guards.base_checkpoint import compare_plans, have_same_heads
 from nnunetv2_mapo.guards.known_cases import KnownCases
 from nnunetv2_mapo.method.cases import channels_of
 from nnunetv2_mapo.method.choices import (
-    CHOICE,
     HOW_TO_MAKE,
     IMAGES,
     RECORD,
     VARIABLE,
     Answer,
     ChoicesError,
+    name_files,
     read_answers,
     read_model,
 )
@@ -115,8 +115,14 @@ def open_choices(trainer: Any) -> Choices:
         message = f"{folder / IMAGES} holds no image. {HOW_TO_MAKE}"
         raise ChoicesError(message)
     dataset = open_images(folder)
-    answers = [*read_answers(folder).values()]
-    _check_answers(folder, dataset, answers)
+    said = [*read_answers(folder).values()]
+    answers = _find_fitting(dataset, said)
+    if len(answers) < len(said):
+        names = sorted({each.image for each in {*said} - {*answers}})
+        trainer.print_to_log_file(
+            f"MAPO: {len(said) - len(answers)} of {len(said)} answers are left out: their images "
+            f"or candidates are not those in {folder / IMAGES} any more: {', '.join(names)}"
+        )
     return Choices(folder, answers, dataset)
 
 
@@ -149,22 +155,17 @@ def _check_model(trainer: Any, folder: Path, model: dict[str, Any]) -> None:
         raise ChoicesError(message)
 
 
-def _check_answers(folder: Path, dataset: Any, answers: Iterable[Answer]) -> None:
-    """Refuse answers about images or candidates that are not those in the folder any more."""
-    known = {(each.image, each.image_sha256, each.candidates_sha256) for each in answers}
-    for identifier, image, candidates in sorted(known):
-        if identifier not in dataset.identifiers:
-            reason = f"{identifier} is not there any more"
-        else:
-            data, segmentations, *_ = dataset.load_case(identifier)
-            if (hash_array(data[:]), hash_array(segmentations[:])) == (image, candidates):
-                continue
-            reason = f"{identifier} has changed since it was judged"
-        message = (
-            f"{folder / RECORD} does not fit {folder / IMAGES}: {reason}. Restore that folder, or "
-            f"delete the lines of {identifier} from {RECORD}."
-        )
-        raise ChoicesError(message)
+def _find_fitting(dataset: Any, answers: Sequence[Answer]) -> list[Answer]:
+    """Answers about images and candidates that are still those in the folder."""
+    there = {}
+    for name in {each.image for each in answers} & {*dataset.identifiers}:
+        data, candidates, *_ = dataset.load_case(name)
+        there[name] = hash_array(data[:]), hash_array(candidates[:])
+    return [
+        each
+        for each in answers
+        if there.get(each.image) == (each.image_sha256, each.candidates_sha256)
+    ]
 
 
 def check_no_validation_case(choices: Choices, validation: Any) -> None:
@@ -184,7 +185,7 @@ def check_no_validation_case(choices: Choices, validation: Any) -> None:
             message = (
                 f"{identifier} in {choices.folder} is the validation case {case} of this fold: the "
                 "validation would be too good. Train another fold, or fold 'all', or delete "
-                f"{identifier}'s files in {choices.folder / IMAGES} and its lines in {RECORD}."
+                f"{name_files(identifier)} in {choices.folder / IMAGES}."
             )
             raise ChoicesError(message)
 
@@ -193,10 +194,12 @@ def require_images(choices: Choices, images: UnlabelledImages) -> None:
     """Refuse answers that leave nothing to learn from."""
     if len(images):
         return
-    num_named = sum(answer.verdict == CHOICE for answer in choices.answers)
+    checkpoint = Path(read_model(choices.folder)["checkpoint"])
     message = (
-        f"There is nothing to learn from {choices}: no image has a candidate that is preferred to "
-        f"another one. {'Those named contradict each other. ' if num_named else ''}Go on with "
-        f"nnUNetv2_mapo choose -o {choices.folder}, and name the best and the worst of each image."
+        f"There is nothing to learn from {choices}: no image has a candidate that a majority calls "
+        "the best, and another that is called the worst. Go on with nnUNetv2_mapo choose "
+        f"{checkpoint.parents[1]} -f {checkpoint.parent.name.removeprefix('fold_')} -i UNLABELLED "
+        f"-o {choices.folder}, as another rater, who is asked everything, and name the best and "
+        "the worst."
     )
     raise ChoicesError(message)

@@ -130,11 +130,19 @@ def lock_folder(folder: Path) -> None:
 
     Raises:
         InUseError: Another process holds the lock.
+        InputError: The lock's file cannot be opened, as of another account.
     """
     path = (folder / LOCK).resolve()
     if fcntl is None or (os.getpid(), path) in _held:
         return
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # the umask takes from it
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # the umask takes from it
+    except OSError as error:
+        message = (
+            f"{path} cannot be written ({error}). Give your account the right to write to it and "
+            "to its folder, or name another folder."
+        )
+        raise InputError(message) from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
@@ -115,6 +116,11 @@ def _append(folder: Path, content: dict[str, Any]) -> int:
     return len(before.splitlines())
 
 
+def name_files(image: str) -> str:
+    """Files of an image in `images/`, in words."""
+    return f"{image}.b2nd, {image}_seg.b2nd and {image}.pkl"
+
+
 def read_answers(folder: Path) -> dict[int, Answer]:
     """Answers that were not taken back, by the number of their line.
 
@@ -144,7 +150,10 @@ def read_answers(folder: Path) -> dict[int, Answer]:
             known = {name: value for name, value in content.items() if name in names}
             answers[number] = Answer(**{**known, "shown": tuple(content["shown"])})
         except (KeyError, TypeError) as error:
-            message = f"{path}, line {number + 1} is no answer ({error}). Delete that line."
+            message = (
+                f"{path}, line {number + 1} is no answer ({error}). Empty that line, "
+                "but keep it: lines are counted."
+            )
             raise ChoicesError(message) from error
     return answers
 
@@ -164,21 +173,26 @@ def disputed_regions(first: NDArray[Any], second: NDArray[Any]) -> list[NDArray[
 def prefer(answers: Iterable[Answer]) -> tuple[int, int] | None:
     """Chosen and rejected candidate by all answers about a whole image, or about one region.
 
-    Best counts +1, worst -1. There is no pair where all counts are equal, or where as many answers
-    say that no candidate is usable as name one.
+    There is a pair only if more answers name a best than say equal or unusable. Chosen is what most
+    name the best, alone or with a worst; there is none if another is named as often, or if as many
+    call it the worst. Rejected is what most others call the worst; of equals the one that fewer
+    call the best, then the first; there is none if nobody named a worst.
     """
-    counts: dict[int, int] = {}
-    num_named = num_unusable = 0
+    best, worst, num_against = Counter[int](), Counter[int](), 0
     for answer in answers:
-        num_unusable += answer.verdict == UNUSABLE
-        if answer.verdict != CHOICE or answer.best is None or answer.rejected is None:
-            continue
-        num_named += 1
-        counts[answer.best] = counts.get(answer.best, 0) + 1
-        counts[answer.rejected] = counts.get(answer.rejected, 0) - 1
-    if num_named <= num_unusable or max(counts.values()) == min(counts.values()):
+        num_against += answer.verdict in (EQUAL, UNUSABLE)
+        if answer.verdict == CHOICE and answer.best is not None:
+            best[answer.best] += 1
+            if answer.rejected is not None:
+                worst[answer.rejected] += 1
+    if sum(best.values()) <= num_against:
         return None
-    return max(counts, key=lambda each: counts[each]), min(counts, key=lambda each: counts[each])
+    chosen, num_votes = best.most_common(1)[0]
+    rivals = [num for each, num in best.items() if each != chosen]
+    others = [each for each in worst if each != chosen]
+    if not others or num_votes <= max(worst[chosen], *rivals, 0):
+        return None
+    return chosen, max(others, key=lambda each: (worst[each], -best[each]))
 
 
 def pair_of(

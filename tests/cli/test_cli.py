@@ -72,7 +72,8 @@ def test_wrong_paths_are_named_before_anything_heavy_is_imported(tmp_path):
     code = (
         "import sys\nfrom nnunetv2_mapo.cli import main\n"
         "for words in (['preview', 'none'], ['report', 'none'], ['evaluate', 'none'],\n"
-        "    ['report', '-d', '4', '-c', '2d'], ['export', 'none', '-o', 'x.zip'],\n"
+        "    ['report', '-d', '4', '-c', '2d'], ['report', '-d', '.', '-c', '2d'],\n"
+        "    ['report', '-d', '/nowhere', '-c', '2d'], ['export', 'none', '-o', 'x.zip'],\n"
         "    ['uncertainty', 'none', '-i', 'none', '-o', 'x'], ['compare', 'none', 'neither'],\n"
         "    ['choose', 'none', '-i', 'none', '-o', 'x']):\n"
         "    assert main(words) == 1, words\n"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import queue
 import shutil
 import webbrowser
@@ -199,6 +200,42 @@ def test_known_images_and_doublets_are_left_out_by_name(
     assert "is a single slice of 1 x 20 x 20 voxels, the model's training images are v" in output
     assert "torn_0000.nii.gz cannot be read" in output
     assert read_images(folder).identifiers == ["new_0", "new_1"]
+
+
+def test_what_cannot_be_read_does_not_decide_the_rates_nor_end_the_rest(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
+) -> None:
+    model = save_model(make_trainer, STOCK, "2d")
+    folder = write_unlabelled(boxes, tmp_path, 2)
+    for name in ("a", "b", "c", os.fsdecode(b"d\xfc")):  # the last one is no UTF-8
+        (folder / f"images/{name}_0000.nii.gz").write_bytes(b"torn")
+        shutil.copy(folder / "labels/new_0.nii.gz", folder / f"labels/{name}.nii.gz")
+    assert choose(model, folder, "--truth", folder / "labels") == 0
+    output = capsys.readouterr().out
+    assert "c is not asked about" in output
+    assert "d\\udcfc is not asked about" in output
+    assert "segments nothing" not in output
+    assert "rates" in json.loads((folder / "choices/model.json").read_text())
+    assert read_images(folder).identifiers == ["new_0", "new_1"]
+
+
+def test_other_images_of_the_same_names_are_refused_and_missing_ones_not_judged(
+    make_trainer: MakeTrainer, boxes: Path, tmp_path: Path, capsys: Any
+) -> None:
+    model = save_model(make_trainer, STOCK, "2d")
+    folder = write_unlabelled(boxes, tmp_path, 2)
+    assert choose(model, folder, "--truth", folder / "labels", "--repeat", 0) == 0
+    (folder / "images/new_0_0000.nii.gz").unlink()
+    assert choose(model, folder, "--truth", folder / "labels", "--repeat", 0, "--regions") == 0
+    assert "Not asked about, for -i lacks them: new_0" in capsys.readouterr().out
+    answers = read_answers(folder / "choices").values()
+    assert {each.image for each in answers if each.region is not None} == {"new_1"}
+    shutil.copy(
+        boxes / "raw/Dataset990_Boxes/imagesTr/case_0_0000.nii.gz",
+        folder / "images/new_0_0000.nii.gz",
+    )
+    assert choose(model, folder, "--truth", folder / "labels") == 1
+    assert "new_0_0000.nii.gz is not the file that new_0 in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

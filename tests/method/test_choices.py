@@ -69,13 +69,22 @@ def test_fields_of_a_later_package_of_this_version_do_not_count(tmp_path):
     [
         ('{"version": 2}', "line 1 has version 2, this package reads version 1"),
         ('{"version": 1, "image": "a"}', "line 1 is no answer"),
-        ('{"version": 1, "shown": [0, 1]}', "line 1 is no answer"),
+        ('{"version": 1, "shown": [0, 1]}', r"line 1 is no answer .* Empty that line, but keep it"),
     ],
 )
 def test_what_is_no_answer_is_refused(tmp_path, line, words):
     (tmp_path / RECORD).write_text(line + "\n")
     with pytest.raises(ChoicesError, match=words):
         read_answers(tmp_path)
+
+
+def test_a_line_that_was_emptied_by_hand_leaves_what_was_taken_back(tmp_path):
+    append_answer(tmp_path, ANSWER)
+    append_undo(tmp_path, append_answer(tmp_path, say(1, 2)))
+    append_answer(tmp_path, say(0, 1))
+    lines = (tmp_path / RECORD).read_text().splitlines()
+    (tmp_path / RECORD).write_text("\n".join(["", *lines[1:]]) + "\n")
+    assert read_answers(tmp_path) == {3: say(0, 1)}
 
 
 def test_of_two_the_other_one_is_rejected():
@@ -88,14 +97,20 @@ def test_of_two_the_other_one_is_rejected():
     ("answers", "expected"),
     [
         ([say(1, 2)], (1, 2)),
-        ([say(1, 2), say(1, 0)], (1, 2)),  # 1: +2, 2: -1, 0: -1; the first of equals
+        ([say(1, 2), say(1, 0)], (1, 2)),  # worst once each: the first of equals
         ([say(1, 2), say(2, 1)], None),  # they contradict each other
-        ([say(1, 2), say(2, 1), say(1, 0)], (1, 0)),  # 1: +1, 2: 0, 0: -1
+        ([say(1, 2), say(2, 1), say(1, 0)], (1, 0)),  # worst once each, 2 also the best
         ([say(verdict=EQUAL)], None),
         ([say(verdict=SKIP), say(1, 2)], (1, 2)),
         ([say(verdict=UNUSABLE), say(1, 2)], None),
         ([say(verdict=UNUSABLE), say(1, 2), say(1, 2)], (1, 2)),
+        ([say(1, 2), say(verdict=EQUAL)], None),
+        ([say(1, 2), say(verdict=EQUAL), say(verdict=EQUAL)], None),
+        ([say(1, 2), say(verdict=EQUAL), say(1, 2)], (1, 2)),
         ([say(1)], None),  # of three, who is worse than it?
+        ([say(1), say(2, 0), say(1)], (1, 0)),
+        ([say(1), say(1), say(0, 1)], None),  # 1 is the best, and no other one the worst
+        ([say(1, 2), say(1, 2), say(0, 1), say(2, 1)], None),  # as many call 1 the worst
         ([], None),
     ],
 )

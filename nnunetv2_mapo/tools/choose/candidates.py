@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -35,32 +35,40 @@ class Differing:
     num_regions: int  # of these two that can be asked about
 
 
-def find_rates(miner: Miner, images: Sequence[NDArray[np.float32]], log: Log) -> tuple[float, ...]:
-    """Dropout rates of the candidates, from 0, as many as the miner's.
+def find_rates(
+    miner: Miner, images: Iterable[NDArray[np.float32]], number: int, log: Log
+) -> tuple[float, ...]:
+    """Dropout rates of the candidates, from 0, as many as the miner's; empty if nothing is found.
 
     The largest is the one at which the median agreement (Dice) of an image's segmentation with its
-    plain one has fallen by `rates_dice_fall`; the miner's own rates where nothing is segmented.
+    plain one has fallen by `rates_dice_fall`.
 
     Args:
         miner: Of the model.
-        images: Some preprocessed images, each `(channels, *spatial)`.
+        images: Preprocessed ones, each `(channels, *spatial)`.
+        number: Images that are looked at; more only if nothing is segmented in these.
         log: Takes what a user should know.
     """
-    tensors = [torch.from_numpy(image) for image in images]
-    plain = [segment(miner, image, (0.0,), "plain", log)[0] for image in tensors]
-    found = [place for place, label_map in enumerate(plain) if label_map.any()]
+    found, num_seen = list[tuple[int, Tensor, Tensor]](), 0
+    for image in images:
+        tensor = torch.from_numpy(image)
+        plain = segment(miner, tensor, (0.0,), "plain", log)[0]
+        if plain.any():
+            found.append((num_seen, tensor, plain))
+        num_seen += 1
+        if found and num_seen >= number:
+            break
     if not found:
-        log("the model segments nothing in the first images: dropout rates of training")
-        return miner.sampler.values
+        if num_seen:
+            log("the model segments nothing in the first images: dropout rates of training")
+        return ()
 
     def fall_at(rate: float) -> float:
         agreement = [
             candidate_dice(
-                segment(miner, tensors[place], (rate,), f"rates/{place}", log),
-                plain[place],
-                miner.labels,
+                segment(miner, tensor, (rate,), f"rates/{place}", log), plain, miner.labels
             ).item()
-            for place in found
+            for place, tensor, plain in found
         ]
         return 1 - float(np.median(agreement))
 

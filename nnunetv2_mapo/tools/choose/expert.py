@@ -115,7 +115,6 @@ class Expert:
             self._post("answer", client=client, question=asked["question"], seconds=0.0, **answer)
             number += 1
         self._post("leave", client=client)
-        self._connection.close()
         return number
 
     def _look(self, asked: dict[str, Any]) -> Shown:
@@ -148,6 +147,7 @@ class Expert:
     def _receive(self) -> bytes:
         response = self._connection.getresponse()
         content = response.read()
+        self._connection.close()  # while a truth is read the server would end it
         if response.status != 200:
             raise CommandError(json.loads(content)["error"])
         return content

@@ -16,7 +16,14 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from numpy.typing import NDArray
 
 from nnunetv2_mapo.guards.start import LOCK, InUseError, lock_folder
-from nnunetv2_mapo.method.choices import IMAGES, MODEL, VERSION, ChoicesError, read_model
+from nnunetv2_mapo.method.choices import (
+    IMAGES,
+    MODEL,
+    VERSION,
+    ChoicesError,
+    name_files,
+    read_model,
+)
 from nnunetv2_mapo.support.files import (
     UNFINISHED,
     complete_or_absent,
@@ -107,15 +114,33 @@ class ChoicesFolder:
         except Exception as error:  # whatever unpickling a damaged file raises
             message = (
                 f"{self.images / identifier}.pkl is damaged ({type(error).__name__}: {error}). "
-                f"Delete the files {identifier}* there: the image is segmented anew."
+                f"Delete {name_files(identifier)} there: the image is segmented anew."
             )
             raise ChoicesError(message) from error
 
+    def read_source(self, identifier: str) -> list[str | None]:
+        """Hash of each file that an image was read from; empty if they were not noted."""
+        source: list[str | None] = load_pickle(str(self.images / f"{identifier}.pkl"))[ENTRY].get(
+            "source", []
+        )
+        return source
+
     def read_image(self, identifier: str) -> KeptImage:
-        """Read an image whole."""
+        """Read an image whole.
+
+        Raises:
+            ChoicesError: A file of it is damaged or missing.
+        """
         dataset = nnUNetDatasetBlosc2(str(self.images), [identifier])
-        data, candidates, _, properties = dataset.load_case(identifier)
-        return KeptImage(data[:], candidates[:], properties)
+        try:
+            data, candidates, _, properties = dataset.load_case(identifier)
+            return KeptImage(data[:], candidates[:], properties)
+        except Exception as error:  # Blosc2's, unpickling's, the file system's
+            message = (
+                f"{identifier} in {self.images} cannot be read ({type(error).__name__}: {error}). "
+                f"Delete {name_files(identifier)} there: the image is segmented anew."
+            )
+            raise ChoicesError(message) from error
 
     def write_image(
         self,
@@ -125,8 +150,11 @@ class ChoicesFolder:
         properties: Mapping[str, Any],
         patch_size: tuple[int, ...],
         display: Sequence[tuple[float, float]] | None = None,
+        source: Sequence[str | None] = (),
     ) -> Kept:
         """Write an image with its candidates; it appears complete or not at all.
+
+        `display` is that of `Preprocessed`, `source` the hash of each file that it was read from.
 
         Raises:
             WriteError: The disk is full.
@@ -135,7 +163,8 @@ class ChoicesFolder:
             hash_array(image), hash_array(found.label_maps), len(found.label_maps), found.widest,
             found.disagreement, found.num_regions,
         )  # fmt: skip
-        entry = {**kept._asdict(), "rates": found.values, "display": display}
+        more = {"rates": found.values, "display": display, "source": [*source]}
+        entry = kept._asdict() | more
         unfinished = self.path / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
@@ -166,8 +195,8 @@ def open_folder(path: Path, origin: dict[str, Any]) -> ChoicesFolder:
         origin: `describe_model` of the model.
 
     Raises:
-        ChoicesError: It is of another model or version, holds something else, or another process
-            has it open.
+        ChoicesError: It is of another model or version, holds something else, cannot be written
+            to, or another process has it open.
     """
     is_new = not (path / MODEL).exists()
     # what is left where a first start was killed
@@ -175,7 +204,11 @@ def open_folder(path: Path, origin: dict[str, Any]) -> ChoicesFolder:
     if is_new and path.is_dir() and {each.name for each in path.iterdir()} - ours:
         message = f"{path} holds something else. Name a new folder with -o."
         raise ChoicesError(message)
-    (path / IMAGES).mkdir(parents=True, exist_ok=True)
+    try:
+        (path / IMAGES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{path / IMAGES} cannot be made ({error}). Name another folder with -o."
+        raise ChoicesError(message) from error
     try:
         lock_folder(path)
     except InUseError as error:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
+from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
 from numpy.typing import NDArray
 
@@ -71,6 +73,7 @@ def preprocess(
     reader = model.plans_manager.image_reader_writer_class()
     segmentation = None
     try:
+        "".join(files).encode()  # SimpleITK ends the process at a name that is not UTF-8
         image, properties = reader.read_images(files)
         if truth is not None:
             segmentation, _ = reader.read_seg(str(truth))
@@ -90,7 +93,14 @@ def preprocess(
         model.dataset_json,
     )  # fmt: skip
     data = np.asarray(data, np.float32)
-    display = find_colours(image, data) if is_rgb(model) else None
+    display = None
+    if is_rgb(model):
+        order = [0, *(axis + 1 for axis in model.plans_manager.transpose_forward)]
+        box = bounding_box_to_slice(properties["bbox_used_for_cropping"])
+        cropped = image.transpose(order)[(slice(None), *box)]
+        # normalised by the voxels that are not 0, or by all: linear inside in either case
+        before, after = cropped[:, create_nonzero_mask(cropped)], data[:, segmentation[0] >= 0]
+        display = find_colours(before, after)
     return Preprocessed(data, segmentation, properties, display)
 
 
@@ -100,20 +110,21 @@ def is_rgb(model: TrainedModel) -> bool:
     return len(model.channel_names) == 3 and reader.startswith("NaturalImage")
 
 
-def find_colours(
-    photograph: NDArray[Any], preprocessed: NDArray[np.float32]
-) -> list[tuple[float, float]]:
+def find_colours(before: NDArray[Any], after: NDArray[np.float32]) -> list[tuple[float, float]]:
     """What 0 and 255 of each channel have become, so that a page can show the real colours.
 
-    nnU-Net's normalisation of a channel is linear; both images are `(channels, *spatial)`.
+    nnU-Net's normalisation of a channel is linear, and resampling changes its mean and standard
+    deviation little. A channel of one value keeps it.
+
+    Args:
+        before: The same voxels as nnU-Net crops them, `(channels, ...)`.
+        after: As it has normalised and resampled them, `(channels, ...)`.
     """
     found = []
-    for before, after in zip(photograph, preprocessed, strict=True):
-        (low, high), (new_low, new_high) = (
-            np.percentile(each, (5, 95)) for each in (before, after)
-        )
-        slope = float(new_high - new_low) / max(float(high - low), 1e-6)
-        found.append((float(new_low - slope * low), float(new_low + slope * (255 - low))))
+    for old, new in zip(before.astype(np.float64), after.astype(np.float64), strict=True):
+        slope = new.std() / old.std() if min(old.std(), new.std()) > 1e-6 else 1.0
+        black = new.mean() - slope * old.mean()
+        found.append((float(black), float(black + 255 * slope)))
     return found
 
 

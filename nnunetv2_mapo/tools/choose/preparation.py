@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from numpy.typing import NDArray
 from nnunetv2_mapo.guards.known_cases import KnownCases
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.mining import Miner
-from nnunetv2_mapo.support.files import hash_array
+from nnunetv2_mapo.support.errors import CommandError, MAPOError
+from nnunetv2_mapo.support.files import hash_array, hash_file
 from nnunetv2_mapo.tools.choose.candidates import find_rates, make_candidates
 from nnunetv2_mapo.tools.choose.folder import ChoicesFolder, Kept
 from nnunetv2_mapo.tools.choose.images import ImageError, Preprocessed, preprocess
 from nnunetv2_mapo.tools.models import TrainedModel, open_miner
 
 NUM_FOR_RATES = 4  # images on which the dropout rates are found
+MOST_FOR_RATES = 20  # that are tried if the model segments nothing in these
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Preparation:
 
     def _run(self) -> None:
         try:
+            self._refuse_others()
             waiting = [name for name in self.files if name not in self.ready]
             if waiting:
                 # Whole channels: single elements give specks, which no expert takes for a
@@ -103,10 +107,21 @@ class Preparation:
         finally:
             self._done.set()
 
+    def _refuse_others(self) -> None:
+        """Refuse images of the names of earlier ones: they would pass for these."""
+        for name in sorted(self.ready.keys() & self.files.keys()):
+            source = self.folder.read_source(name)
+            if source and source != hash_files(self.files[name]) and not self._stop.is_set():
+                message = (
+                    f"{self.files[name][0]} is not the file that {name} in {self.folder.images} "
+                    "was made of. Name a new folder of choices with -o, or the image otherwise."
+                )
+                raise CommandError(message)
+
     def _prepare(self, waiting: list[str], miner: Miner) -> None:
         known = read_known_cases(self.model)
         owners = {kept.image_sha256: name for name, kept in self.ready.items()}
-        rates = self.folder.read_rates() or self._find_rates(miner)
+        rates = self.folder.read_rates() or self._find_rates(miner) or miner.sampler.values
         for name in waiting:
             if self._stop.is_set():
                 return
@@ -115,8 +130,15 @@ class Preparation:
                 self.ready[name] = self._segment(name, image, rates, miner)
                 owners[hash_array(image.image)] = name
             except ImageError as error:
-                self.left_out[name] = str(error)
-                self.log(f"{name} is not asked about: {error}")
+                self._leave_out(name, str(error))
+            except MAPOError:  # a full disk
+                raise
+            except Exception as error:  # whatever preprocessing raises; the next may do
+                self._leave_out(name, f"{type(error).__name__}: {error}")
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.left_out[name] = reason
+        self.log(f"{name} is not asked about: {reason}")
 
     def _segment(
         self, name: str, image: Preprocessed, rates: Sequence[float], miner: Miner
@@ -128,8 +150,9 @@ class Preparation:
             raise ImageError(message)
         patch_size = tuple(self.model.configuration_manager.patch_size)
         return self.folder.write_image(
-            name, image.image, found, image.properties, patch_size, image.display
-        )
+            name, image.image, found, image.properties, patch_size, image.display,
+            hash_files(self.files[name]),
+        )  # fmt: skip
 
     def _read(self, name: str, known: KnownCases, owners: Mapping[str, str]) -> Preprocessed:
         """Preprocess an image that is new."""
@@ -143,20 +166,27 @@ class Preparation:
         return image
 
     def _find_rates(self, miner: Miner) -> tuple[float, ...]:
+        """Dropout rates by some of the images that can be read; empty if they tell nothing."""
         step = max(1, len(self.files) // NUM_FOR_RATES)
-        names = [*self.files][::step][:NUM_FOR_RATES]
-        images = [image for name in names if (image := self._try_to_read(name)) is not None]
-        rates = find_rates(miner, images, self.log)
-        self.folder.write_rates(rates)
-        self.log(f"candidates at {len(rates)} dropout rates up to {rates[-1]:.3g}")
+        spread = [*self.files][::step][:NUM_FOR_RATES]
+        names = [*spread, *(name for name in self.files if name not in spread)]
+        there = (image for name in names if (image := self._try_to_read(name)) is not None)
+        if rates := find_rates(miner, islice(there, MOST_FOR_RATES), NUM_FOR_RATES, self.log):
+            self.folder.write_rates(rates)
+            self.log(f"candidates at {len(rates)} dropout rates up to {rates[-1]:.3g}")
         return rates
 
     def _try_to_read(self, name: str) -> NDArray[np.float32] | None:
         """A preprocessed image; None if it cannot be read, which is said when its turn comes."""
         try:
             return preprocess(self.model, self.files[name]).image
-        except ImageError:
+        except Exception:  # whatever readers and preprocessing raise
             return None
+
+
+def hash_files(files: Sequence[str]) -> list[str | None]:
+    """SHA-256 of each file."""
+    return [hash_file(Path(file)) for file in files]
 
 
 def read_known_cases(model: TrainedModel) -> KnownCases:

@@ -82,11 +82,18 @@ class Asking:
         return random.Random(f"{self.seed}/{key[0]}/{key[1]}").random() < self.repeat
 
     def _make(self, key: Key, ready: Mapping[str, Kept], rater: str, *, repeat: bool) -> Question:
-        """A question; its candidates are shown in an order of chance."""
+        """A question; its candidates are shown in an order of chance, a repetition's in another."""
         name, region = key
         kept = ready[name]
-        shown = [*range(kept.num_candidates)] if region is None else [*kept.widest]
-        random.Random(f"{self.seed}/{name}/{region}/{repeat}/{rater}").shuffle(shown)
+        first = [*range(kept.num_candidates)] if region is None else [*kept.widest]
+        shown, seed = [*first], f"{self.seed}/{name}/{region}"
+        random.Random(f"{seed}/False/{rater}").shuffle(first)
+        if not repeat:
+            return Question(name, region, tuple(first), repeat)
+        chance = random.Random(f"{seed}/True/{rater}")
+        chance.shuffle(shown)
+        while shown == first:
+            chance.shuffle(shown)
         return Question(name, region, tuple(shown), repeat)
 
 

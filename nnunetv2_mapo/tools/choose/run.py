@@ -75,6 +75,10 @@ def _serve(preparation: Preparation, truths: Mapping[str, Path], arguments: Name
                 _ask(server, preparation, arguments)
                 return
             preparation.wait()  # the order, and so the record, is then the same again
+            if others := sorted(preparation.ready.keys() - truths.keys()):
+                _say(f"Not asked about, for -i lacks them: {', '.join(others)}")
+            for name in others:
+                del preparation.ready[name]
             expert = Expert(
                 server.address, preparation.model, preparation.files, truths,
                 error=arguments.error, seed=arguments.seed,
@@ -103,4 +107,5 @@ def _ask(server: ChooseServer, preparation: Preparation, arguments: Namespace) -
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    # a file's name may be no UTF-8
+    print(text.encode(errors="backslashreplace").decode(), flush=True)

@@ -50,6 +50,11 @@ class Session:
         self._holder, self._seen = "", -math.inf
         self._asked: dict[str, Question] = {}
         self._current = self._upcoming = self._last = ""
+        if stale := sorted({each.image for each in self._answers.values() if not self._fits(each)}):
+            preparation.log(
+                f"Answers about {', '.join(stale)} are about candidates that are not there: they "
+                "count only if the same are made again; else these images are asked about anew."
+            )
 
     # Pages ----------------------------------------------------------------------------------------
 
@@ -127,7 +132,7 @@ class Session:
     def _find_next(self) -> Question | None:
         return self.asking.choose_next(
             dict(self.preparation.ready),
-            [each for each in self._answers.values() if each.rater == self.rater],
+            [*self._find_mine().values()],
             [self._asked[each].key for each in (self._current, self._upcoming) if each],
             self.rater,
             is_complete=self.preparation.is_done,
@@ -181,6 +186,19 @@ class Session:
             self._answers[append_answer(self.folder.path, answer)] = answer
             self._last, self._current = identifier, ""
 
+    def _fits(self, answer: Answer) -> bool:
+        """Whether an answer is about the candidates that are there."""
+        kept = self.preparation.ready.get(answer.image)
+        return kept is not None and kept.candidates_sha256 == answer.candidates_sha256
+
+    def _find_mine(self) -> dict[int, Answer]:
+        """The rater's answers that count, by the number of their line."""
+        return {
+            line: each
+            for line, each in self._answers.items()
+            if each.rater == self.rater and self._fits(each)
+        }
+
     def undo(self) -> None:
         """Take this rater's last answer back and ask its question again.
 
@@ -188,8 +206,7 @@ class Session:
             SessionError: There is none.
         """
         with self._lock:
-            mine = [line for line, each in self._answers.items() if each.rater == self.rater]
-            mine = [line for line in mine if self._answers[line].image in self.preparation.ready]
+            mine = [*self._find_mine()]
             if not mine:
                 message = "There is no answer to take back."
                 raise SessionError(409, message)
@@ -205,7 +222,7 @@ class Session:
         """Progress of the rater, for the page."""
         with self._lock:
             preparation = self.preparation
-            mine = [each for each in self._answers.values() if each.rater == self.rater]
+            mine = [*self._find_mine().values()]
             keys = self.asking.order(dict(preparation.ready))
             done = {key_of(each) for each in mine if not each.repeat}
             seconds = [each.seconds for each in mine if each.verdict != SKIP]

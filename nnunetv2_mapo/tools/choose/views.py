@@ -76,6 +76,8 @@ def to_bytes(
     """Intensities, `(*spatial)`, from 0 to 255 at these ends, or at their darkest and brightest."""
     step = max(1, channel.size // _MOST_SAMPLES)
     low, high = ends or np.percentile(channel.ravel()[::step], (_DARKEST, _BRIGHTEST))
+    if low == high:  # but for a few voxels all are the same
+        low, high = channel.min(), channel.max()
     scaled = channel - np.float32(low)
     scaled *= 255 / max(float(high - low), 1e-6)
     result: NDArray[np.uint8] = scaled.clip(0, 255, out=scaled).astype(np.uint8)

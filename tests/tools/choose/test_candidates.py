@@ -6,7 +6,9 @@ import torch
 
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.method.selection import candidate_dice
+from nnunetv2_mapo.tools.choose import candidates as module
 from nnunetv2_mapo.tools.choose.candidates import (
+    find_rates,
     find_widest,
     keep_different,
     measure_distances,
@@ -61,3 +63,28 @@ def test_bits_of_regions_become_labels_of_which_later_ones_lie_above():
 def test_classes_are_labels():
     manager = SimpleNamespace(has_regions=False)
     assert to_nnunet_labels(np.array([0, 3], np.uint8), manager).tolist() == [0, 3]
+
+
+def test_rates_are_found_on_further_images_where_the_first_ones_show_nothing(monkeypatch):
+    seen = []
+
+    def segment(_miner, image, rates, _name, _log):
+        seen.append(float(image.max()))
+        return (image[:1] > rates[0]).int()
+
+    monkeypatch.setattr(module, "segment", segment)
+    miner = SimpleNamespace(
+        config=SimpleNamespace(rates_dice_fall=0.1), labels=Labels(2),
+        sampler=SimpleNamespace(values=(0.0, 0.1, 0.2)),
+    )  # fmt: skip
+    empty, there = np.zeros((1, 1, 2, 3), np.float32), np.full((1, 1, 2, 3), 0.3, np.float32)
+    said = []
+    rates = find_rates(miner, iter([empty, empty, there, there]), 2, said.append)
+    assert len(rates) == 3
+    assert rates[-1] == pytest.approx(0.3, abs=0.05)
+    assert seen[:3] == [0, 0, pytest.approx(0.3)]  # and no fourth image
+    assert not said
+    assert find_rates(miner, [empty], 2, said.append) == ()
+    assert len(said) == 1
+    assert find_rates(miner, [], 2, said.append) == ()  # none can be read: that says nothing
+    assert len(said) == 1

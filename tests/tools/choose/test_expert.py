@@ -1,11 +1,13 @@
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from nnunetv2_mapo.method.labels import Labels
 from nnunetv2_mapo.support.errors import CommandError
-from nnunetv2_mapo.tools.choose.expert import Shown, choose, find_truths, score
+from nnunetv2_mapo.tools.choose.expert import Expert, Shown, choose, find_truths, score
 
 TRUTH = np.array([[[1, 1, 0, 0]]])
 CANDIDATES = np.array([[[[1, 1, 0, 0]]], [[[1, 0, 0, 0]]], [[[0, 0, 1, 1]]]], np.int16)
@@ -41,3 +43,14 @@ def test_a_missing_ground_truth_is_named(tmp_path: Path):
     (tmp_path / "a.nii.gz").touch()
     with pytest.raises(CommandError, match=r"lacks the ground truth of 1 of 2 images: b\.nii\.gz"):
         find_truths(tmp_path, {"a": [], "b": []}, ".nii.gz")
+
+
+def test_a_truth_that_takes_longer_than_a_connection_is_waited_for(server, monkeypatch):
+    def read_slowly(_: str) -> np.ndarray:
+        time.sleep(0.6)
+        return np.zeros((3, 8, 10), np.int16)
+
+    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.2)
+    expert = Expert(server.address, SimpleNamespace(labels=Labels(2)), {}, {}, error=0, seed=0)
+    monkeypatch.setattr(expert, "_read_truth", read_slowly)
+    assert expert.answer_all() == 3

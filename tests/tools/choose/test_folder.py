@@ -10,6 +10,7 @@ import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 
 from nnunetv2_mapo.method.choices import Answer, ChoicesError, append_answer, append_undo
+from nnunetv2_mapo.support.errors import MAPOError
 from nnunetv2_mapo.support.files import WriteError, hash_array
 from nnunetv2_mapo.tools.choose.candidates import Differing
 from nnunetv2_mapo.tools.choose.folder import open_folder
@@ -50,8 +51,12 @@ def test_an_image_whose_writing_fails_leaves_nothing(folder, monkeypatch):
 
 def test_a_damaged_image_is_named_with_what_to_do(folder):
     (folder.images / "image_0.pkl").write_bytes(b"half")
-    with pytest.raises(ChoicesError, match=r"image_0\.pkl is damaged .* Delete the files image_0"):
+    with pytest.raises(ChoicesError, match=r"image_0\.pkl is damaged"):
         folder.read_kept("image_0")
+    (folder.images / "image_1_seg.b2nd").write_bytes(b"half")
+    words = r"cannot be read .* Delete image_1\.b2nd, image_1_seg\.b2nd and image_1\.pkl there"
+    with pytest.raises(ChoicesError, match=words):
+        folder.read_image("image_1")
 
 
 def test_a_folder_is_opened_again_by_the_same_model(tmp_path):
@@ -89,6 +94,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         open_folder(tmp_path, ORIGIN)
 
 
+@pytest.mark.parametrize("name", ["images", "mapo.lock"])
+def test_a_folder_that_cannot_be_written_to_is_said(tmp_path, name):
+    (tmp_path / name).touch()
+    if name == "mapo.lock":  # as another account's file, which root could write to
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+    with pytest.raises(MAPOError, match=rf"{name} cannot be (made|written) .* another folder"):
+        open_folder(tmp_path, ORIGIN)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
 def test_a_second_process_is_refused(tmp_path):
     open_folder(tmp_path / "new", ORIGIN)
@@ -105,6 +120,8 @@ def test_a_folder_is_read_without_this_package_as_documented(folder, monkeypatch
     answer = Answer("image_0", "sha", "sha", (1, 0, 2), "choice", "Ada", 1.0, "now", best=1)
     append_answer(folder.path, answer)
     append_undo(folder.path, append_answer(folder.path, answer))
+    with (folder.path / "choices.jsonl").open("a") as file:
+        file.write('{"version": 1, "ima')
     page = Path(__file__).parents[3] / "docs/how-to/choices.md"
     [code] = re.findall(r"```py\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(folder.path.parent)

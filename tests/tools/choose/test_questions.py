@@ -78,3 +78,14 @@ def test_what_is_on_the_page_is_not_chosen_again():
     asking = Asking(False, 0, 0)
     following = asking.choose_next(READY, [], [("image_6", None)], "Ada", is_complete=False)
     assert following.image == "image_5"
+
+
+def test_a_repetition_shows_the_candidates_in_another_order():
+    ready = {f"image_{number}": READY["image_0"] for number in range(50)}
+    asking, mine = Asking(True, 1, 0), []  # of two candidates
+    while question := asking.choose_next(ready, mine, (), "Ada", is_complete=True):
+        mine.append(reply(question))
+    first = {(each.image, each.region): each.shown for each in mine if not each.repeat}
+    again = {(each.image, each.region): each.shown for each in mine if each.repeat}
+    assert len(first) == len(again) == 100
+    assert all(again[key] == shown[::-1] for key, shown in first.items())

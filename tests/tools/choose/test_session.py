@@ -2,6 +2,7 @@ import pytest
 
 from nnunetv2_mapo.method.choices import read_answers
 from nnunetv2_mapo.tools.choose import session as module
+from nnunetv2_mapo.tools.choose.candidates import Differing
 from nnunetv2_mapo.tools.choose.session import SessionError
 
 
@@ -115,3 +116,25 @@ def test_the_end_is_said(session):
     state = session.describe()
     assert state["finished"]
     assert (state["answered"], state["total"], state["seconds"]) == (3, 3, 2)
+
+
+def test_answers_about_other_candidates_are_asked_again_and_not_taken_back(
+    session, make_session, folder, capsys
+):
+    session.answer(session.ask()[0], "choice", 0, 1, 1)
+    image, candidates, _ = folder.read_image("image_2")
+    found = Differing(candidates[:2], (0.0, 0.1), (0, 1), 0.5, 1)
+    folder.write_image("image_2", image, found, {"spacing": [1, 1, 1]}, image.shape[1:])
+    later = make_session()
+    assert "Answers about image_2 are about candidates that are not" in capsys.readouterr().out
+    later.join("other", "Ada")
+    assert (later.describe()["answered"], later.describe()["can_undo"]) == (0, False)
+    asked = []
+    while identifier := later.ask()[0]:
+        asked.append(later.find(identifier).image)
+        later.answer(identifier, "equal", None, None, 1)
+    assert sorted(asked) == ["image_0", "image_1", "image_2"]
+    for _ in range(3):
+        later.undo()
+    with pytest.raises(SessionError, match="no answer to take back"):
+        later.undo()

@@ -41,6 +41,12 @@ def test_intensities_are_spread_from_0_to_255():
     assert not to_bytes(np.ones((3, 3), np.float32)).any()
 
 
+def test_a_few_voxels_on_an_even_ground_keep_their_shades():
+    channel = np.zeros(100_000, np.float32)
+    channel[:3] = 1, 2, 4
+    assert to_bytes(channel)[:4].tolist() == [63, 127, 255, 0]
+
+
 def test_photographs_keep_their_colours():
     assert to_bytes(np.array([-1, 0, 1], np.float32), (-1, 1)).tolist() == [0, 127, 255]
     assert to_bytes(np.array([9], np.float32), (-1, 1)) == pytest.approx(255)

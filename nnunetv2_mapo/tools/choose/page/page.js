@@ -52,7 +52,7 @@ function say(text) {
   toast.textContent = text;
   toast.classList.add("is-shown");
   clearTimeout(say.timer);
-  say.timer = setTimeout(() => toast.classList.remove("is-shown"), 3500);
+  say.timer = setTimeout(() => toast.classList.remove("is-shown"), 3500 + 40 * text.length);
 }
 
 // Questions ----------------------------------------------------------------------------------------
@@ -72,11 +72,12 @@ async function next() {
   info = asked;
   best = worst = null;
   show("asking"); // first: what is not shown has no size
+  document.activeElement?.blur(); // Enter must not press what was clicked for the last question
   showPanels();
   await viewer.open(info, [...document.querySelectorAll(".panel canvas")], slices);
   [seen, seenSince] = [0, document.hidden ? 0 : performance.now()];
   document.body.dataset.question = info.question;
-  if (asked.upcoming && upcoming?.question !== asked.upcoming) prepare(asked.upcoming);
+  if (asked.upcoming && upcoming?.question !== asked.upcoming) prepare(asked.upcoming).catch(report);
 }
 
 // Load the next question while this one is judged.
@@ -107,7 +108,14 @@ async function rest(state) {
   find("#waiting-title").textContent = state.answered ? "Segmenting the next image" : "Segmenting the first images";
   find("#waiting-text").textContent = `${state.waiting} images are left to segment. The first one is shown as soon as it is ready.`;
   show("waiting");
-  setTimeout(() => { if (document.body.dataset.screen === "waiting") next().catch(report); }, 700);
+  lookAgain();
+}
+
+function lookAgain() {
+  setTimeout(async () => {
+    if (document.body.dataset.screen !== "waiting") return;
+    await next().catch((error) => { report(error); lookAgain(); });
+  }, 700);
 }
 
 async function look() {
@@ -162,7 +170,8 @@ async function undo() {
   }
 }
 
-const report = (error) => { if (document.body.dataset.screen === "asking") say(error.message); };
+// The screens "elsewhere" and "ended" say it themselves.
+const report = (error) => { if (!["elsewhere", "ended"].includes(document.body.dataset.screen)) say(error.message); };
 
 function readClock() {
   return seen + (seenSince ? performance.now() - seenSince : 0);
@@ -298,7 +307,7 @@ document.addEventListener("keydown", (event) => {
   else if (digit) mark(digit[1] - 1, !event.shiftKey);
   else if (event.ctrlKey) undo();
   else {
-    const isButton = event.target.matches("button") && [" ", "Enter"].includes(event.key);
+    const isButton = event.target.matches("button") && (event.key === " " || (event.key === "Enter" && best === null));
     const act = KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
     if (isButton || !act) return;
     act(event);
