@@ -125,6 +125,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     dataloader_train: Any
     dataloader_val: Any
 
+    _is_new = False  # until the first checkpoint, of the rank that writes it
     _begun = Begun()  # how far the method has come; in every checkpoint
     _mined: Round | None = None  # pairs that are trained on; None in the warm-up
     _summary: RoundSummary | None = None  # what mining found in them
@@ -399,9 +400,8 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         if self._begun.round:
             start.check_pairs(self._round(self._begun.round))
         if self.local_rank == 0:
-            is_new = not (self.current_epoch or self._begun.round)
-            if place := start.clear_folder(self._folder, is_new=is_new):
-                self._log(f"NOTICE: what an earlier training left here is now in {place}")
+            start.clear_folder(self._folder)
+            self._is_new = not (self.current_epoch or self._begun.round)
 
     def _check_metric(self, training: Any, validation: Any) -> None:
         """Hold the metric against its contract; fix the patches that it is to be measured on."""
@@ -531,6 +531,10 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
         Raises:
             WriteError: The disk is full; the earlier checkpoint of that name is still there.
         """
+        if self._is_new and not self.disable_checkpointing:
+            self._is_new = False
+            if place := start.set_aside(self._folder):
+                self._log(f"NOTICE: what an earlier training left here is now in {place}")
         with checkpoints.adding_to_checkpoint(self._describe_state, self._hashed):
             super().save_checkpoint(filename)
 

@@ -84,9 +84,12 @@ def _find_dataset(name: str) -> Path:
     if not results:
         message = "nnUNet_results is not set: export nnUNet_results=FOLDER, or give a MODEL_FOLDER."
         raise CommandError(message)
-    found = [path for path in Path(results).glob("*") if path.is_dir() and path.name == name]
+    there = [path for path in Path(results).glob("*") if path.is_dir()]
     if name.isdecimal():
-        found = [*filter(Path.is_dir, Path(results).glob(f"Dataset{int(name):03d}_*"))]
+        number = f"Dataset{int(name):03d}_"
+        found = [path for path in there if path.name.startswith(number)]
+    else:
+        found = [path for path in there if path.name == name]
     if len(found) != 1:
         message = (
             f"-d {name} is not one data set in {results}. {list_there(Path(results), 'Dataset*')}"

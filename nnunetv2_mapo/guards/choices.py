@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,12 +195,13 @@ def require_images(choices: Choices, images: UnlabelledImages) -> None:
     """Refuse answers that leave nothing to learn from."""
     if len(images):
         return
-    checkpoint = Path(read_model(choices.folder)["checkpoint"])
+    model = Path(read_model(choices.folder)["checkpoint"]).parent
+    fold = model.name.removeprefix("fold_")
+    words = ["nnUNetv2_mapo", "choose", str(model.parent), "-f", fold, "-i", "UNLABELLED"]
     message = (
         f"There is nothing to learn from {choices}: no image has a candidate that a majority calls "
-        "the best, and another that is called the worst. Go on with nnUNetv2_mapo choose "
-        f"{checkpoint.parents[1]} -f {checkpoint.parent.name.removeprefix('fold_')} -i UNLABELLED "
-        f"-o {choices.folder}, as another rater, who is asked everything, and name the best and "
-        "the worst."
+        "the best, and another that is called the worst. Go on as another rater, who is asked "
+        "everything, and name the best and the worst: "
+        f"{shlex.join([*words, '-o', str(choices.folder)])}"
     )
     raise ChoicesError(message)

@@ -13,6 +13,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunetv2_mapo.guards.checkpoint import FINAL
 from nnunetv2_mapo.guards.signatures import check_signatures
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.method.reference import REFERENCE
@@ -162,8 +163,14 @@ def lock_folder(folder: Path) -> None:
     _held[os.getpid(), path] = file
 
 
-def clear_folder(folder: Path, *, is_new: bool) -> Path | None:
-    """Remove what killed writers left, and before a new start set an earlier training aside.
+def clear_folder(folder: Path) -> None:
+    """Remove what killed writers left."""
+    for leftover in folder.rglob(f"*{UNFINISHED}"):
+        leftover.unlink()
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move what an earlier training left here, before a new one writes anything.
 
     Of that nothing is lost, and nothing is taken for the new one's: `--c` would go on with the
     earlier one's final checkpoint, and its validation be compared.
@@ -171,18 +178,19 @@ def clear_folder(folder: Path, *, is_new: bool) -> Path | None:
     Returns:
         Folder in which the earlier training is now; None if there was none.
     """
-    for leftover in folder.rglob(f"*{UNFINISHED}"):
-        leftover.unlink()
-    names = (PREFERENCES, REFERENCE, "validation")
-    earlier = [*folder.glob("checkpoint_*.pth"), *(folder / name for name in names)]
-    earlier = [path for path in earlier if path.exists()]
-    if not (is_new and earlier):
+    checkpoints = sorted(folder.glob("checkpoint_*.pth"), key=lambda path: path.name == FINAL)
+    rounds = sorted(folder.glob(f"{PREFERENCES}/round_*"))
+    others = [path for name in (REFERENCE, "validation") if (path := folder / name).exists()]
+    # the one that --c looks for first goes last: killed in between, it goes on with the earlier one
+    earlier = [*checkpoints, *rounds, *others]
+    if not earlier:
         return None
     numbers = itertools.count(1)
     place = next(path for n in numbers if not (path := folder / f"earlier_{n}").exists())
-    place.mkdir()
     for path in earlier:
-        path.rename(place / path.name)
+        moved = place / path.relative_to(folder)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(moved)
     return place
 
 

@@ -247,6 +247,14 @@ class MAPOConfig:
                 if getattr(self, name) == value
             ]
             problems += needing
+        without_nsd = "nsd" not in ([self.metric] if isinstance(self.metric, str) else self.metric)
+        for name, does_nothing, needed in (
+            ("tolerance_mm", without_nsd, "metric='nsd', or 'nsd' among its weights"),
+            ("unlabelled_share", self.unlabelled == "off", "unlabelled='preferences', or labels"),
+        ):
+            value = getattr(self, name)
+            if does_nothing and value != getattr(MAPOConfig, name):
+                problems.append(f"{name}={value!r} is not valid: it needs {needed}.")
         if self.reference == "none" and self.reference_update != "never":
             problems.append(
                 f"reference_update={self.reference_update!r} is not valid: with reference='none' "
@@ -275,6 +283,12 @@ class MAPOConfig:
     def has_dropout(self, *, is_warmup: bool) -> bool:
         """Whether a stage trains with dropout."""
         return self.warmup_dropout if is_warmup else self.preference_dropout != "off"
+
+    @property
+    def trains_with_dropout(self) -> bool:
+        """Whether any stage does."""
+        has_rounds = self.num_rounds > 0
+        return self.warmup_dropout or (has_rounds and self.has_dropout(is_warmup=False))
 
     @property
     def ranked_by(self) -> str:

@@ -149,8 +149,9 @@ def say_next(trainer: Any, *, has_pairs: bool) -> str:
     model = Path(trainer.output_folder_base)
     names = type(trainer).__name__, *model.name.split("__")[1:]
     if has_pairs:
-        base = model.with_name("__".join([names[0].partition("_MAPO")[0], *names[1:]]))
-        compare = shlex.join(["nnUNetv2_mapo", "compare", str(base), str(model)])
+        base = "__".join([names[0].partition("_MAPO")[0], *names[1:]])
+        control = str(model.with_name(base)) if base != model.name else "CONTROL_FOLDER"
+        compare = shlex.join(["nnUNetv2_mapo", "compare", control, str(model)])
         return f"did preferences help? Once the control is trained as well: {compare}"
     preview = shlex.join(
         ["nnUNetv2_mapo", "preview", "-d", trainer.plans_manager.dataset_name,

@@ -124,7 +124,7 @@ def mine_round(
         (mined.folder / MANIFEST).unlink(missing_ok=True)  # cases are about to change
     found |= _merge(ranks.gather(_mine_cases(miner, load_case, missing, mined, log, ranks)))
     if config.tau_quantile is not None:
-        tau = quantile_tau(found, config.tau_quantile)
+        tau = quantile_tau(found, config.tau_quantile, config.tau_max)
         kept = {}
         for identifier in ranks.share(identifiers):
             kept[identifier] = _drop_small_gaps(mined, identifier, found[identifier], miner, tau)
@@ -236,8 +236,9 @@ def _drop_small_gaps(
     mined: Round, identifier: str, records: list[SampleRecord], miner: Miner, tau: float
 ) -> list[SampleRecord]:
     """Take the pairs off a case whose gap is below τ; a case without any stays as it is."""
+    tau_max = miner.config.tau_max
     kept = [
-        replace(each, rejected=None, num_disagreeing=0) if each.pair_gap < tau else each
+        replace(each, rejected=None, num_disagreeing=0) if each.gap_within(tau_max) < tau else each
         for each in records
     ]
     if kept != records:

@@ -82,12 +82,10 @@ class SampleRecord:
         """Gap between the best and the worst candidate, by the metric that ranks two of them."""
         return max(self._values) - min(self._values)
 
-    @property
-    def pair_gap(self) -> float:
-        """The same between the two candidates that are the pair, which τ has a limit of; or 0."""
-        if self.rejected is None:
-            return 0.0
-        return self._values[self.chosen] - self._values[self.rejected]
+    def gap_within(self, most: float) -> float:
+        """Largest gap between the best candidate and another that is not beyond a limit (eq. 4)."""
+        best = max(self._values)
+        return max(gap for value in self._values if (gap := best - value) <= most)
 
     @property
     def _values(self) -> list[float]:

@@ -68,7 +68,7 @@ class RoundSummary:
 def summarize(cases: Records, config: MAPOConfig) -> RoundSummary:
     """Summarise a round from the records of every case and the settings that it was mined with."""
     quantile = config.tau_quantile
-    tau = config.tau if quantile is None else quantile_tau(cases, quantile)
+    tau = config.tau if quantile is None else quantile_tau(cases, quantile, config.tau_max)
     records = list(chain.from_iterable(cases.values()))
     pairs = [(r.dice_chosen, r.dice_rejected, r.num_disagreeing / r.num_voxels)
              for r in records if r.has_pair]  # fmt: skip
@@ -98,14 +98,16 @@ def summarize_stored(mined: MinedRound) -> RoundSummary:
     return summarize(mined.cases, MAPOConfig.from_dict(mined.origin["settings"]))
 
 
-def quantile_tau(cases: Records, quantile: float) -> float:
+def quantile_tau(cases: Records, quantile: float, tau_max: float = 1.0) -> float:
     """τ at which the share 1 - `quantile` of a round's samples has a pair, `quantile` in [0, 1).
 
-    It is the Dice gap of one of the samples. Those without foreground do not count, where a single
-    voxel may be a gap of 1, nor do those whose candidates all have the same Dice; 0 if none counts.
+    It is the gap of one of the samples' pairs, at most `tau_max`. Those without foreground do not
+    count, where a single voxel may be a gap of 1, nor do those whose candidates all have the same
+    Dice; 0 if none counts.
     """
     records = list(chain.from_iterable(cases.values()))
-    gaps = [each.gap for each in records if each.has_foreground and each.gap > 0]
+    gaps = [each.gap_within(tau_max) for each in records if each.has_foreground]
+    gaps = [gap for gap in gaps if gap > 0]
     return float(np.quantile(gaps, quantile, method="higher")) if gaps else 0.0
 
 

@@ -6,6 +6,7 @@ at s. So a difference means about the same in each, and none outweighs the other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +37,11 @@ class Whole:
     ) -> None:
         self._prediction, self._target = prediction, target
         self._measure = partial(_call, function, target=target, spacing_mm=tuple(spacing_mm))
-        self.counts = self._measure(prediction)
+
+    @property
+    def counts(self) -> float:
+        """What the function says; it is not asked before, for both masks may be empty."""
+        return self._measure(self._prediction)
 
     def counts_with(self, change: Change) -> float:
         """What the function says of the prediction with the change."""
@@ -48,7 +53,15 @@ class Whole:
 def _call(
     function: Function, prediction: Mask, target: Mask, spacing_mm: tuple[float, ...]
 ) -> float:
-    return float(function(prediction, target, spacing_mm))
+    value = float(function(prediction, target, spacing_mm))
+    if not math.isfinite(value):
+        message = (
+            f"{function.__module__}:{function.__name__} is {value} for {int(prediction.sum())} "
+            f"voxels where {int(target.sum())} are right: a metric must be finite wherever one of "
+            "both masks has a voxel. Mend it; a training goes on with --c."
+        )
+        raise ValueError(message)
+    return value
 
 
 def _falling(value: float, scale: float) -> float:

@@ -55,7 +55,8 @@ def run_export(arguments: argparse.Namespace) -> None:
         message = f"{output} exists. Delete it, or name another file with -o."
         raise CommandError(message)
     find_folds = nnUNetPredictor.auto_detect_available_folds  # those with a number
-    folds = arguments.folds or sorted(find_folds(str(source), checkpoint)) or ["all"]
+    folds = arguments.folds or find_folds(str(source), checkpoint) or ["all"]
+    folds = sorted(folds, key=str)  # as nnU-Net names what it found out about them together
     model = open_model(source, folds[0], checkpoint, torch.device("cpu"))
     with contextlib.redirect_stdout(io.StringIO()):  # says where it looks
         trainer = find_plain_trainer(recursive_find_trainer_class_by_name(model.trainer_name))

@@ -21,29 +21,33 @@ class ModelName(NamedTuple):
 
 
 def name_of(model: Path) -> ModelName | None:
-    """Name of a model by its folder `DATASET/TRAINER__PLANS__CONFIGURATION`; None of another one.
-
-    A folder that was moved still knows its data set.
-    """
-    folder = _follow(model)
-    if len(parts := folder.name.split("__")) != 3:
-        return None
-    dataset = _read_json(folder / "plans.json").get("dataset_name")
-    return ModelName(dataset or folder.parent.name, *parts)
+    """Name of a model by its folder `TRAINER__PLANS__CONFIGURATION`; None of another folder."""
+    parts = follow(model).name.split("__")
+    return ModelName(dataset_of(model), *parts) if len(parts) == 3 else None
 
 
-def say_train(
-    dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, device: str = ""
-) -> str:
+def dataset_of(model: Path) -> str:
+    """Data set of a model's folder, wherever it was moved."""
+    folder = follow(model)
+    return _read_json(folder / "plans.json").get("dataset_name") or folder.parent.name
+
+
+def follow(model: Path) -> Path:
+    """Folder that a link leads to, but for one that is named like a model itself."""
+    named = Path(os.path.abspath(model))  # noqa: PTH100
+    return named if named.name.count("__") == 2 else named.resolve()
+
+
+def say_train(name: ModelName, fold: int | str, device: str = "") -> str:
     """Command that trains; without a device on nnU-Net's default, a GPU."""
-    words = ["nnUNetv2_train", dataset, configuration, str(fold), "-tr", trainer]
-    words += ["-p", plans] if plans != "nnUNetPlans" else []
+    words = ["nnUNetv2_train", name.dataset, name.configuration, str(fold), "-tr", name.trainer]
+    words += ["-p", name.plans] if name.plans != "nnUNetPlans" else []
     return shlex.join([*words, *(["-device", device] if device not in ("", "cuda") else [])])
 
 
 def find_beside(model: Path, name: ModelName) -> Path:
     """Folder of another model of the same data set, trained or not."""
-    return _follow(model).with_name("__".join(name[1:]))
+    return follow(model).with_name("__".join(name[1:]))
 
 
 def say_finish(model: Path, name: ModelName, fold: int | str) -> str:
@@ -60,8 +64,7 @@ def say_finish(model: Path, name: ModelName, fold: int | str) -> str:
     files = folder / f"fold_{fold}"
     if (files / "validation" / "summary.json").is_file():
         return ""
-    device = _trained_on(folder) or _trained_on(model)
-    command = say_train(name.dataset, name.configuration, fold, name.trainer, name.plans, device)
+    command = say_train(name, fold, find_device(folder) or find_device(model))
     if (files / "checkpoint_final.pth").is_file():  # else nnU-Net refuses --val
         return f"{command} --val"
     return f"{command} --c" if any(files.glob("checkpoint_*.pth")) else command
@@ -72,13 +75,7 @@ def count_folds(dataset: str) -> int:
     return len(_read_json(Path(os.environ.get(_PREPROCESSED, ""), dataset, "splits_final.json")))
 
 
-def _follow(model: Path) -> Path:
-    """Folder that a link leads to, but for one that is named like a model itself."""
-    named = Path(os.path.abspath(model))  # noqa: PTH100
-    return named if named.name.count("__") == 2 else named.resolve()
-
-
-def _trained_on(model: Path) -> str:
+def find_device(model: Path) -> str:
     """Kind of device that a model's last fold was trained on; empty if unknown."""
     debug = _read_json(max(model.glob("fold_*/debug.json"), default=model))
     return str(debug.get("device", "")).partition(":")[0]

@@ -30,6 +30,9 @@ def always_one(prediction, target, spacing_mm):
 def undefined(prediction, target, spacing_mm):
     return 0.0 / prediction.sum() if prediction.any() else float("nan")
 
+def share_of_target(prediction, target, spacing_mm):
+    return (prediction & target).sum() / target.sum() if target.any() else float("nan")
+
 def other_arguments(prediction, target):
     return 1.0
 
@@ -82,10 +85,11 @@ def test_what_keeps_the_contract_passes_without_a_word(metric, spacing_mm):
         ("broken_metrics_here:share", "cannot be imported (ZeroDivisionError"),
         ("own_metrics_here:lower_is_better", "0 of a perfect prediction and 1 of an empty one"),
         ("own_metrics_here:always_one", "1 of a perfect prediction and 1 of an empty one"),
-        ("own_metrics_here:undefined", "is nan for an empty prediction of a training case"),
+        ("own_metrics_here:undefined", "is nan for 0 voxels where"),
+        ("own_metrics_here:share_of_target", "voxels where 0 are right: a metric must be finite"),
         ("own_metrics_here:other_arguments", "fails on a training case (TypeError"),
         ("own_metrics_here:none", "fails on a training case (TypeError"),
-        ({"dice": 1, "own_metrics_here:undefined": 1}, "is nan for an empty prediction"),
+        ({"dice": 1, "own_metrics_here:undefined": 1}, "is nan for 0 voxels where"),
     ],
 )
 def test_what_breaks_the_contract_is_refused(metric, message):

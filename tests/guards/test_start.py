@@ -4,10 +4,11 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from nnunetv2_mapo.guards.start import InUseError, clear_folder, lock_folder
+from nnunetv2_mapo.guards.start import InUseError, lock_folder, set_aside
 
 HOLD = """
 import os, sys, time
@@ -64,17 +65,27 @@ def test_other_folders_are_free(tmp_path):
 
 
 def test_an_earlier_training_is_set_aside_and_not_taken_for_the_new_one(tmp_path):
-    files = ["checkpoint_final.pth", "reference.pth", "validation/summary.json"]
+    files = ["checkpoint_final.pth", "preferences/round_01/a.b2nd", "validation/summary.json"]
     for number in (1, 2):
         for name in files:
-            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(str(number))
-        assert clear_folder(tmp_path, is_new=False) is None
-        assert clear_folder(tmp_path, is_new=True) == tmp_path / f"earlier_{number}"
-        assert clear_folder(tmp_path, is_new=True) is None
+        assert set_aside(tmp_path) == tmp_path / f"earlier_{number}"
+        assert set_aside(tmp_path) is None
     for number in (1, 2):
         for name in files:
             assert (tmp_path / f"earlier_{number}" / name).read_text() == str(number)
+
+
+def test_the_checkpoint_that_continuing_looks_for_first_is_moved_last(tmp_path, monkeypatch):
+    for name in ("latest", "final", "best"):
+        (tmp_path / f"checkpoint_{name}.pth").touch()
+    moved, rename = [], Path.rename
+    monkeypatch.setattr(
+        Path, "rename", lambda *paths: moved.append(paths[0].name) or rename(*paths)
+    )
+    set_aside(tmp_path)
+    assert moved[-1] == "checkpoint_final.pth"
 
 
 def test_the_same_process_may_begin_again(tmp_path):

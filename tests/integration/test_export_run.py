@@ -119,7 +119,7 @@ def test_a_trained_model_is_installed_and_predicts_the_same_without_this_package
             (folder / f"crossval_results_folds_{folds}" / name).touch()
     archive = tmp_path / "a new one/model.zip"
     capsys.readouterr()
-    assert run(folder, "-o", archive) == 0
+    assert run(folder, "-o", archive, "-f", "1", "0") == 0  # are named in another order
     assert [path.name for path in archive.parent.iterdir()] == ["model.zip"]
 
     shown, model = capsys.readouterr().out, f"{DATASET}/nnUNetTrainer__nnUNetPlans__3d_fullres"

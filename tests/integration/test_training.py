@@ -406,6 +406,31 @@ def test_a_missing_reference_is_restored_or_replaced_and_said_so(make_trainer: M
     assert (Path(trainer.output_folder) / "reference.pth").is_file()
 
 
+def test_an_earlier_training_stays_until_a_new_one_has_something_to_save(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = make_trainer()
+    stopped.save_every = 1
+    stop_in_epoch(stopped, epoch=3)
+    folder = Path(stopped.output_folder)
+    names = ["checkpoint_best.pth", "checkpoint_latest.pth", "preferences", "reference.pth"]
+    before = [(folder / name).stat().st_mtime_ns for name in names]
+    refused = make_trainer()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(refused), "_rehearse", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            refused.run_training()
+    stop_in_epoch(make_trainer(), epoch=0)
+    assert [(folder / name).stat().st_mtime_ns for name in names] == before
+    again = make_trainer()
+    stop_in_epoch(again, epoch=1)
+    moved = folder / "earlier_1"
+    assert sorted(path.name for path in moved.iterdir()) == names
+    assert [path.name for path in (moved / "preferences").iterdir()] == ["round_01"]
+    assert "what an earlier training left here is now in" in read_log(again)
+    assert not (folder / "reference.pth").exists()
+
+
 def test_a_restored_reference_is_on_the_device(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     stop_in_epoch(trainer, epoch=3)

@@ -145,6 +145,8 @@ NEEDED = {
     "thresholds": {"sampler": "threshold"},
     "noise_sigmas": {"sampler": "noise"},
     "reference_decay": {"reference": "network", "reference_update": "average"},
+    "tolerance_mm": {"metric": "nsd"},
+    "unlabelled_share": {"reference": "network", "unlabelled": "preferences"},
 }
 # Values that are.
 NEEDED_BY = {
@@ -198,6 +200,19 @@ def test_a_setting_that_would_have_no_effect_is_refused(name):
     config = MAPOConfig(**{name: given, switch: other})
     with pytest.raises(ValueError, match=f"{name}=.* is not valid: it needs {switch}='{needed}'"):
         config.validate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, False),
+        ({"warmup_dropout": True}, True),
+        ({"preference_dropout": "without pair"}, True),
+        ({"preference_dropout": "without pair", "num_rounds": 0}, False),
+    ],
+)
+def test_a_training_has_dropout_where_any_of_its_stages_has_it(settings, expected):
+    assert MAPOConfig(**settings).trains_with_dropout == expected
 
 
 @pytest.mark.parametrize("update", ["round", "average"])

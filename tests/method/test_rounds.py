@@ -344,22 +344,27 @@ def test_with_a_quantile_the_samples_with_the_largest_gaps_keep_their_pairs(
     assert sum(each is not None for each in rejected) == summary.num_pairs
 
 
-def test_with_a_quantile_the_gap_that_counts_is_that_of_the_pair():
-    """A limit from above can make a pair of others than the best and the worst."""
+def test_with_a_limit_from_above_the_gap_that_counts_is_that_of_the_pair():
+    """A limit can make a pair of others than the best and the worst."""
     record = SampleRecord([0.9, 0.89, 0.2], chosen=0, rejected=1, num_disagreeing=9, num_voxels=99)
-    assert record.pair_gap == pytest.approx(0.01)
-    assert record.gap == pytest.approx(0.7)
-    assert replace(record, rejected=None).pair_gap == 0
-    assert replace(record, scores=[0.5, 0.1, 0.9]).pair_gap == pytest.approx(0.4)
+    assert record.gap == record.gap_within(1.0) == pytest.approx(0.7)
+    assert record.gap_within(0.3) == pytest.approx(0.01)
+    assert record.gap_within(0.001) == 0
+    assert replace(record, scores=[0.5, 0.1, 0.9]).gap_within(0.5) == pytest.approx(0.4)
 
 
-def test_a_pair_below_the_quantile_is_dropped_whatever_the_others_differ_by(tmp_path, make_miner):
-    miner = make_miner((8, 8, 8), tau_quantile=0.5, tau_max=1e-3, **units_of("slice"))
-    mined = round_in(tmp_path)
-    summary = mine_round(miner, Cases(*"abcd"), list("abcd"), mined, print)
-    records = mined.find_finished("abcd").records.values()
-    gaps = [record.pair_gap for case in records for record in case if record.has_pair]
-    assert all(gap >= summary.tau for gap in gaps)
+def test_a_quantile_below_a_limit_keeps_its_share_of_the_pairs(tmp_path, make_miner):
+    load, names = Cases(*"abcd"), list("abcd")
+    miner = make_miner((8, 8, 8), **units_of("slice"))
+    gaps = mine_round(miner, load, names, round_in(tmp_path / "all"), print).gaps
+    limit = with_settings(miner, tau_max=float(np.median(gaps)))
+    every = mine_round(limit, load, names, round_in(tmp_path / "every"), print)
+    mined = round_in(tmp_path / "half")
+    half = mine_round(with_settings(limit, tau_quantile=0.5), load, names, mined, print)
+    assert every.num_pairs / 2 <= half.num_pairs < every.num_pairs
+    records = mined.find_finished(names).records.values()
+    pairs = [record for case in records for record in case if record.has_pair]
+    assert all(each.dice_chosen - each.dice_rejected >= half.tau for each in pairs)
 
 
 def test_a_round_that_was_stopped_while_pairs_were_dropped_ends_the_same(

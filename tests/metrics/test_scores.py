@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_mapo.method.valid import METRICS
+from nnunetv2_mapo.metrics.change import Change
 from nnunetv2_mapo.metrics.scores import find_score, named_scores
 
 
@@ -55,3 +56,14 @@ def test_an_own_function_is_asked_about_the_whole_masks(tmp_path, monkeypatch):
         find_score("metrics_of_a_user:area", 1.0)
     with pytest.raises(ModuleNotFoundError):
         find_score("no_such_module:area", 1.0)
+
+
+def test_an_own_function_is_never_asked_about_two_empty_masks(tmp_path, monkeypatch):
+    """A class that only a candidate has is in neither the plain prediction nor the truth."""
+    (tmp_path / "plain_dice.py").write_text(
+        "def dice(p, t, _): return 2 * int((p & t).sum()) / (int(p.sum()) + int(t.sum()))"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    nothing, some = np.zeros((3, 3), bool), np.ones((1, 1), bool)
+    measured = find_score("plain_dice:dice", 1.0).measure(nothing, nothing, (1.0, 1.0))
+    assert measured.counts_with(Change((slice(1), slice(1)), some)) == 0

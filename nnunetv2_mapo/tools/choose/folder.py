@@ -54,6 +54,7 @@ class Kept(NamedTuple):
     widest: tuple[int, int]  # the two that differ most
     disagreement: float  # of these
     num_regions: int  # disputed ones of these
+    source: Sequence[str | None] = ()  # hash of each file of the image; of earlier versions none
 
 
 class KeptImage(NamedTuple):
@@ -110,20 +111,14 @@ class ChoicesFolder:
         """
         try:
             content = load_pickle(str(self.images / f"{identifier}.pkl"))[ENTRY]
-            return Kept(**{name: content[name] for name in Kept._fields})
+            entry = {"source": (), **content}
+            return Kept(**{name: entry[name] for name in Kept._fields})
         except Exception as error:  # whatever unpickling a damaged file raises
             message = (
                 f"{self.images / identifier}.pkl is damaged ({type(error).__name__}: {error}). "
                 f"Delete {name_files(identifier)} there: the image is segmented anew."
             )
             raise ChoicesError(message) from error
-
-    def read_source(self, identifier: str) -> list[str | None]:
-        """Hash of each file that an image was read from; empty if they were not noted."""
-        source: list[str | None] = load_pickle(str(self.images / f"{identifier}.pkl"))[ENTRY].get(
-            "source", []
-        )
-        return source
 
     def read_image(self, identifier: str) -> KeptImage:
         """Read an image whole.
@@ -161,10 +156,9 @@ class ChoicesFolder:
         """
         kept = Kept(
             hash_array(image), hash_array(found.label_maps), len(found.label_maps), found.widest,
-            found.disagreement, found.num_regions,
+            found.disagreement, found.num_regions, [*source],
         )  # fmt: skip
-        more = {"rates": found.values, "display": display, "source": [*source]}
-        entry = kept._asdict() | more
+        entry = kept._asdict() | {"rates": found.values, "display": display}
         unfinished = self.path / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()

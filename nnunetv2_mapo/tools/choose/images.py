@@ -100,7 +100,8 @@ def preprocess(
         cropped = image.transpose(order)[(slice(None), *box)]
         # normalised by the voxels that are not 0, or by all: linear inside in either case
         before, after = cropped[:, create_nonzero_mask(cropped)], data[:, segmentation[0] >= 0]
-        display = find_colours(before, after)
+        if before.size and after.size:
+            display = find_colours(before, after)
     return Preprocessed(data, segmentation, properties, display)
 
 

@@ -110,8 +110,10 @@ class Preparation:
     def _refuse_others(self) -> None:
         """Refuse images of the names of earlier ones: they would pass for these."""
         for name in sorted(self.ready.keys() & self.files.keys()):
-            source = self.folder.read_source(name)
-            if source and source != hash_files(self.files[name]) and not self._stop.is_set():
+            if self._stop.is_set():
+                return
+            source = self.ready[name].source
+            if source and source != hash_files(self.files[name]):
                 message = (
                     f"{self.files[name][0]} is not the file that {name} in {self.folder.images} "
                     "was made of. Name a new folder of choices with -o, or the image otherwise."
@@ -171,13 +173,16 @@ class Preparation:
         spread = [*self.files][::step][:NUM_FOR_RATES]
         names = [*spread, *(name for name in self.files if name not in spread)]
         there = (image for name in names if (image := self._try_to_read(name)) is not None)
-        if rates := find_rates(miner, islice(there, MOST_FOR_RATES), NUM_FOR_RATES, self.log):
+        rates = find_rates(miner, islice(there, MOST_FOR_RATES), NUM_FOR_RATES, self.log)
+        if rates and not self._stop.is_set():
             self.folder.write_rates(rates)
             self.log(f"candidates at {len(rates)} dropout rates up to {rates[-1]:.3g}")
         return rates
 
     def _try_to_read(self, name: str) -> NDArray[np.float32] | None:
         """A preprocessed image; None if it cannot be read, which is said when its turn comes."""
+        if self._stop.is_set():
+            return None
         try:
             return preprocess(self.model, self.files[name]).image
         except Exception:  # whatever readers and preprocessing raise

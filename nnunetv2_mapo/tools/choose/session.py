@@ -187,9 +187,9 @@ class Session:
             self._last, self._current = identifier, ""
 
     def _fits(self, answer: Answer) -> bool:
-        """Whether an answer is about the candidates that are there."""
+        """Whether an answer is about the image and the candidates that are there."""
         kept = self.preparation.ready.get(answer.image)
-        return kept is not None and kept.candidates_sha256 == answer.candidates_sha256
+        return kept is not None and kept[:2] == (answer.image_sha256, answer.candidates_sha256)
 
     def _find_mine(self) -> dict[int, Answer]:
         """The rater's answers that count, by the number of their line."""

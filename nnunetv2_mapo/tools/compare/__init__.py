@@ -101,6 +101,9 @@ def _find_results(
         advice = f"Compare with -f {common}" if common else "They share none"
         message = f"The finished folds are not the same: {lines}. {advice}."
         raise ComparisonError(message)
+    for folder in models:
+        for fold in chosen - {""}:
+            _check_latest(folder / f"fold_{fold}")
     return [{f: path for f, path in found.items() if f in {*chosen, ""}} for found in results]
 
 
@@ -123,8 +126,6 @@ def _find_folds(folder: Path) -> dict[str, Path]:
             "validation is finished, or a folder that nnUNetv2_mapo evaluate was run on."
         )
         raise ComparisonError(message)
-    for fold in found:
-        _check_latest(folder / f"fold_{fold}")
     return found
 
 

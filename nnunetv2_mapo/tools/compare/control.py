@@ -12,6 +12,7 @@ from typing import NamedTuple
 from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.tools.compare import Method
 from nnunetv2_mapo.tools.history import History, has_no_pairs
+from nnunetv2_mapo.tools.train_command import follow
 
 _DROPOUT = ("warmup_dropout", "rates_2d", "rates_3d", "granularity", "dropout_include",
             "dropout_exclude")  # fmt: skip
@@ -123,9 +124,7 @@ def _any_history(method: Method) -> History | None:
 def _settings_without_preferences(history: History) -> MAPOConfig:
     """Settings of a training as if it had no preferences; a stock trainer has the default's."""
     config = MAPOConfig.from_dict(history.config) if history.config else MAPOConfig()
-    has_dropout = config.has_dropout(is_warmup=True)
-    has_dropout |= config.num_rounds > 0 and config.has_dropout(is_warmup=False)
-    return replace(config, num_rounds=0, warmup_dropout=has_dropout)
+    return replace(config, num_rounds=0, warmup_dropout=config.trains_with_dropout)
 
 
 def _dropout(config: MAPOConfig) -> tuple[object, ...]:
@@ -151,4 +150,4 @@ def _starts_differ(mine: History, theirs: History) -> bool:
 
 def _split_name(method: Method) -> list[str]:
     """Trainer, plans and configuration of a model folder; of another one its name."""
-    return method.folder.resolve().name.split("__")
+    return follow(method.folder).name.split("__")

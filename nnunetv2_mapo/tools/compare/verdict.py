@@ -14,7 +14,13 @@ from typing import NamedTuple
 import pandas as pd
 
 from nnunetv2_mapo.tools.compare import Method
-from nnunetv2_mapo.tools.compare.control import Pair, list_mixed, name_control, prefers
+from nnunetv2_mapo.tools.compare.control import (
+    Pair,
+    is_control,
+    list_mixed,
+    name_control,
+    prefers,
+)
 from nnunetv2_mapo.tools.compare.statistics import FEW_CASES, LEVEL, NOT_SHOWN
 from nnunetv2_mapo.tools.history import History, describe_pairs, has_no_pairs
 from nnunetv2_mapo.tools.metrics import METRICS
@@ -22,8 +28,10 @@ from nnunetv2_mapo.tools.train_command import (
     ModelName,
     count_folds,
     find_beside,
+    find_device,
     name_of,
     say_finish,
+    say_train,
 )
 
 
@@ -118,7 +126,9 @@ def _why_no_control(method: Method, other: Method) -> str:
     """Why the difference is not the effect of preferences; empty if it is."""
     if mixed := list_mixed(method, other):
         return f"This mixes preferences with {' and '.join(mixed)}"
-    return f"{other.name} learns from preferences as well" if prefers(other) else ""
+    if prefers(other):
+        return f"{other.name} learns from preferences as well"
+    return "" if is_control(other, method) else f"{other.name} is not known to be a control"
 
 
 def explain(row: Row, found: pd.Series) -> str:
@@ -180,8 +190,11 @@ def _get_control(method: Method, name: ModelName, other: Method, history: Histor
     if not trainer:
         return _compare(other.folder, method, "-o", "comparison")
     name = name._replace(trainer=trainer)
+    control = find_beside(method.folder, name)
+    if control.resolve() == other.folder.resolve():  # it was trained in another way
+        return say_train(name, history.fold, find_device(method.folder))
     command = say_finish(method.folder, name, history.fold)
-    return command or _compare(find_beside(method.folder, name), method, "-f", history.fold)
+    return command or _compare(control, method, "-f", history.fold)
 
 
 def _go_on(method: Method, control: Method) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import nnunetv2_mapo
 from nnunetv2_mapo.support.table import WIDTH, wrap
-from nnunetv2_mapo.tools.train_command import say_train
+from nnunetv2_mapo.tools.train_command import ModelName, say_train
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 _INDENT = 9  # characters before what a check saw
@@ -59,7 +59,9 @@ class Asked:
     def say_train(self, device: str) -> str:
         """Command that trains on a device; capitals where the user has to put something."""
         dataset, configuration = self.dataset or "DATASET", self.configuration or "CONFIGURATION"
-        return say_train(dataset, configuration, self.fold, self.trainer, self.plans, device)
+        return say_train(
+            ModelName(dataset, self.trainer, self.plans, configuration), self.fold, device
+        )
 
 
 def describe_versions() -> Finding:

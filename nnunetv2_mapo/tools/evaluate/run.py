@@ -40,7 +40,7 @@ from nnunetv2_mapo.tools.evaluate.case_metrics import (
     make_task,
 )
 from nnunetv2_mapo.tools.metrics import GROUPS
-from nnunetv2_mapo.tools.train_command import name_of, say_finish
+from nnunetv2_mapo.tools.train_command import dataset_of, name_of, say_finish
 
 FOLD_ALL = "fold_all"  # validates on its training cases
 
@@ -127,8 +127,7 @@ def _read_dataset_json(path: Path) -> dict[str, Any]:
 def _find_references(predictions: Path, *, is_model: bool) -> Path:
     """Folder of the ground truth that nnU-Net keeps of a model's data set."""
     preprocessed = nnUNet_preprocessed.get() or "$nnUNet_preprocessed"
-    name = name_of(predictions)
-    references = Path(preprocessed, name.dataset if name else "", "gt_segmentations")
+    references = Path(preprocessed, dataset_of(predictions), "gt_segmentations")
     if is_model and references.is_dir():
         return references
     problem = f"There is no ground truth in {references}. " if is_model else ""

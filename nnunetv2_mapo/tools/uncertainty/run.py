@@ -16,6 +16,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
 
 from nnunetv2_mapo.method.cases import channels_of, labels_of
+from nnunetv2_mapo.method.config import MAPOConfig
 from nnunetv2_mapo.support.device import choose_device, seeded
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.support.files import find_checkpoint
@@ -69,8 +70,7 @@ def open_model(arguments: Namespace) -> tuple[nnUNetPredictor, dict[str, Any]]:
     predictor = nnUNetPredictor(use_mirroring=not arguments.disable_tta, device=device)
     load_folds(predictor, folder, arguments.folds, name)
     num_dimensions = len(predictor.configuration_manager.patch_size)
-    # version 0.1, which does not say so, always trained with dropout
-    has_dropout = mapo.get("warmup_dropout", bool(mapo))
+    has_dropout = bool(mapo) and MAPOConfig.from_dict(mapo).trains_with_dropout
     largest = max(mapo[f"rates_{num_dimensions}d"]) if has_dropout else 0.0
     if arguments.rate is None:
         arguments.rate = min(USUAL_RATE, largest)

@@ -97,7 +97,7 @@ def build_trainer_class(cell: Cell, settings: Settings) -> type[StudyTrainer]:
     }
     if arm is not None:
         config = build_config(arm, regime)
-        if config.metric != "dice":
+        if "nsd" in config.metric:
             config = replace(config, tolerance_mm=DATASETS[cell.dataset].tolerance)
         body |= {"mapo": config, "more_loss": arm.loss}
         return type(class_name(cell), (MAPOTrainer, StudyTrainer), body)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,29 @@ def test_a_training_that_was_begun_anew_is_not_compared_by_its_earlier_validatio
     os.utime(latest, (2e9, 2e9))
     assert main(["compare", models[STOCK], models[TUNED]]) == 1
     assert "fold_0 is being trained anew: checkpoint_latest.pth" in capsys.readouterr().err
+    for name in (STOCK, TUNED):
+        write_training(Path(models[name]) / "fold_1", DROPOUT if name == TUNED else None, (3, 1))
+        write_metrics(Path(models[name]) / "fold_1" / "validation", RISING)
+    assert main(["compare", models[STOCK], models[TUNED], "-f", "1"]) == 0
+
+
+def test_a_control_that_was_trained_in_another_way_is_to_be_trained_again(tmp_path):
+    tune = replace(DROPOUT, fine_tune=True)
+    control = write_model(
+        tmp_path, CONTROL, 0.0, replace(tune, num_rounds=0), base={"weights": "a"}
+    )
+    tuned = write_model(tmp_path, TUNED, 0.1, tune, pairs=(3, 1), base={"weights": "b"})
+    assert advice_of(control, tuned) == [f"nnUNetv2_train Dataset900_X 2d 0 -tr {CONTROL}"]
+
+
+def test_what_is_not_known_to_be_a_control_is_called_so(tmp_path, capsys):
+    stock = write_model(tmp_path, STOCK, 0.0, None)
+    (Path(stock) / "fold_0" / "checkpoint_final.pth").unlink()
+    tune = replace(PLAIN, fine_tune=True)
+    main(["compare", stock, write_model(tmp_path, f"{MAPO}_Tune", 0.1, tune, pairs=(3, 1))])
+    assert "nnUNetTrainer is not known to be a control" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
 
 
 def test_commands_hold_in_folders_with_spaces_and_in_those_that_were_moved(tmp_path):
