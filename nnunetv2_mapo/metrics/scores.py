@@ -53,7 +53,10 @@ class Whole:
 def _call(
     function: Function, prediction: Mask, target: Mask, spacing_mm: tuple[float, ...]
 ) -> float:
-    value = float(function(prediction, target, spacing_mm))
+    masks = prediction.view(), target.view()
+    for mask in masks:
+        mask.flags.writeable = False  # they are asked about again
+    value = float(function(*masks, spacing_mm))
     if not math.isfinite(value):
         message = (
             f"{function.__module__}:{function.__name__} is {value} for {int(prediction.sum())} "

@@ -67,3 +67,12 @@ def test_an_own_function_is_never_asked_about_two_empty_masks(tmp_path, monkeypa
     nothing, some = np.zeros((3, 3), bool), np.ones((1, 1), bool)
     measured = find_score("plain_dice:dice", 1.0).measure(nothing, nothing, (1.0, 1.0))
     assert measured.counts_with(Change((slice(1), slice(1)), some)) == 0
+
+
+def test_an_own_function_cannot_change_what_it_is_asked_about(tmp_path, monkeypatch):
+    (tmp_path / "changing.py").write_text("def score(p, t, _): p &= t; return p.sum()")
+    monkeypatch.syspath_prepend(tmp_path)
+    masks = np.ones((3, 3), bool), np.ones((3, 3), bool)
+    with pytest.raises(ValueError, match="read-only"):
+        _ = find_score("changing:score", 1.0).measure(*masks, (1.0, 1.0)).counts
+    assert masks[0].flags.writeable
