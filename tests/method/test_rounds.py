@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import threading
-import time
 from dataclasses import replace
-from datetime import timedelta
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from miners import CPU, RATES, fail_above, some_case, units_of, with_settings
-from torch import Tensor, multiprocessing
-from torch import distributed as dist
+from torch import Tensor
 
 from nnunetv2_mapo.method import mining, rounds, store
 from nnunetv2_mapo.method.config import MAPOConfig
@@ -245,17 +243,31 @@ def test_an_error_in_finding_pairs_ends_the_round(tmp_path, make_miner, monkeypa
             mine_round(make_miner((8, 8, 8)), Cases(*cases), list(cases), round_in(tmp_path), print)
 
 
-def wait_for_the_first_rank(rank: int, folder: Path) -> None:
-    rendezvous = f"file://{folder}/rendezvous"
-    most = timedelta(seconds=2)
-    dist.init_process_group("gloo", rendezvous, rank=rank, world_size=2, timeout=most)
-    values = rounds.settle_values(round_in(folder / "round"), lambda: time.sleep(4) or (0.0, 0.1))
-    assert values == (0.0, 0.1)
-    dist.destroy_process_group()
+SETTLE = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+from torch import distributed
+from nnunetv2_mapo.method.rounds import settle_values
+from nnunetv2_mapo.method.store import Round
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+most, file = timedelta(seconds=5), f"file://{folder}/rendezvous"
+distributed.init_process_group("gloo", file, rank=rank, world_size=2, timeout=most)
+find = lambda: time.sleep(8) or (0.0, 0.1)
+print(settle_values(Round(folder / "round", {"round": 1}), find))
+"""
 
 
 def test_ranks_wait_longer_for_each_other_than_the_backend_would(tmp_path):
-    multiprocessing.spawn(wait_for_the_first_rank, (tmp_path,), nprocs=2)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SETTLE, str(tmp_path), str(rank)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [rank.communicate(timeout=100)[0] for rank in ranks] == ["(0.0, 0.1)\n"] * 2
 
 
 # Some of the cases --------------------------------------------------------------------------------
