@@ -178,10 +178,10 @@ def set_aside(folder: Path) -> Path | None:
     Returns:
         Folder in which the earlier training is now; None if there was none.
     """
+    # the one that --c looks for first goes last: killed in between, it goes on with the earlier one
     checkpoints = sorted(folder.glob("checkpoint_*.pth"), key=lambda path: path.name == FINAL)
     rounds = sorted(folder.glob(f"{PREFERENCES}/round_*"))
     others = [path for name in (REFERENCE, "validation") if (path := folder / name).exists()]
-    # the one that --c looks for first goes last: killed in between, it goes on with the earlier one
     earlier = [*checkpoints, *rounds, *others]
     if not earlier:
         return None
