@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -10,10 +9,8 @@ from command_line_page import PAGE, make_page
 
 from nnunetv2_mapo import __version__
 from nnunetv2_mapo.cli import main
-from nnunetv2_mapo.method.store import SampleRecord
 from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.tools.demo import DATASET, Demo
-from nnunetv2_mapo.tools.demo.results import find_largest_gaps
 from nnunetv2_mapo.tools.nnunet import NNUNet, find_command, shorten
 
 NAMES = (
@@ -136,10 +133,10 @@ def test_folder_with_files_of_others_is_refused_even_with_overwrite(tmp_path, ca
 
 def test_earlier_demo_is_kept_without_overwrite(tmp_path, capsys):
     Demo(tmp_path, "2d").prepare(overwrite=False)
-    (tmp_path / "pictures" / "pairs.png").touch()
+    (tmp_path / "logs" / "1.log").touch()
     assert main(["demo", "--output", str(tmp_path)]) == 1
     assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "pictures" / "pairs.png").exists()
+    assert (tmp_path / "logs" / "1.log").exists()
 
 
 def test_overwrite_deletes_what_demos_made_and_nothing_else(tmp_path):
@@ -252,29 +249,3 @@ def test_output_of_training_becomes_one_line_for_each_epoch():
         "MAPO: round 1: 3 pairs / 4 samples",
         "epoch 4: loss/dpo 0.6, rewards/accuracies 1; pseudo Dice 0.75 nan (2.0 s)",
     ]
-
-
-def test_cases_with_the_largest_gap_come_first_and_cases_without_a_pair_not_at_all():
-    cases = {
-        "none": [SampleRecord([0.9, 0.85], 0, None, 0, 10)],
-        "small": [SampleRecord([0.9, 0.7], 0, 1, 2, 10)],
-        "large": [SampleRecord([0.2, 0.9], 1, 0, 5, 10)],
-    }
-    assert find_largest_gaps(cases, num_cases=4) == ["large", "small"]
-    assert find_largest_gaps(cases, num_cases=1) == ["large"]
-
-
-@pytest.mark.slow
-def test_demo_finds_pairs_in_both_rounds_and_ends_with_the_verdict(tmp_path):
-    command = [find_command("nnUNetv2_mapo"), "demo", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Where everything is:" in done.stdout
-    results = json.loads((tmp_path / "demo.json").read_text())
-    assert results["answer"]["control"] == "nnUNetTrainerDemo"
-    row = next(line for line in done.stdout.splitlines() if "95 % interval" in line)
-    assert row.endswith("pairs per round")
-    [report] = tmp_path.glob("nnUNet_results/*/*_MAPO_TwoRounds__nnUNetPlans__2d/report.html")
-    assert str(report) in done.stdout
-    assert [summary["num_pairs"] > 0 for summary in results["rounds"]] == [True, True]
-    assert (tmp_path / "pictures" / "pairs.png").stat().st_size > 10_000

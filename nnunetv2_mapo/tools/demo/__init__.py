@@ -20,7 +20,6 @@ from nnunetv2_mapo.support.errors import CommandError
 from nnunetv2_mapo.tools.compare import read_methods
 from nnunetv2_mapo.tools.compare.tables import compare_methods, format_comparison
 from nnunetv2_mapo.tools.demo.phantom import ENDING, write_dataset
-from nnunetv2_mapo.tools.demo.results import draw_pairs, find_largest_gaps
 from nnunetv2_mapo.tools.nnunet import NNUNet
 from nnunetv2_mapo.tools.report import run_report
 
@@ -107,7 +106,6 @@ class Demo:
         self.model = self.models / f"{TRAINER}__nnUNetPlans__{configuration}"
         self.control = self.models / f"{CONTROL}__nnUNetPlans__{configuration}"
         self.fold = self.model / "fold_0"
-        self.pictures = root / "pictures"
         self.logs = root / "logs"
         self.trainers = root / "trainers" / "demo_trainers.py"
         self.record = root / "demo.json"  # marks the folder as a demo's, and holds the results
@@ -121,7 +119,7 @@ class Demo:
         """
         if self.root.is_dir() and any(self.root.iterdir()):
             self._clear(overwrite=overwrite)
-        for folder in (self.logs, self.pictures, self.trainers.parent):
+        for folder in (self.logs, self.trainers.parent):
             folder.mkdir(parents=True, exist_ok=True)
         self._write_record({})
 
@@ -137,7 +135,7 @@ class Demo:
             message = f"{self.root} {what}. {way} another folder with -o."
             raise CommandError(message)
         models = [path for name in (TRAINER, CONTROL) for path in self.models.glob(f"{name}__*")]
-        made = [self.raw, self.preprocessed, *models, self.pictures, self.logs, self.trainers]
+        made = [self.raw, self.preprocessed, *models, self.logs, self.trainers]
         for path in made:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -156,11 +154,8 @@ class Demo:
             # Augmentation in the same process: reproducible.
             self.nnunet.run("nnUNetv2_train", DATASET, self.configuration, "0", "-tr", trainer,
                             "-device", choose_device(None).type, nnUNet_n_proc_DA="0")  # fmt: skip
-        rounds = read_rounds(self.fold)
-        if shown := find_largest_gaps(rounds[0].cases, num_cases=4):
-            draw_pairs(self.pictures / "pairs.png", self.raw, self.fold, shown)
         comparison = compare_methods(read_methods([self.control, self.model]))
-        summaries = [asdict(summarize_stored(mined)) for mined in rounds]
+        summaries = [asdict(summarize_stored(mined)) for mined in read_rounds(self.fold)]
         answer = comparison.answer.rows[0]._asdict()
         found = {"answer": answer, "rounds": summaries}
         self._write_record({"configuration": self.configuration, **found})
@@ -169,7 +164,6 @@ class Demo:
         print(f"\n{format_comparison(comparison, with_details=False)}\n\nWhere everything is:")
         for path, meaning in {
             self.model / "report.html": "the report: open it in a browser",
-            self.pictures: "pairs of training cases",
             self.fold: "checkpoints, preferences, progress_mapo.png",
             self.trainers: "how a trainer and a variant of MAPO are written",
             self.logs: "full output of every command",
