@@ -322,7 +322,7 @@ def test_a_rater_who_prefers_nothing_is_told_so(
 ) -> None:
     make_choices(verdict=verdict, best=None, worst=None)
     words = rf"nothing to learn from 2 answers by ada \(2 {verdict}\)"
-    refuse(make_trainer, rf"{words}.* choose \S+__3d_fullres -f 0 -i UNLABELLED -o \S+choices, as")
+    refuse(make_trainer, rf"{words}.* choose \S+__3d_fullres -f 0 -i UNLABELLED -o \S+choices$")
 
 
 def test_no_answers_yet_is_said(make_trainer: MakeTrainer, make_choices: Any) -> None:

@@ -63,7 +63,7 @@ def test_records_and_log_name_the_metric(make_variant: MakeVariant, configuratio
     ("function", "message"),
     [
         ("distance", "a perfect one must have more"),
-        ("undefined", "is nan for an empty prediction"),
+        ("undefined", "is nan for 0 voxels where"),
         ("failing", "fails on a training case"),
         ("missing", "cannot be imported"),
     ],

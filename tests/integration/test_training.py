@@ -487,15 +487,6 @@ def test_a_foreign_store_is_refused(
         trainer.run_training()
 
 
-def test_a_new_training_clears_what_an_earlier_one_left(make_trainer: MakeTrainer) -> None:
-    first = make_trainer()
-    stop_in_epoch(first, epoch=5)
-    again = make_trainer()
-    stop_in_epoch(again, epoch=1)
-    assert not (Path(again.output_folder) / "preferences").exists()
-    assert not (Path(again.output_folder) / "reference.pth").exists()
-
-
 def test_invalid_settings_fail_before_anything_is_made(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
