@@ -21,7 +21,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -75,6 +74,7 @@ from nnunetv2_mapo.method.reference import (
     write_reference,
 )
 from nnunetv2_mapo.method.rounds import (
+    Ranks,
     draw_cases,
     mine_round,
     settle_values,
@@ -171,7 +171,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
     def _start_from_warmup(self) -> str | None:
         """Best warm-up weights become the policy; no momentum. Their hash, if a file said it."""
         best, epoch, known = self._folder / BEST, self.current_epoch, None
-        self._barrier()  # the first rank may still be writing it
+        Ranks.find().gather(None)  # the first rank may still be writing it
         if self.mapo.start_from == "best" and best.is_file() and not self.disable_checkpointing:
             try:
                 checkpoint = checkpoints.read_checkpoint(best, needed=("current_epoch",))
@@ -610,7 +610,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def _read_reference(self) -> dict[str, Tensor]:
         """The reference's weights from their file; if it is missing or damaged, what is left."""
-        self._barrier()  # the first rank may still be writing it
+        Ranks.find().gather(None)  # the first rank may still be writing it
         path = self._folder / REFERENCE
         weights = self._loaded.reference
         self._loaded = replace(self._loaded, reference=None)
@@ -620,7 +620,7 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
             policy = self._plain_network().state_dict()
             weights, self._begun, note = checkpoints.recover_reference(path, policy, self._begun)
             self._log(note)
-            self._barrier()  # every rank has looked before the first one writes
+            Ranks.find().gather(None)  # every rank has looked before the first one writes
             if self.local_rank == 0:
                 write_reference(path, weights)
         return {name: weight.to(self.device) for name, weight in weights.items()}
@@ -643,10 +643,6 @@ class MAPOTrainer(_Base):  # type: ignore[misc]  # nnU-Net ships no types
 
     def _log(self, message: str) -> None:
         self.print_to_log_file(f"MAPO: {message}")
-
-    def _barrier(self) -> None:
-        if self.is_ddp:
-            dist.barrier()
 
     def _round(self, number: int) -> Round:
         origin = {

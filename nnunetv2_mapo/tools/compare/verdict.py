@@ -184,15 +184,17 @@ def _preview(name: ModelName, history: History) -> str:
 def _get_control(method: Method, name: ModelName, other: Method, history: History) -> str:
     """Of a method that was compared with something else: the command that trains its control.
 
-    A control that is trained already is compared with.
+    A control that is trained already is compared with. If it was, and was trained in another way,
+    it is trained once more where MAPO sets that aside, but not where nnU-Net writes over it.
     """
     trainer = name_control(name.trainer, history)
-    if not trainer:
-        return _compare(other.folder, method, "-o", "comparison")
     name = name._replace(trainer=trainer)
     control = find_beside(method.folder, name)
-    if control.resolve() == other.folder.resolve():  # it was trained in another way
+    is_other = control.resolve() == other.folder.resolve()
+    if is_other and "_MAPO" in trainer:
         return say_train(name, history.fold, find_device(method.folder))
+    if is_other or not trainer:
+        return _compare(other.folder, method, "-o", "comparison")
     command = say_finish(method.folder, name, history.fold)
     return command or _compare(control, method, "-f", history.fold)
 

@@ -101,8 +101,3 @@ def write_image(path: Path, image: NDArray[np.float32] | NDArray[np.uint8]) -> N
     """Write an image or a segmentation as a volume with voxels of 1 mm."""
     volume = image.reshape((1,) * (3 - image.ndim) + image.shape)
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(volume), str(path))
-
-
-def read_image(path: Path) -> NDArray[np.float32]:
-    """Read a volume, shape `(z, y, x)`."""
-    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).astype(np.float32)

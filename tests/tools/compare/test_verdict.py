@@ -164,6 +164,13 @@ def test_a_control_that_was_trained_in_another_way_is_to_be_trained_again(tmp_pa
     assert advice_of(control, tuned) == [f"nnUNetv2_train Dataset900_X 2d 0 -tr {CONTROL}"]
 
 
+def test_a_base_trainer_s_training_of_another_length_is_not_written_over(tmp_path):
+    stock = write_model(tmp_path, STOCK, 0.0, None)
+    (Path(stock) / "fold_0" / "debug.json").write_text('{"num_epochs": 9}')
+    mapo = write_model(tmp_path, MAPO, 0.1, PLAIN, pairs=(3, 1))
+    assert advice_of(stock, mapo) == [f"nnUNetv2_mapo compare {stock} {mapo} -o comparison"]
+
+
 def test_what_is_not_known_to_be_a_control_is_called_so(tmp_path, capsys):
     stock = write_model(tmp_path, STOCK, 0.0, None)
     (Path(stock) / "fold_0" / "checkpoint_final.pth").unlink()

@@ -2,14 +2,18 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from nnunetv2_mapo.tools.demo.phantom import (
     LABELS,
     make_case,
-    read_image,
     smooth_noise,
     write_dataset,
 )
+
+
+def read_volume(path):
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 32, 32), (24, 40)])
@@ -76,7 +80,7 @@ def test_data_set_is_in_the_raw_format_of_nnunet(tmp_path, shape):
     assert content["file_ending"] == ".nii.gz"
     first = make_case(np.random.default_rng(0), shape)
     volume = (1, *shape)[-3:]
-    segmentation = read_image(folder / "labelsTr" / "case_000.nii.gz")
+    segmentation = read_volume(folder / "labelsTr" / "case_000.nii.gz")
     assert np.array_equal(segmentation, first.segmentation.reshape(volume))
-    image = read_image(folder / "imagesTr" / "case_000_0000.nii.gz")
+    image = read_volume(folder / "imagesTr" / "case_000_0000.nii.gz")
     assert np.array_equal(image, first.image.reshape(volume))
